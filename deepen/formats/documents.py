@@ -1,0 +1,113 @@
+"""Documents: one row of text with its origin, in parquet (zstd).
+
+Reading and writing stream row groups, so memory is flat in corpus size; writing is deterministic, so that a stage that
+is run again after a kill gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from deepen.formats.atomic import FileEntry, writing
+
+_ROWS_PER_GROUP = 1_000
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("text", pa.large_string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("category", pa.string()),
+        pa.field("language", pa.string()),
+        pa.field("licence", pa.string()),
+        pa.field("scores", pa.map_(pa.string(), pa.float64())),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("meta", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with its origin. ``id`` is stable: a hash of source name and location relative to the source root."""
+
+    id: str
+    text: str
+    source: str
+    category: str | None = None
+    language: str | None = None
+    licence: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    """What curation rules measured, by ``rule.quantity``."""
+    content_hash: str = ""
+    meta: dict[str, str] = field(default_factory=dict)
+    """``location`` (file and position inside it) and anything a reader found worth keeping."""
+
+
+def document_id(source: str, location: str) -> str:
+    """The id of the document at ``location`` (relative to the source root) of ``source``: 32 hex digits."""
+    return xxhash.xxh3_128_hexdigest(f"{source}\0{location}".encode())
+
+
+def content_hash(text: str) -> str:
+    """Hash of a text's UTF-8 bytes: 32 hex digits, equal for equal texts."""
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def write_documents(path: Path, documents: Iterable[Document], root: Path) -> tuple[FileEntry, int]:
+    """Write documents to one parquet file; returns its entry (named relative to ``root``) and their number."""
+    num_documents = 0
+    with writing(path) as file:
+        sink = pa.PythonFile(file, mode="w")
+        with pq.ParquetWriter(sink, SCHEMA, compression="zstd", compression_level=3) as writer:
+            for group in _groups(documents):
+                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA), row_group_size=_ROWS_PER_GROUP)
+                num_documents += len(group)
+    return file.entry(path.relative_to(root).as_posix()), num_documents
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    for document in documents:
+        row = asdict(document)
+        row["scores"], row["meta"] = list(document.scores.items()), list(document.meta.items())
+        group.append(row)
+        if len(group) == _ROWS_PER_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """Stream the documents of one parquet file in order."""
+    for table in read_tables(path):
+        for row in table.to_pylist():
+            row["scores"], row["meta"] = dict(row["scores"] or ()), dict(row["meta"] or ())
+            yield Document(**row)
+
+
+def read_tables(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Stream a document file as Arrow tables of one row group each, optionally only some columns."""
+    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+        for index in range(file.num_row_groups):
+            yield file.read_row_group(index, columns=columns)
+
+
+def num_documents_in(path: Path) -> int:
+    """Number of documents in a parquet file, from its footer alone."""
+    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+        return int(file.metadata.num_rows)
+
+
+def document_files(directory: Path, source: str | None = None) -> list[Path]:
+    """The document files under ``directory`` in their fixed order, of one source (``NAME-00000.parquet``) or of all."""
+    pattern = "*.parquet" if source is None else f"{source}-[0-9]*.parquet"
+    return sorted(directory.glob(pattern))

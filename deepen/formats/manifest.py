@@ -1,0 +1,217 @@
+"""The manifest: what makes a directory a finished artifact.
+
+A stage fills a directory and writes ``manifest.json`` last, by atomic rename: present means finished. Before that the
+directory holds ``unfinished.json`` with the fingerprint of the work in progress, so that a rerun knows whether it may
+resume. ``location`` lets a run reference an equal artifact of another run instead of making it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from deepen.errors import RunError
+from deepen.formats.atomic import FileEntry, write_bytes, write_json
+from deepen.plug import identity
+from deepen.settings import VERSION, Many, Settings
+
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"
+
+
+class InputEntry(Settings):
+    """What a stage was made from: where it was found and its fingerprint."""
+
+    path: str
+    fingerprint: str
+
+
+class CodeVersion(Settings):
+    """The code that made an artifact: package version, and commit if it ran from a checkout."""
+
+    version: str
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+class Manifest(Settings):
+    """Contents of ``manifest.json``."""
+
+    stage: str
+    format: int
+    fingerprint: str
+    config: dict[str, Any]
+    """Non-default configuration values, as they entered the fingerprint."""
+    inputs: dict[str, InputEntry]
+    files: Many[FileEntry] = ()
+    counts: dict[str, Any] = {}
+    code: CodeVersion
+    started: str
+    finished: str
+    location: str | None = None
+    """Set in a reference: the directory (relative to this one) that really holds the files."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage directory: ``path`` is where its files really are."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the work that made it."""
+        return self.manifest.fingerprint
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The numbers its stage reported."""
+        return self.manifest.counts
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """What the workflow hands to every stage: where to write, from what, and under which identity."""
+
+    out: Path
+    """The directory that the stage fills."""
+    fingerprint: str
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    """Finished earlier stages by name."""
+    raw_inputs: Mapping[str, InputEntry] = field(default_factory=dict)
+    """Inputs that are no stages: source files, base model."""
+    workers: int = 1
+    """Processes that the stage may use."""
+    seed: int = 17
+
+
+def fingerprint(stage: str, format_number: int, config: Any, inputs: Mapping[str, str]) -> str:
+    """Identity of a stage's result: name, FORMAT, non-default settings, plug versions and input fingerprints."""
+    parts = {"stage": stage, "format": format_number, "config": identity(config), "inputs": dict(sorted(inputs.items()))}
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def begin_stage(job: StageJob, *, stage: str, format_number: int, config: Any) -> str:
+    """Mark ``job.out`` as being worked on and return the start time (the first start, when work is resumed)."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    unfinished = job.out / UNFINISHED
+    if unfinished.is_file():
+        return str(json.loads(unfinished.read_text())["started"])
+    started = now()
+    inputs = {name: entry.model_dump(mode="json") for name, entry in _input_entries(job).items()}
+    write_json(
+        unfinished,
+        {
+            "stage": stage, "format": format_number, "fingerprint": job.fingerprint, "config": identity(config),
+            "inputs": inputs, "started": started,
+        },
+    )  # fmt: skip
+    return started
+
+
+def finish_stage(
+    job: StageJob, *, stage: str, format_number: int, config: Any, files: Sequence[FileEntry], counts: dict[str, Any]
+) -> Manifest:
+    """Write ``manifest.json``, which makes the directory a finished artifact, and drop the unfinished mark."""
+    manifest = Manifest(
+        stage=stage,
+        format=format_number,
+        fingerprint=job.fingerprint,
+        config=identity(config),
+        inputs=_input_entries(job),
+        files=tuple(sorted(files, key=lambda entry: entry.path)),
+        counts=counts,
+        code=code_version(),
+        started=begin_stage(job, stage=stage, format_number=format_number, config=config),
+        finished=now(),
+    )
+    write_manifest(job.out, manifest)
+    (job.out / UNFINISHED).unlink(missing_ok=True)
+    return manifest
+
+
+def _input_entries(job: StageJob) -> dict[str, InputEntry]:
+    stages = {
+        name: InputEntry(path=str(artifact.path), fingerprint=artifact.fingerprint)
+        for name, artifact in job.inputs.items()
+    }
+    return {**job.raw_inputs, **stages}
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write a manifest into ``directory`` atomically."""
+    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=1, ensure_ascii=False)
+    write_bytes(directory / MANIFEST, (text + "\n").encode())
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """The manifest of ``directory``, or None when there is none; raises ``RunError`` when it cannot be read."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return Manifest.model_validate_json(path.read_bytes(), strict=False)
+    except (ValidationError, OSError) as error:
+        raise RunError(
+            f"`{path}` is no manifest that deepen can read: {error}", hint="remove the directory and run the stage again"
+        ) from error
+
+
+def open_artifact(directory: Path) -> Artifact | None:
+    """The finished artifact at ``directory``, following a reference; None when the stage is not finished."""
+    manifest = read_manifest(directory)
+    if manifest is None:
+        return None
+    if manifest.location is None:
+        return Artifact(directory, manifest)
+    target = (directory / manifest.location).resolve()
+    found = read_manifest(target)
+    if found is None or found.fingerprint != manifest.fingerprint:
+        raise RunError(
+            f"`{directory}` refers to `{target}`, which is gone or was made anew",
+            hint=f"remove `{directory}` and run the stage again",
+        )
+    return Artifact(target, found)
+
+
+def refer_to(directory: Path, artifact: Artifact) -> None:
+    """Make ``directory`` a reference to an equal, finished artifact of another run."""
+    directory.mkdir(parents=True, exist_ok=True)
+    location = os.path.relpath(artifact.path.resolve(), directory.resolve())
+    write_manifest(directory, artifact.manifest.model_copy(update={"location": location, "files": ()}))
+
+
+@cache
+def code_version() -> CodeVersion:
+    """Version of this package, with the commit when it runs from a git checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return CodeVersion(version=VERSION)
+    commit = _git(root, "rev-parse", "HEAD")
+    status = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return CodeVersion(version=VERSION, commit=commit or None, dirty=None if status is None else bool(status))
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def now() -> str:
+    """The present time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,65 @@
+"""Scores of a model against the untouched base, and the choice made from them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from deepen.settings import Many, Settings
+
+Ability = Literal["new", "kept"]
+
+
+class Score(Settings):
+    """One probe's result for one model, compared with the base on the same items."""
+
+    probe: str
+    """``held_out:SOURCE`` for bits per byte of a source's held-out documents; ``held_out`` for the mean of an ability."""
+    ability: Ability
+    """Domain sources measure what is new; replay and watch sources what must be kept."""
+    value: float
+    baseline: float
+    difference: float
+    """Relative to the baseline, for example -0.12: 12 % fewer bits per byte."""
+    interval: tuple[float, float] | None = None
+    """95 % bootstrap interval of ``difference``, clustered by document; None when it was not computed."""
+    higher_is_better: bool
+    items: int
+    """Documents (or questions) behind the value."""
+    unit: str = "bits per byte"
+
+
+class CheckpointScores(Settings):
+    """All scores of one checkpoint."""
+
+    step: int
+    tokens: int
+    """Tokens trained when the checkpoint was made."""
+    scores: Many[Score]
+
+    def of(self, probe: str, ability: Ability) -> Score | None:
+        """The score of ``probe`` for ``ability``, if it was measured."""
+        return next((score for score in self.scores if (score.probe, score.ability) == (probe, ability)), None)
+
+
+class Candidate(Settings):
+    """A model that could be chosen: a checkpoint with its gain and its loss."""
+
+    step: int
+    new: float | None
+    """Relative change of the new ability; negative is better (bits per byte)."""
+    kept: float | None
+    """Relative change of the kept ability; positive is forgetting."""
+    kept_upper: float | None
+    """Upper end of the interval of ``kept``."""
+    eligible: bool
+    on_front: bool
+    """No other candidate is at least as good on both axes and better on one."""
+
+
+class Choice(Settings):
+    """What was selected and why; ``step`` None means that the untouched base is kept."""
+
+    step: int | None
+    rule: str
+    reason: str
+    candidates: Many[Candidate]

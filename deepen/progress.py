@@ -1,0 +1,102 @@
+"""Progress of long work on standard error: rate, share done and time left.
+
+On a terminal a live bar; elsewhere (logs, CI) a plain line every 15 seconds, so that a log of a long run stays short.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY_SECONDS = 15.0
+
+
+class Tracker(Protocol):
+    """What a stage sees of the progress display."""
+
+    def advance(self, amount: float, note: str = "") -> None:
+        """Report that ``amount`` more units are done; ``note`` is shown beside them."""
+
+
+@contextmanager
+def track(what: str, total: float, unit: str, done: float = 0) -> Iterator[Tracker]:
+    """Show the progress of ``what`` towards ``total`` units, beginning at ``done``, while the block runs."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(what, total=total, completed=done, rate="", note="")
+            yield _Bar(progress, task, unit, done)
+    else:
+        yield _Lines(what, total, unit, done)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: TaskID, unit: str, done: float) -> None:
+        self._progress, self._task, self._unit = progress, task, unit
+        self._meter = _Meter(done)
+
+    def advance(self, amount: float, note: str = "") -> None:
+        self._meter.add(amount)
+        rate = f"{readable(self._meter.rate)} {self._unit}/s"
+        self._progress.update(self._task, advance=amount, rate=rate, note=note)
+
+
+class _Lines:
+    def __init__(self, what: str, total: float, unit: str, done: float) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._meter = _Meter(done)
+        self._next_line = time.monotonic() + _LINE_EVERY_SECONDS
+
+    def advance(self, amount: float, note: str = "") -> None:
+        self._meter.add(amount)
+        if time.monotonic() < self._next_line:
+            return
+        self._next_line = time.monotonic() + _LINE_EVERY_SECONDS
+        done, rate = self._meter.done, self._meter.rate
+        left = (self._total - done) / rate if rate else 0.0
+        share = done / self._total if self._total else 1.0
+        line = f"{self._what}: {share:.0%} of {readable(self._total)} {self._unit}, {readable(rate)} {self._unit}/s"
+        print(f"{line}, {left:.0f} s left {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+
+
+class _Meter:
+    def __init__(self, done: float) -> None:
+        self.done = done
+        self._at_start, self._started = done, time.monotonic()
+
+    def add(self, amount: float) -> None:
+        self.done += amount
+
+    @property
+    def rate(self) -> float:
+        elapsed_seconds = time.monotonic() - self._started
+        return (self.done - self._at_start) / elapsed_seconds if elapsed_seconds > 0 else 0.0
+
+
+def say(message: str) -> None:
+    """Tell the user something worth knowing, on standard error."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+def readable(number: float) -> str:
+    """A number for people: 950, 12.3k, 4.5M, 6.7B."""
+    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= scale:
+            return f"{number / scale:.3g}{suffix}"
+    return f"{number:.3g}" if number != int(number) else str(int(number))
