@@ -13,9 +13,10 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from deepen.settings import Settings
@@ -112,3 +113,49 @@ def _plug_identity(plug: Plug) -> dict[str, Any]:
         source = inspect.getsource(inspect.getmodule(type(plug)) or type(plug))
         marks["source"] = hashlib.sha256(source.encode()).hexdigest()[:16]
     return marks
+
+
+def settings_at(annotation: Any, key: tuple[str | int, ...]) -> list[type[Settings]]:
+    """The settings classes that may stand at ``key`` below a field or class ``annotation`` (several for a choice)."""
+    found = _settings_in(annotation)
+    for part in key:
+        if isinstance(part, int):
+            continue
+        fields = [_field(settings, part) for settings in found]
+        found = [inner for field in fields if field is not None for inner in _settings_in_field(field)]
+    return found
+
+
+def field_at(model: type[Settings], key: tuple[str | int, ...]) -> FieldInfo | None:
+    """The field named by ``key`` (list positions are ignored), or None when there is none."""
+    names = tuple(part for part in key if isinstance(part, str))
+    if not names:
+        return None
+    owners = settings_at(model, names[:-1])
+    return next((field for owner in owners if (field := _field(owner, names[-1])) is not None), None)
+
+
+def field_names(model: type[Settings], key: tuple[str | int, ...]) -> list[str]:
+    """Names of all keys that may stand below ``key``, as users write them."""
+    names = [field.alias or name for owner in settings_at(model, key) for name, field in owner.model_fields.items()]
+    return list(dict.fromkeys(names))
+
+
+def _field(settings: type[Settings], name: str) -> FieldInfo | None:
+    by_alias = {field.alias or own: field for own, field in settings.model_fields.items()}
+    return by_alias.get(name)
+
+
+def _settings_in_field(field: FieldInfo) -> list[type[Settings]]:
+    choices = [plug for mark in field.metadata if isinstance(mark, plug_from) for plug in mark.table.values()]
+    return choices or _settings_in(field.annotation)
+
+
+def _settings_in(annotation: Any) -> list[type[Settings]]:
+    """All settings classes inside an annotation: itself, members of unions, items of lists, choices of plugs."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    for mark in getattr(annotation, "__metadata__", ()):
+        if isinstance(mark, plug_from):
+            return list(mark.table.values())
+    return [inner for part in get_args(annotation) for inner in _settings_in(part)]

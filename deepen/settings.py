@@ -21,7 +21,7 @@ Many = Annotated[tuple[T, ...], Field(strict=False)]
 """A list in YAML, a tuple in Python: ``Many[str]``."""
 
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
-_SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600, "d": 86400}
+_SECONDS = {"s": 1, "sec": 1, "seconds": 1, "min": 60, "h": 3600, "d": 86400}
 _NUMBER = r"(?P<number>\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 

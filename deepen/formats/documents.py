@@ -7,7 +7,7 @@ is run again after a kill gives the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import xxhash
 from deepen.formats.atomic import FileEntry, writing
 
 _ROWS_PER_GROUP = 1_000
+_CHARACTERS_PER_GROUP = 16_000_000
+"""A row group ends at either limit, so that memory stays flat for books as well as for tweets."""
 
 SCHEMA = pa.schema(
     [
@@ -63,25 +65,33 @@ def content_hash(text: str) -> str:
 
 def write_documents(path: Path, documents: Iterable[Document], root: Path) -> tuple[FileEntry, int]:
     """Write documents to one parquet file; returns its entry (named relative to ``root``) and their number."""
-    num_documents = 0
+    tables = (pa.Table.from_pylist(group, schema=SCHEMA) for group in _groups(documents))
+    return write_tables(path, tables, root, SCHEMA)
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table], root: Path, schema: pa.Schema) -> tuple[FileEntry, int]:
+    """Write Arrow tables of ``schema`` to one parquet file, a row group each; returns its entry and number of rows."""
+    num_rows = 0
     with writing(path) as file:
         sink = pa.PythonFile(file, mode="w")
-        with pq.ParquetWriter(sink, SCHEMA, compression="zstd", compression_level=3) as writer:
-            for group in _groups(documents):
-                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA), row_group_size=_ROWS_PER_GROUP)
-                num_documents += len(group)
-    return file.entry(path.relative_to(root).as_posix()), num_documents
+        with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=3) as writer:
+            for table in tables:
+                writer.write_table(table)
+                num_rows += table.num_rows
+    return file.entry(path.relative_to(root).as_posix()), num_rows
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
+    num_characters = 0
     for document in documents:
-        row = asdict(document)
+        row = dict(vars(document))
         row["scores"], row["meta"] = list(document.scores.items()), list(document.meta.items())
         group.append(row)
-        if len(group) == _ROWS_PER_GROUP:
+        num_characters += len(document.text)
+        if len(group) == _ROWS_PER_GROUP or num_characters >= _CHARACTERS_PER_GROUP:
             yield group
-            group = []
+            group, num_characters = [], 0
     if group:
         yield group
 

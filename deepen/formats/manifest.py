@@ -94,13 +94,19 @@ class StageJob:
     workers: int = 1
     """Processes that the stage may use."""
     seed: int = 17
+    identity: Mapping[str, Any] | None = None
+    """Everything of the recipe that entered the fingerprint, where that is more than the stage's own settings."""
 
 
 def fingerprint(stage: str, format_number: int, config: Any, inputs: Mapping[str, str]) -> str:
     """Identity of a stage's result: name, FORMAT, non-default settings, plug versions and input fingerprints."""
-    parts = {"stage": stage, "format": format_number, "config": identity(config), "inputs": dict(sorted(inputs.items()))}
+    parts = {"stage": stage, "format": format_number, "config": identity(config), "inputs": dict(inputs)}
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _identity(job: StageJob, config: Any) -> dict[str, Any]:
+    return dict(identity(config) if job.identity is None else job.identity)
 
 
 def begin_stage(job: StageJob, *, stage: str, format_number: int, config: Any) -> str:
@@ -114,7 +120,8 @@ def begin_stage(job: StageJob, *, stage: str, format_number: int, config: Any) -
     write_json(
         unfinished,
         {
-            "stage": stage, "format": format_number, "fingerprint": job.fingerprint, "config": identity(config),
+            "stage": stage, "format": format_number, "fingerprint": job.fingerprint,
+            "config": _identity(job, config),
             "inputs": inputs, "started": started,
         },
     )  # fmt: skip
@@ -129,7 +136,7 @@ def finish_stage(
         stage=stage,
         format=format_number,
         fingerprint=job.fingerprint,
-        config=identity(config),
+        config=_identity(job, config),
         inputs=_input_entries(job),
         files=tuple(sorted(files, key=lambda entry: entry.path)),
         counts=counts,
@@ -165,7 +172,7 @@ def read_manifest(directory: Path) -> Manifest | None:
         return Manifest.model_validate_json(path.read_bytes(), strict=False)
     except (ValidationError, OSError) as error:
         raise RunError(
-            f"`{path}` is no manifest that deepen can read: {error}", hint="remove the directory and run the stage again"
+            f"`{path}` is no manifest that deepen can read: {error}", hint="remove it and run the stage again"
         ) from error
 
 
@@ -205,8 +212,9 @@ def code_version() -> CodeVersion:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -13,7 +13,7 @@ class Score(Settings):
     """One probe's result for one model, compared with the base on the same items."""
 
     probe: str
-    """``held_out:SOURCE`` for bits per byte of a source's held-out documents; ``held_out`` for the mean of an ability."""
+    """``held_out:SOURCE``: bits per byte of one source's held-out documents; ``held_out``: mean of an ability."""
     ability: Ability
     """Domain sources measure what is new; replay and watch sources what must be kept."""
     value: float
@@ -51,6 +51,8 @@ class Candidate(Settings):
     """Relative change of the kept ability; positive is forgetting."""
     kept_upper: float | None
     """Upper end of the interval of ``kept``."""
+    new_upper: float | None = None
+    """Upper end of the interval of ``new``."""
     eligible: bool
     on_front: bool
     """No other candidate is at least as good on both axes and better on one."""

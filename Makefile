@@ -1,0 +1,34 @@
+# Every target prepares .venv by itself; only python3 (3.11 or newer) and make are needed.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test test-slow check bench format
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)  ## the built-in example: a few minutes, no downloads
+	$(BIN)/deepen demo
+
+test: $(INSTALLED)  ## tests, in minutes
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED)  ## long drills: many kills, full-length runs
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)  ## format, lint, types, import directions, size per room
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@for room in deepen deepen/*/; do printf '%6d %s\n' $$(find $$room -name '*.py' | xargs cat | wc -l) $$room; done
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## speed and memory against peers, as ratios within one run
+	$(BIN)/python benchmarks/train_cpu.py

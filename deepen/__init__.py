@@ -1,0 +1,31 @@
+"""deepen continues the pretraining of a language model on a domain, from raw files to a proven, exported model.
+
+Importing it loads no torch; each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from deepen.errors import DeepenError
+from deepen.settings import VERSION as __version__
+
+_HOMES = {
+    "Artifact": "deepen.formats.manifest",
+    "Machine": "deepen.recipe.models",
+    "Recipe": "deepen.recipe.models",
+    "RunOptions": "deepen.workflow.run",
+    "account": "deepen.workflow.account",
+    "load": "deepen.recipe.reading",
+    "run_pipeline": "deepen.workflow.run",
+    "verify": "deepen.workflow.verify",
+}
+
+__all__ = ["DeepenError", "__version__", *sorted(_HOMES)]  # noqa: PLE0604 - a list built from the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module `deepen` has no attribute `{name}`")
+    return getattr(import_module(_HOMES[name]), name)

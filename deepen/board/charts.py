@@ -1,0 +1,167 @@
+"""Charts of a run as HTML fragments: loss, gain and forgetting over time, their plane, mixture, funnel.
+
+Every chart takes plain records (what the stages wrote) and returns a fragment; the chart library is put into the page
+once by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+_COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#8a6d00", "#5c6b7a")
+_MOST_POINTS = 1_500
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def fragment(figure: go.Figure, height: int = 340) -> str:
+    """The figure as HTML without the library."""
+    figure.update_layout(
+        template="plotly_white",
+        height=height,
+        margin={"l": 60, "r": 20, "t": 10, "b": 50},
+        colorway=_COLOURS,
+        font={"family": "system-ui, DejaVu Sans, sans-serif", "size": 13, "color": "#1d2733"},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+        hovermode="x unified" if figure.layout.hovermode is None else figure.layout.hovermode,
+    )
+    return str(
+        figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    )
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """Exponential moving average with the given window, started at the first value."""
+    out: list[float] = []
+    for value in values:
+        out.append(value if not out else out[-1] + (value - out[-1]) * 2 / (window + 1))
+    return out
+
+
+def loss_chart(metrics: Records) -> str:
+    """Training loss over tokens: every step faintly, smoothed on top, each source dashed."""
+    thinned = metrics[:: max(1, len(metrics) // _MOST_POINTS)]
+    tokens = [record["tokens"] for record in thinned]
+    losses = [record["loss"] for record in thinned]
+    window = max(5, len(thinned) // 40)
+    figure = go.Figure()
+    figure.add_scatter(x=tokens, y=losses, name="each step", line={"color": "#c5d5de", "width": 1}, hoverinfo="skip")
+    figure.add_scatter(
+        x=tokens, y=smoothed(losses, window), name="all sources", line={"width": 2.5, "color": _COLOURS[0]}
+    )
+    names = sorted({name for record in thinned for name in record.get("loss_by_source", {})})
+    for index, name in enumerate(names if len(names) > 1 else []):
+        points = [(r["tokens"], r["loss_by_source"][name]) for r in thinned if name in r.get("loss_by_source", {})]
+        colour = _COLOURS[1 + index % (len(_COLOURS) - 1)]
+        figure.add_scatter(
+            x=[x for x, _ in points], y=smoothed([y for _, y in points], window), name=name,
+            line={"width": 1.8, "dash": "dot", "color": colour},
+        )  # fmt: skip
+    figure.update_xaxes(title="tokens trained")
+    figure.update_yaxes(title="loss (nats per token)")
+    return fragment(figure)
+
+
+def learning_rate_chart(metrics: Records) -> str:
+    """Learning rate and gradient norm over tokens."""
+    thinned = metrics[:: max(1, len(metrics) // _MOST_POINTS)]
+    tokens = [record["tokens"] for record in thinned]
+    figure = go.Figure()
+    figure.add_scatter(x=tokens, y=[record["learning_rate"] for record in thinned], name="learning rate")
+    figure.add_scatter(
+        x=tokens, y=[record["gradient_norm"] for record in thinned], name="gradient norm", yaxis="y2",
+        line={"color": "#d9730d", "width": 1},
+    )  # fmt: skip
+    figure.update_layout(yaxis2={"overlaying": "y", "side": "right", "title": "gradient norm", "showgrid": False})
+    figure.update_xaxes(title="tokens trained")
+    figure.update_yaxes(title="learning rate", tickformat=".1e", selector={"overlaying": None})
+    return fragment(figure, 260)
+
+
+def change_chart(checkpoints: Records, budget: float) -> str:
+    """Relative change of bits per byte against the base, per probe, with intervals and the forgetting budget."""
+    figure = go.Figure()
+    probes = list(
+        dict.fromkeys((s["probe"], s["ability"]) for c in checkpoints for s in c["scores"] if ":" in s["probe"])
+    )
+    for probe, ability in probes:
+        points = [
+            (c["tokens"], s) for c in checkpoints for s in c["scores"] if (s["probe"], s["ability"]) == (probe, ability)
+        ]
+        figure.add_scatter(
+            x=[0, *(tokens for tokens, _ in points)],
+            y=[0, *(score["difference"] for _, score in points)],
+            error_y=_error_bars([score for _, score in points]),
+            name=f"{probe.partition(':')[2]} ({ability})",
+            line={"dash": "solid" if ability == "new" else "dot"},
+        )
+    figure.add_hline(
+        y=budget, line={"color": "#b3261e", "dash": "dash", "width": 1}, annotation_text="forgetting budget"
+    )
+    figure.add_hline(y=0, line={"color": "#5c6b7a", "width": 1})
+    figure.update_xaxes(title="tokens trained")
+    figure.update_yaxes(title="bits per byte against the base", tickformat="+.0%")
+    return fragment(figure)
+
+
+def _error_bars(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Interval ends as plotly wants them, with none at the starting point."""
+    ends = [score["interval"] or (score["difference"], score["difference"]) for score in scores]
+    upper = [0.0, *(end[1] - score["difference"] for end, score in zip(ends, scores, strict=True))]
+    lower = [0.0, *(score["difference"] - end[0] for end, score in zip(ends, scores, strict=True))]
+    return {"type": "data", "symmetric": False, "array": upper, "arrayminus": lower, "width": 3, "thickness": 1}
+
+
+def plane_chart(runs: Mapping[str, Records], budget: float, chosen: int | None) -> str:
+    """Gain against forgetting: the path of every run from the base at the origin, with the chosen checkpoint marked."""
+    figure = go.Figure()
+    for index, (name, candidates) in enumerate(runs.items()):
+        known = [c for c in candidates if c["new"] is not None and c["kept"] is not None]
+        figure.add_scatter(
+            x=[0, *(-c["new"] for c in known)], y=[0, *(c["kept"] for c in known)], mode="lines+markers+text", name=name,
+            text=["base" if index == 0 else "", *(str(c["step"]) for c in known)], textposition="top center",
+            marker={"size": 8}, textfont={"size": 11},
+        )  # fmt: skip
+    first = next(iter(runs.values()), [])
+    for candidate in first:
+        if candidate["step"] == chosen and candidate["new"] is not None and candidate["kept"] is not None:
+            figure.add_scatter(
+                x=[-candidate["new"]], y=[candidate["kept"]], mode="markers", name="chosen",
+                marker={"size": 18, "symbol": "circle-open", "line": {"width": 3, "color": "#1a7f4b"}},
+            )  # fmt: skip
+    figure.add_hline(
+        y=budget, line={"color": "#b3261e", "dash": "dash", "width": 1}, annotation_text="forgetting budget"
+    )
+    figure.update_xaxes(title="gain: fewer bits per byte on the domain", tickformat="+.0%")
+    figure.update_yaxes(title="forgetting: more bits per byte on kept text", tickformat="+.1%")
+    figure.update_layout(hovermode="closest")
+    return fragment(figure, 400)
+
+
+def mixture_chart(shares: Mapping[str, Sequence[float]], steps: Sequence[int]) -> str:
+    """Share of each source in the tokens so far, over the steps."""
+    figure = go.Figure()
+    for name, values in shares.items():
+        figure.add_scatter(x=list(steps), y=list(values), name=name, stackgroup="one", line={"width": 0.5})
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title="share of tokens so far", tickformat=".0%", range=[0, 1])
+    return fragment(figure, 280)
+
+
+def funnel_chart(flows: Mapping[str, Mapping[str, int]]) -> str:
+    """What became of each source's documents: kept, held out and dropped by reason, as shares of what was read."""
+    figure = go.Figure()
+    outcomes = list(dict.fromkeys(outcome for flow in flows.values() for outcome in flow))
+    totals = {name: max(1, sum(flow.values())) for name, flow in flows.items()}
+    for outcome in outcomes:
+        counts = [flow.get(outcome, 0) for flow in flows.values()]
+        figure.add_bar(
+            y=list(flows), x=[count / totals[name] for count, name in zip(counts, flows, strict=True)], name=outcome,
+            orientation="h", customdata=counts, hovertemplate="%{customdata:,} documents (%{x:.1%})",
+        )  # fmt: skip
+    figure.update_layout(barmode="stack", hovermode="closest")
+    figure.update_xaxes(title="share of the documents read", tickformat=".0%")
+    return fragment(figure, 150 + 45 * len(flows))

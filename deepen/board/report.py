@@ -1,0 +1,217 @@
+"""The report of a run as one self-contained HTML file: what was gained, what was kept, and from what it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from deepen.board import charts
+from deepen.board.page import Card, Section, preformatted, render, table
+from deepen.errors import RunError
+from deepen.formats.atomic import write_bytes
+from deepen.formats.manifest import Artifact
+from deepen.formats.records import read_records
+from deepen.formats.yaml_text import read_yaml
+from deepen.progress import readable
+from deepen.workflow.account import account
+from deepen.workflow.batches import open_order, shares_over_time
+from deepen.workflow.lineage import StageStatus, status
+from deepen.workflow.stages import finished_stages
+
+_MOST_STEPS = 200
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html`` into ``run`` from whatever stages are finished; raises ``RunError`` when none is."""
+    stages = finished_stages(run)
+    if not stages:
+        raise RunError(f"`{run}` has no finished stage to report on", hint="run it first: `deepen run RECIPE`")
+    recipe = read_yaml(run / "recipe.yaml").data
+    path = run / "report.html"
+    rows = status(run)
+    script = f"<script>{get_plotlyjs()}</script>"
+    page = render(
+        f"deepen: {recipe['name']}",
+        _subtitle(recipe, stages),
+        _cards(stages),
+        _sections(run, recipe, stages, rows),
+        script,
+    )
+    write_bytes(path, page.encode())
+    return path
+
+
+def _subtitle(recipe: Mapping[str, Any], stages: Mapping[str, Artifact]) -> str:
+    base = recipe["base"]
+    name = base if isinstance(base, str) else base.get("run") or f"random {base.get('architecture')}"
+    last = list(stages.values())[-1].manifest
+    return f"base: {name} · seed {recipe['seed']} · last stage {last.stage}, finished {last.finished.replace('T', ' ')}"
+
+
+def _cards(stages: Mapping[str, Artifact]) -> Iterator[Card]:
+    if "select" in stages:
+        yield from _choice_cards(_choice(stages))
+    if "train" in stages:
+        counts = stages["train"].counts
+        tokens = sum(source["tokens"] for source in counts["sources"].values())
+        yield Card(
+            "trained", f"{readable(tokens)} tokens", f"{counts['steps']:,} steps, final loss {counts['final_loss']:.3f}"
+        )
+    if "export" in stages:
+        difference = stages["export"].counts["max_logit_difference"]
+        mood = "good" if difference == 0 else ""
+        yield Card("export", f"{difference:.2g}", "largest difference of logits after reload", mood)
+
+
+def _choice(stages: Mapping[str, Artifact]) -> dict[str, Any]:
+    return dict(json.loads((stages["select"].path / "choice.json").read_text()))
+
+
+def _choice_cards(choice: Mapping[str, Any]) -> Iterator[Card]:
+    step = choice["step"]
+    if step is None:
+        yield Card("chosen", "the base", "no checkpoint qualified", "bad")
+        return
+    chosen = next(candidate for candidate in choice["candidates"] if candidate["step"] == step)
+    yield Card("chosen", f"step {step}", choice["rule"].replace("_", " "))
+    if chosen["new"] is not None:
+        mood = "good" if chosen["new"] < 0 else "bad"
+        yield Card("domain", f"{chosen['new']:+.1%}", "bits per byte against the base; less is better", mood)
+    if chosen["kept"] is not None:
+        mood = "good" if chosen["eligible"] else "bad"
+        yield Card("kept", f"{chosen['kept']:+.1%}", "bits per byte of general text; less is better", mood)
+
+
+def _sections(
+    run: Path, recipe: Mapping[str, Any], stages: Mapping[str, Artifact], rows: list[StageStatus]
+) -> Iterator[Section]:
+    if "select" in stages:
+        yield from _outcome_sections(run, recipe, stages)
+    if "train" in stages:
+        metrics = list(read_records(stages["train"].path / "metrics.jsonl"))
+        body = charts.loss_chart(metrics) + charts.learning_rate_chart(metrics)
+        yield Section("Training", "Loss of every step and smoothed; learning rate and gradient norm below.", body)
+    if "mix" in stages:
+        yield _mixture_section(run, stages["mix"])
+    if "curate" in stages:
+        yield _funnel_section(stages)
+    yield _account_section(run)
+    yield _lineage_section(rows)
+    text = (run / "recipe.yaml").read_text()
+    yield Section("Recipe", "With every default written out.", preformatted("show recipe.yaml", text))
+
+
+def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str, Artifact]) -> Iterator[Section]:
+    choice, budget = _choice(stages), float(recipe["evaluate"]["forgetting"]["budget"])
+    paths = {recipe["name"]: choice["candidates"]} | _neighbours(run, stages)
+    body = charts.plane_chart(paths, budget, choice["step"])
+    yield Section("Gain against forgetting", choice["reason"], body)
+    checkpoints = list(read_records(stages["evaluate"].path / "scores.jsonl"))
+    rows = [
+        (
+            c["step"],
+            s["probe"],
+            s["ability"],
+            s["baseline"],
+            s["value"],
+            f"{s['difference']:+.2%}",
+            _interval(s),
+            s["items"],
+        )
+        for c in checkpoints
+        for s in c["scores"]
+    ]
+    columns = ("step", "probe", "ability", "base", "value", "change", "95 % interval", "documents")
+    lead = (
+        "Held-out bits per byte against the untouched base on the same documents; bars are 95 % intervals by document."
+    )
+    yield Section("Scores over time", lead, charts.change_chart(checkpoints, budget) + table(columns, rows))
+
+
+def _interval(score: Mapping[str, Any]) -> str:
+    return "{:+.2%} to {:+.2%}".format(*score["interval"]) if score["interval"] else "not computed"
+
+
+def _neighbours(run: Path, stages: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Candidates of neighbouring runs measured against the very same baseline, for comparison in the plane."""
+    mark = stages["baseline"].fingerprint
+    found = {}
+    for other in sorted(run.resolve().parent.iterdir()):
+        if other == run.resolve() or not (other / "select" / "manifest.json").is_file():
+            continue
+        theirs = finished_stages(other)
+        if "baseline" in theirs and theirs["baseline"].fingerprint == mark and "select" in theirs:
+            found[other.name] = _choice(theirs)["candidates"]
+    return found
+
+
+def _mixture_section(run: Path, mix: Artifact) -> Section:
+    steps, shares = shares_over_time(open_order(run), _MOST_STEPS)
+    rows = [
+        (
+            name,
+            s["role"],
+            s["shard_tokens"],
+            s["rows"],
+            s["padding"],
+            s["order_rows"],
+            round(float(s["epochs"]), 2),
+            s["unused_tokens"],
+        )
+        for name, s in mix.counts["sources"].items()
+    ]
+    columns = ("source", "role", "tokens", "rows", "padding", "rows in the order", "epochs", "tokens unused")
+    lead = f"What the model sees, as written down before training: rows of {mix.counts['sequence_length']} tokens."
+    return Section("Mixture", lead, charts.mixture_chart(shares, steps) + table(columns, rows))
+
+
+def _funnel_section(stages: Mapping[str, Artifact]) -> Section:
+    flows = {
+        name: {"kept": s["documents_kept"], "held out": s["held_out"], **s["dropped"]}
+        for name, s in stages["curate"].counts["sources"].items()
+    }
+    rows = [
+        (
+            name,
+            s["role"],
+            s["licence"] or "not stated",
+            s["files"],
+            s["documents"],
+            s["bytes"],
+            sum(s["rejected"].values()),
+        )
+        for name, s in stages["ingest"].counts["sources"].items()
+    ]
+    columns = ("source", "role", "licence", "files", "documents", "bytes", "rejected")
+    lead = "From files to training documents; every drop has a reason."
+    return Section("Funnel", lead, table(columns, rows) + charts.funnel_chart(flows))
+
+
+def _account_section(run: Path) -> Section:
+    lines = account(run)
+    rows = [(e.source, e.what, e.left, e.terms, e.right, e.balances) for e in lines]
+    wrong = sum(not line.balances for line in lines)
+    lead = f"All {len(lines)} lines balance." if not wrong else f"{wrong} of {len(lines)} lines do NOT balance."
+    return Section("Token account", lead, table(("source", "what", "count", "equals", "count ", "balances"), rows))
+
+
+def _lineage_section(rows: list[StageStatus]) -> Section:
+    data = [
+        (
+            r.name,
+            r.state,
+            r.fingerprint[:8],
+            ", ".join(f"{k} {v.fingerprint[:8]}" for k, v in r.inputs.items()),
+            readable(r.num_bytes),
+            r.finished or r.detail,
+        )
+        for r in rows
+    ]
+    columns = ("stage", "state", "fingerprint", "made from", "bytes", "finished")
+    return Section(
+        "Lineage", "Each stage with the identity of its result and of what it was made from.", table(columns, data)
+    )

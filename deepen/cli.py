@@ -1,0 +1,435 @@
+"""The command line: one command per verb. Parse, call, print; results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from deepen.errors import DeepenError, RecipeError
+from deepen.settings import VERSION
+
+if TYPE_CHECKING:
+    from deepen.formats.manifest import Artifact
+    from deepen.recipe.reading import Loaded
+
+app = typer.Typer(
+    name="deepen",
+    help="Continued pretraining for language models, from raw documents to a proven, exported model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file, or the directory of an earlier run.")]
+RunArgument = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]
+MachineOption = Annotated[Path | None, typer.Option("--machine", help="Machine file (default: this machine as it is).")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one key: train.learning_rate=2e-5. Repeatable.")
+]
+RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RedoOption = Annotated[bool, typer.Option("--redo", help="Make anew what was made from other settings or inputs.")]
+ExtendOption = Annotated[bool, typer.Option("--continue", help="Train on with a larger train.tokens.")]
+OfflineOption = Annotated[bool, typer.Option("--offline", help="Use nothing from the network.")]
+
+DEFAULT_RUNS = Path("runs")
+
+
+def main() -> None:
+    """Entry point: run a command; users' errors are shown without a traceback."""
+    try:
+        app(standalone_mode=False)
+    except DeepenError as error:
+        _complain(error)
+        sys.exit(error.exit_code)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except typer.Abort:
+        _error("stopped")
+        sys.exit(130)
+    except KeyboardInterrupt:
+        _error("stopped; run the same command again to go on from here")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _error(f"the disk is full: {error}\n\nhint: make room and run the same command again; finished parts are kept")
+        sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's own usage errors know how to show themselves
+            raise
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(2)
+
+
+def _complain(error: DeepenError) -> None:
+    hint = f"\n\nhint: {error.hint}" if error.hint else ""
+    _error(f"{error.message}{hint}")
+
+
+def _error(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="left" if index == 0 else "default")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def _load(recipe: Path, machine: Path | None, sets: list[str] | None) -> Loaded:
+    from deepen.recipe.reading import load
+
+    if recipe.is_dir():
+        machine = machine or (recipe / "machine.yaml" if (recipe / "machine.yaml").is_file() else None)
+        recipe = recipe / "recipe.yaml"
+    return load(recipe, machine, sets or [])
+
+
+# --- before a run ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a first recipe with comments."""
+    from deepen.recipe.starter import write_starter
+
+    write_starter(path, force=force)
+    print(f"wrote {path}; edit the paths in it, then: deepen check {path}")
+
+
+@app.command()
+def check(
+    recipe: RecipeArgument, machine: MachineOption = None, sets: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Find everything that is wrong with a recipe, before any work."""
+    try:
+        loaded = _load(recipe, machine, sets)
+    except RecipeError as error:
+        if not as_json:
+            raise
+        _print_json({"ok": False, "problems": [vars(problem) for problem in error.problems]})
+        raise typer.Exit(error.exit_code) from error
+    if as_json:
+        _print_json({"ok": True, "recipe": loaded.recipe.model_dump(mode="json", by_alias=True)})
+    else:
+        print(f"{recipe}: no problems found in recipe `{loaded.recipe.name}`")
+
+
+@app.command()
+def explain(
+    key: Annotated[str, typer.Argument(help="Dotted key, for example train.schedule.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a key means, with its default and its sources."""
+    from deepen.recipe.explain import explain as look_up
+
+    found = look_up(key)
+    if as_json:
+        _print_json(vars(found))
+        return
+    print(f"{found.path}: {found.meaning}")
+    if found.kind:
+        print(f"  takes:   {found.kind}\n  default: {found.default}")
+    for name, meaning in found.keys:
+        print(f"  {name:<24} {meaning}")
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument, machine: MachineOption = None, sets: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Estimate tokens, compute, memory, disk and cost on one page."""
+    from deepen.plan.estimate import estimate
+
+    loaded = _load(recipe, machine, sets)
+    lines = estimate(loaded.recipe, loaded.machine)
+    if as_json:
+        _print_json([vars(line) for line in lines])
+    else:
+        _print_table(
+            f"plan for {loaded.recipe.name}", ["what", "estimate", "how"], [(e.what, e.shown, e.how) for e in lines]
+        )
+
+
+@app.command()
+def fetch(
+    recipe: RecipeArgument, sets: SetOption = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
+) -> None:
+    """Download and hash the base model and all data, so that runs work with --offline."""
+    from deepen.workflow.inputs import fetch as fetch_inputs
+
+    loaded = _load(recipe, None, sets)
+    rows = fetch_inputs(loaded.recipe, runs / loaded.recipe.name)
+    if as_json:
+        _print_json([dict(zip(("what", "where", "identity"), row, strict=True)) for row in rows])
+    else:
+        _print_table("fetched", ["what", "where", "identity"], rows)
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    machine: MachineOption = None,
+    sets: SetOption = None,
+    runs: RunsOption = DEFAULT_RUNS,
+    first: Annotated[
+        str, typer.Option("--from", help="First stage to make; earlier ones must be finished.")
+    ] = "ingest",
+    last: Annotated[str, typer.Option("--until", help="Last stage to make.")] = "export",
+    redo: RedoOption = False,
+    extend: ExtendOption = False,
+    offline: OfflineOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run all stages that are not done yet, then write the report."""
+    from deepen.workflow.run import RunOptions
+
+    options = RunOptions(first=first, last=last, redo=redo, extend=extend, offline=offline)
+    _run(_load(recipe, machine, sets), _runs_folder(recipe, runs), options, as_json)
+
+
+def _runs_folder(recipe: Path, runs: Path) -> Path:
+    """A run given by its directory stays where it is."""
+    return recipe.resolve().parent if recipe.is_dir() else runs
+
+
+def _run(loaded: Loaded, runs: Path, options: Any, as_json: bool) -> None:
+    from deepen.workflow.run import run_pipeline
+
+    directory = runs / loaded.recipe.name
+    artifacts = run_pipeline(loaded.recipe, loaded.machine, directory, options)
+    report_path = None
+    if options.last == "export":
+        from deepen.board.report import write_report
+
+        report_path = write_report(directory)
+    if as_json:
+        _print_json({"run": str(directory), "report": report_path, "stages": _summary(artifacts)})
+        return
+    print(f"run:    {directory}")
+    if report_path is not None:
+        print(f"model:  {artifacts['export'].path}\nreport: {report_path}")
+
+
+def _summary(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    return {
+        name: {"path": str(artifact.path), "fingerprint": artifact.fingerprint, "counts": artifact.counts}
+        for name, artifact in artifacts.items()
+    }
+
+
+def _stage_command(name: str, help_text: str) -> None:
+    def command(
+        recipe: RecipeArgument,
+        machine: MachineOption = None,
+        sets: SetOption = None,
+        runs: RunsOption = DEFAULT_RUNS,
+        redo: RedoOption = False,
+        extend: ExtendOption = False,
+        offline: OfflineOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        from deepen.workflow.run import RunOptions
+
+        options = RunOptions(last=name, redo=redo, extend=extend, offline=offline)
+        _run(_load(recipe, machine, sets), _runs_folder(recipe, runs), options, as_json)
+
+    app.command(name, help=help_text)(command)
+
+
+_STAGE_HELP = {
+    "ingest": "Read files of any supported format into documents.",
+    "curate": "Clean, deduplicate and hold out documents; a reason for every drop.",
+    "tokenize": "Turn documents into token shards.",
+    "mix": "Pack shards into rows and write down the training order.",
+    "baseline": "Score the untouched base on the held-out documents.",
+    "train": "Train; resumes at the newest intact checkpoint.",
+    "evaluate": "Score every kept checkpoint against the base.",
+    "select": "Choose one checkpoint, with the argument for it.",
+    "export": "Write the chosen model as a Hugging Face folder, proven by a reload.",
+}
+for _name, _help in _STAGE_HELP.items():
+    _stage_command(_name, _help + " Makes earlier stages that are not done.")
+
+
+@app.command()
+def demo(
+    runs: RunsOption = DEFAULT_RUNS,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also run without replay, to show what replay is for.")
+    ] = False,
+) -> None:
+    """Pretrain a tiny base on this machine's own English, then continue it on Python code."""
+    from deepen.board.report import write_report
+    from deepen.workflow.demo import run_demo
+
+    for line in run_demo(runs, compare=compare):
+        print(line)
+    print(f"report: {write_report(runs / 'demo')}")
+
+
+# --- looking at runs -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Show which stages of a run are done and what they were made from."""
+    from deepen.progress import readable
+    from deepen.workflow.lineage import status as stage_status
+
+    rows = stage_status(run)
+    if as_json:
+        _print_json([{**vars(row), "inputs": {k: v.fingerprint for k, v in row.inputs.items()}} for row in rows])
+        return
+    table = [
+        (
+            row.name,
+            row.state,
+            row.fingerprint[:8],
+            ", ".join(row.inputs),
+            readable(row.num_bytes),
+            row.finished or row.detail,
+        )
+        for row in rows
+    ]
+    _print_table(str(run), ["stage", "state", "fingerprint", "made from", "bytes", "when or where"], table)
+
+
+@app.command()
+def account(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Print the token account and fail if it does not balance."""
+    from deepen.workflow.account import account as lines_of
+
+    lines = lines_of(run)
+    if not lines:
+        raise DeepenError(f"`{run}` has no finished stages to account for", hint="run it first: `deepen run RECIPE`")
+    balances = all(line.balances for line in lines)
+    if as_json:
+        _print_json({"balances": balances, "lines": [{**vars(line), "balances": line.balances} for line in lines]})
+    else:
+        rows = [
+            (e.source, e.what, f"{e.left:,}", f"{e.right:,}", e.terms, "yes" if e.balances else "NO") for e in lines
+        ]
+        _print_table("token account", ["source", "what", "left", "right", "which is", "balances"], rows)
+    if not balances:
+        raise DeepenError(
+            "the account does not balance", hint="`deepen verify` checks the files; then run again with --redo"
+        )
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="Run or stage directory.")], as_json: JsonOption = False) -> None:
+    """Hash every file again and compare with the manifests."""
+    from deepen.errors import DamageError
+    from deepen.workflow.verify import verify as check_files
+
+    result = check_files(path)
+    if as_json:
+        _print_json(vars(result))
+    else:
+        print(f"{result.num_files} files, {result.num_bytes:,} bytes checked")
+    if result.damages:
+        raise DamageError(
+            "damage found:\n  " + "\n  ".join(result.damages), hint="remove the damaged stage and run again"
+        )
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="Run, stage directory, or a .parquet, .json or .jsonl file.")],
+    sample: Annotated[int, typer.Option("--sample", help="How many items to show.")] = 5,
+    dropped: Annotated[
+        str | None, typer.Option("--dropped", help="Show documents dropped for this reason, or `all`.")
+    ] = None,
+    step: Annotated[int | None, typer.Option("--step", help="Show the batch of this optimizer step.")] = None,
+    jsonl: Annotated[bool, typer.Option("--jsonl", "--json", help="Print one JSON object per line.")] = False,
+) -> None:
+    """Open any artifact: documents, drops with reasons, decoded batches, scores."""
+    from deepen.workflow.show import ShowOptions
+    from deepen.workflow.show import show as records_of
+
+    for record in records_of(path, ShowOptions(sample=sample, dropped=dropped, step=step)):
+        print(json.dumps(record, ensure_ascii=False, default=str, indent=None if jsonl else 1))
+
+
+@app.command()
+def trace(
+    run: RunArgument,
+    document: Annotated[str, typer.Argument(help="Document id, or a unique beginning of one.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say in which steps a document is trained."""
+    from deepen.workflow.batches import trace as visits_of
+
+    visits = visits_of(run, document)
+    if as_json:
+        _print_json([vars(visit) for visit in visits])
+    else:
+        rows = [(visit.step, visit.row, visit.source, visit.start, visit.tokens) for visit in visits]
+        _print_table(
+            f"document {document}: {len(visits)} visits", ["step", "row", "source", "from token", "tokens"], rows
+        )
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write the report of a run as one HTML file."""
+    from deepen.board.report import write_report
+
+    print(write_report(run))
+
+
+@app.command()
+def rm(path: Annotated[Path, typer.Argument(help="Run, or one stage of a run.")]) -> None:
+    """Remove a run or a stage; refuses what other runs refer to."""
+    from deepen.workflow.lineage import remove
+
+    remove(path)
+    print(f"removed {path}")
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(help="Run directory, or a model folder.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of an answer at most.")] = 200,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.7,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 17,
+) -> None:
+    """Talk to an exported model."""
+    from deepen.export.chat import chat as talk
+
+    folder = model / "export" if (model / "export" / "manifest.json").is_file() else model
+    talk(folder, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(f"deepen {VERSION}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Mapping a function over parts of a corpus: local processes, resumable."""

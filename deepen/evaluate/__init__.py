@@ -1,0 +1,1 @@
+"""Evaluate: what a model gained and what it forgot, against the untouched base."""

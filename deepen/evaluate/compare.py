@@ -1,0 +1,177 @@
+"""A model against the base on the same documents: bits per byte and how sure we are of the change.
+
+bits per byte = sum of negative log-likelihoods (nats) / (ln 2 x UTF-8 bytes), per source.
+Change of a source = its bits per byte / the base's - 1. Change of an ability = mean of the changes of its sources
+(macro: a small source counts as much as a large one, so a collapse of one cannot hide behind the others).
+
+Intervals: paired bootstrap clustered by document. Documents are drawn with replacement within every source, the same
+draw for base and model, so that the difficulty of a document cancels; the interval spans the 2.5th to the 97.5th
+percentile of the redrawn changes (the pairing follows E. Miller, "Adding Error Bars to Evals", 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from deepen.errors import RunError
+from deepen.formats.scores import Ability, Score
+
+RESAMPLES = 10_000
+_DRAWN_AT_ONCE = 1 << 20
+"""Documents drawn at a time: 24 MB of indices and values, however many documents a source has."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Documents of one source scored by both models."""
+
+    nll_base: np.ndarray
+    """float64[n], nats."""
+    nll_model: np.ndarray
+    """float64[n], nats."""
+    num_bytes: int
+    """Scored UTF-8 bytes of all documents together, the same for both models."""
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the comparison."""
+        return len(self.nll_base)
+
+
+def pair(base: pa.Table, model: pa.Table, source: str) -> Pairs | None:
+    """The documents of ``source`` in ``model``'s table that the base scored, beside the base's likelihoods.
+
+    None when there are none, or when the model gave one of them no finite likelihood: leaving such documents out would
+    flatter a broken model. Raises ``RunError`` when the two tables are not about the same text.
+    """
+    ours = model.filter(pc.equal(model["source"], source)).to_pylist()
+    theirs = {row["id"]: row for row in base.filter(pc.equal(base["source"], source)).to_pylist()}
+    both = [(theirs.get(row["id"]), row) for row in ours]
+    if any(before is None or before["bytes"] != row["bytes"] for before, row in both):
+        raise RunError(
+            f"the held-out documents of `{source}` are not those that the base was scored on",
+            hint="run the baseline and the evaluation again on the same curated corpus and tokenizer",
+        )
+    both = [(before, row) for before, row in both if before["nll"] is not None]  # type: ignore[index]
+    if not both or any(row["nll"] is None for _, row in both):
+        return None
+    nll_base = np.array([before["nll"] for before, _ in both])  # type: ignore[index]
+    return Pairs(nll_base, np.array([row["nll"] for _, row in both]), sum(row["bytes"] for _, row in both))
+
+
+def redrawn_changes(pairs: Pairs, *, seed: tuple[int, int], resamples: int = RESAMPLES) -> np.ndarray:
+    """Relative change of the source's bits per byte in each of ``resamples`` redrawn sets of documents, float64.
+
+    The bytes of a redrawn set are the same for both models, so its change is the ratio of summed likelihoods - 1.
+    """
+    generator = np.random.default_rng(seed)
+    values = np.stack([pairs.nll_base, pairs.nll_model], axis=1)
+    num_documents = pairs.num_documents
+    sums = np.empty((resamples, 2))
+    rows_at_once = max(1, _DRAWN_AT_ONCE // num_documents)
+    for start in range(0, resamples, rows_at_once):
+        stop = min(start + rows_at_once, resamples)
+        drawn = generator.integers(num_documents, size=(stop - start, num_documents), dtype=np.int32)
+        sums[start:stop] = values[drawn].sum(axis=1)
+    changes: np.ndarray = sums[:, 1] / sums[:, 0] - 1
+    return changes
+
+
+def interval_of(changes: np.ndarray | None) -> tuple[float, float] | None:
+    """The central 95 % of redrawn changes."""
+    if changes is None:
+        return None
+    low, high = np.percentile(changes, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def compare(
+    base: pa.Table,
+    model: pa.Table,
+    abilities: Mapping[str, Ability],
+    *,
+    probe: str,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> list[Score]:
+    """Scores of a model against the base: one per source in the order of ``abilities``, then one per ability.
+
+    A source that cannot be compared has no score, and its ability then has none either (a mean over fewer sources would
+    not be comparable with other checkpoints); a source without any scored document is no part of its ability. A source
+    with a single document has no interval, and so has its ability.
+    """
+    scores: list[Score] = []
+    changes: dict[str, np.ndarray | None] = {}
+    for source, ability in abilities.items():
+        pairs = pair(base, model, source)
+        if pairs is not None:
+            changes[source] = _changes(pairs, source, seed, resamples)
+            scores.append(_source_score(pairs, f"{probe}:{source}", ability, changes[source]))
+    lost = {
+        ability for source, ability in abilities.items() if source not in changes and _was_scored(base, model, source)
+    }
+    for ability in ("new", "kept"):
+        members = [score for score in scores if score.ability == ability]
+        if members and ability not in lost:
+            drawn = [changes[score.probe.removeprefix(f"{probe}:")] for score in members]
+            scores.append(_mean_score(members, probe, drawn))
+    return scores
+
+
+def _was_scored(base: pa.Table, model: pa.Table, source: str) -> bool:
+    """Whether the base scored any of the documents that the model was given."""
+    rows = base.filter(pc.and_(pc.equal(base["source"], source), pc.is_valid(base["nll"])))
+    return bool(pc.any(pc.is_in(rows["id"], model["id"].combine_chunks())).as_py())
+
+
+def _changes(pairs: Pairs, source: str, seed: int, resamples: int) -> np.ndarray | None:
+    """Redrawn changes with a stream of its own per source: adding a source does not move the others' intervals."""
+    if pairs.num_documents == 1:
+        return None
+    return redrawn_changes(pairs, seed=(seed, xxhash.xxh3_64_intdigest(source)), resamples=resamples)
+
+
+def _source_score(pairs: Pairs, probe: str, ability: Ability, changes: np.ndarray | None) -> Score:
+    per_byte = 1 / (pairs.num_bytes * np.log(2))
+    value, baseline = float(pairs.nll_model.sum() * per_byte), float(pairs.nll_base.sum() * per_byte)
+    return Score(
+        probe=probe,
+        ability=ability,
+        value=value,
+        baseline=baseline,
+        difference=value / baseline - 1,
+        interval=interval_of(changes),
+        higher_is_better=False,
+        items=pairs.num_documents,
+    )
+
+
+def _mean_score(members: list[Score], probe: str, drawn: list[np.ndarray | None]) -> Score:
+    """The ability's score: means over its sources of values, baselines, changes and of every redraw's changes."""
+    known = [changes for changes in drawn if changes is not None]
+    changes = np.mean(known, axis=0) if len(known) == len(drawn) else None
+    return Score(
+        probe=probe,
+        ability=members[0].ability,
+        value=float(np.mean([score.value for score in members])),
+        baseline=float(np.mean([score.baseline for score in members])),
+        difference=float(np.mean([score.difference for score in members])),
+        interval=interval_of(changes),
+        higher_is_better=False,
+        items=sum(score.items for score in members),
+    )
+
+
+def status(kept: Score | None, budget: float) -> str:
+    """``ok``, ``warning`` (the estimate is over the budget), ``breach`` (surely over it), or ``not measured``."""
+    if kept is None:
+        return "not measured"
+    if kept.interval is not None and kept.interval[0] > budget:
+        return "breach"
+    return "warning" if kept.difference > budget else "ok"

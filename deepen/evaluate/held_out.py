@@ -1,0 +1,225 @@
+"""Likelihoods of held-out documents under a model, in overlapping windows.
+
+Every token of a document is scored exactly once, given the tokens before it: as many as fit in the context, and never
+fewer than ``context * (1 - stride)`` once the document is that long. Windows of similar length share a batch (little
+padding), longest first, so that a batch that does not fit in memory fails at once. Logits are never kept.
+
+Without a begin-of-document token nothing stands before the first token, so it cannot be scored: its bytes are left out
+of the denominator. The end-of-document token is not scored: it has no bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tokenizers import Encoding, Tokenizer
+
+from deepen.evaluate.likelihoods import table_of
+from deepen.evaluate.material import Material
+from deepen.model.load import load_tokenizer
+from deepen.model.loss import LossModel
+from deepen.progress import Tracker, track
+
+NOTHING_TO_SCORE = "nothing_to_score"
+"""Reason of a document without a scorable token: empty, or a single token with nothing before it."""
+
+_DOCUMENTS_AT_ONCE = 256
+_TOKENS_PER_BATCH = 8192
+_IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One document as tokens."""
+
+    tokens: np.ndarray
+    """int32[n], with the begin-of-document token if there is one."""
+    first_scored: int
+    """Position of the first scored token; n when none can be scored."""
+    num_bytes: int
+    """UTF-8 bytes of the text that the scored tokens stand for."""
+
+    @property
+    def num_scored(self) -> int:
+        """Number of scored tokens."""
+        return len(self.tokens) - self.first_scored
+
+
+@dataclass
+class Corpus:
+    """All documents of a measurement, encoded."""
+
+    ids: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    documents: list[Encoded] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Inputs ``begin`` to ``end`` (exclusive) of one document; its targets from ``first_target`` on are scored."""
+
+    document: int
+    begin: int
+    end: int
+    first_target: int
+
+
+def prepare(material: Material, *, context: int, stride: float) -> Callable[[LossModel, str | None], pa.Table]:
+    """Encode the material once; see ``Probe.prepare`` for what is returned.
+
+    ``context`` is in tokens and bounded by the model's positions, ``stride`` a share of it.
+    """
+    corpus = encode(material)
+
+    def measure(model: LossModel, what: str | None) -> pa.Table:
+        nll = likelihoods(model, corpus.documents, context=context, stride=stride, what=what)
+        reasons = [None if document.num_scored else NOTHING_TO_SCORE for document in corpus.documents]
+        num_bytes = np.array([document.num_bytes for document in corpus.documents], dtype=np.int64)
+        num_tokens = np.array([document.num_scored for document in corpus.documents], dtype=np.int64)
+        return table_of(corpus.ids, corpus.sources, nll, (num_bytes, num_tokens), reasons)
+
+    return measure
+
+
+def encode(material: Material) -> Corpus:
+    """Encode every document of the material, in source and file order."""
+    encoder = plain_encoder(material)
+    corpus = Corpus()
+    for source in material.sources:
+        for rows in _batched(material.texts(source), _DOCUMENTS_AT_ONCE):
+            encodings = encoder.encode_batch([text for _, text in rows], add_special_tokens=False)
+            for (document_id, text), encoding in zip(rows, encodings, strict=True):
+                corpus.ids.append(document_id)
+                corpus.sources.append(source.name)
+                corpus.documents.append(encoded(text, encoding, material.begin_of_document_id))
+    return corpus
+
+
+def plain_encoder(material: Material) -> Tokenizer:
+    """The run's tokenizer, reading text as nothing but text.
+
+    No special tokens are added, none are recognised in the text (a document cannot write its own end), and nothing is
+    truncated; without a post-processor the offsets are those of the tokens themselves.
+    """
+    encoder: Tokenizer = Tokenizer.from_str(load_tokenizer(material.tokenizer).backend_tokenizer.to_str())
+    encoder.post_processor = None
+    encoder.encode_special_tokens = True
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
+
+
+def encoded(text: str, encoding: Encoding, begin_of_document_id: int | None) -> Encoded:
+    """Put the begin token in front, or find the first token that can be scored and the bytes from there on.
+
+    Tokens that share a character with an unscored one (pieces of one multi-byte character) are not scored either: bytes
+    and likelihoods then belong to the same characters exactly.
+    """
+    num_text_bytes = len(text.encode())
+    if begin_of_document_id is not None:
+        tokens = np.array([begin_of_document_id, *encoding.ids], dtype=np.int32)
+        return Encoded(tokens, 1, num_text_bytes if len(tokens) > 1 else 0)
+    tokens = np.array(encoding.ids, dtype=np.int32)
+    first_scored, end_of_unscored = 0, 0
+    while first_scored < len(tokens):
+        start, end = encoding.token_to_chars(first_scored)
+        if first_scored > 0 and start >= end_of_unscored:
+            break
+        first_scored, end_of_unscored = first_scored + 1, max(end_of_unscored, end)
+    scored = first_scored < len(tokens)
+    return Encoded(tokens, first_scored, num_text_bytes - len(text[:end_of_unscored].encode()) if scored else 0)
+
+
+def likelihoods(
+    model: LossModel, documents: list[Encoded], *, context: int, stride: float, what: str | None = None
+) -> np.ndarray:
+    """Negative log-likelihood of every document's scored tokens: float64[len(documents)], in nats, 0 where none is.
+
+    The model is put into evaluation mode and left as it was found. ``what`` titles the progress display, if any.
+    """
+    context = min(context, model.model.config.max_position_embeddings)
+    windows = [
+        window
+        for index, document in enumerate(documents)
+        for window in windows_of(document, index, context=context, step=max(1, int(context * stride)))
+    ]
+    windows.sort(key=lambda window: window.begin - window.end)
+    nll = np.zeros(len(documents))
+    was_training = model.training
+    model.eval()
+    try:
+        with _progress(what, sum(window.end - window.begin for window in windows)) as progress:
+            for batch in batches_of(windows):
+                np.add.at(nll, [window.document for window in batch], _window_nll(model, documents, batch))
+                progress.advance(sum(window.end - window.begin for window in batch))
+    finally:
+        model.train(was_training)
+    return nll
+
+
+def windows_of(document: Encoded, index: int, *, context: int, step: int) -> Iterator[Window]:
+    """Cut a document into windows of at most ``context`` inputs, each ``step`` after the one before.
+
+    The input at position p predicts the token at p + 1; a window scores the targets that no earlier one has scored.
+    """
+    num_inputs = len(document.tokens) - 1
+    begin, first_target = 0, document.first_scored
+    while document.num_scored > 0 and first_target <= num_inputs:
+        end = min(begin + context, num_inputs)
+        if first_target <= end:
+            yield Window(index, begin, end, first_target)
+            first_target = end + 1
+        begin += step
+
+
+def batches_of(windows: list[Window]) -> Iterator[list[Window]]:
+    """Group windows, sorted by falling length, so that rows x longest stays within a fixed number of tokens."""
+    start = 0
+    while start < len(windows):
+        longest = windows[start].end - windows[start].begin
+        stop = start + max(1, _TOKENS_PER_BATCH // longest)
+        yield windows[start:stop]
+        start = stop
+
+
+def _window_nll(model: LossModel, documents: list[Encoded], batch: list[Window]) -> np.ndarray:
+    """Sum of the scored targets' negative log-likelihoods for each window, float64[len(batch)].
+
+    Padding stands behind the text, where causal attention never looks from; positions run on through it, so that it is
+    not taken for another document.
+    """
+    shape = (len(batch), batch[0].end - batch[0].begin)
+    tokens, labels = np.zeros(shape, dtype=np.int64), np.full(shape, _IGNORED, dtype=np.int64)
+    for row, window in enumerate(batch):
+        text, length = documents[window.document].tokens, window.end - window.begin
+        tokens[row, :length] = text[window.begin : window.end]
+        scored_from = window.first_target - 1 - window.begin
+        labels[row, scored_from:length] = text[window.first_target : window.end + 1]
+    device = next(model.parameters()).device
+    positions_BT = torch.arange(shape[1], device=device).expand(shape)
+    tokens_BT, labels_BT = torch.from_numpy(tokens).to(device), torch.from_numpy(labels).to(device)
+    nll_BT = model.token_nll(tokens_BT, labels_BT, positions_BT)
+    sums: np.ndarray = nll_BT.double().sum(dim=1).cpu().numpy()
+    return sums
+
+
+def _progress(what: str | None, total: int) -> AbstractContextManager[Tracker]:
+    return track(what, total, "tokens") if what else nullcontext(_Silent())
+
+
+class _Silent:
+    """No display: during training the loop's own is on the screen."""
+
+    def advance(self, amount: float, note: str = "") -> None:
+        """Show nothing."""
+
+
+def _batched(rows: Iterator[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:
+    while batch := list(islice(rows, size)):
+        yield batch

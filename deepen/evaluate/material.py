@@ -1,0 +1,91 @@
+"""The held-out material: which documents are scored, for which ability, with which tokenizer.
+
+Domain sources measure what is new; replay and watch sources measure what must be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from deepen.formats.documents import read_tables
+from deepen.formats.manifest import Artifact
+from deepen.formats.scores import Ability
+
+_ABILITIES: dict[str, Ability] = {"domain": "new", "replay": "kept", "watch": "kept"}
+
+
+@dataclass(frozen=True)
+class HeldOutSource:
+    """One source's held-out documents."""
+
+    name: str
+    role: str
+    path: Path
+    """A document file; absent when the source has no held-out documents."""
+
+    @property
+    def ability(self) -> Ability:
+        """What this source's documents measure."""
+        return _ABILITIES[self.role]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What probes work on."""
+
+    sources: tuple[HeldOutSource, ...]
+    """In recipe order."""
+    tokenizer: Path
+    """Folder of the run's tokenizer."""
+    begin_of_document_id: int | None
+    """Token put before every document, if the base's tokenizer does so."""
+    only: frozenset[str] | None = None
+    """Ids to which the documents are restricted; None for all."""
+
+    def texts(self, source: HeldOutSource) -> Iterator[tuple[str, str]]:
+        """Stream ``(id, text)`` of one source's documents in file order."""
+        for row in _rows(source, ["id", "text"]):
+            if self.only is None or row["id"] in self.only:
+                yield row["id"], row["text"]
+
+    @property
+    def abilities(self) -> dict[str, Ability]:
+        """Ability of every source by name."""
+        return {source.name: source.ability for source in self.sources}
+
+
+def material_of(curate: Artifact, tokenize: Artifact) -> Material:
+    """The held-out documents of a curated corpus with the tokenizer they are scored with."""
+    sources = tuple(
+        HeldOutSource(name, counts["role"], curate.path / "held_out" / f"{name}.parquet")
+        for name, counts in curate.counts["sources"].items()
+    )
+    return Material(sources, tokenize.path / "tokenizer", tokenize.counts["begin_of_document_id"])
+
+
+def smallest_hashes(material: Material, baseline: pa.Table, *, tokens_per_source: int) -> frozenset[str]:
+    """Ids of the scored documents with the smallest content hashes, per source until ``tokens_per_source`` is reached.
+
+    The choice depends on contents alone, so it stays the same when other documents or sources come or go.
+    """
+    scored = {row["id"]: row["tokens"] for row in baseline.to_pylist() if row["nll"] is not None}
+    chosen: set[str] = set()
+    for source in material.sources:
+        tokens = 0
+        for row in sorted(_rows(source, ["id", "content_hash"]), key=lambda row: (row["content_hash"], row["id"])):
+            if tokens >= tokens_per_source:
+                break
+            if row["id"] in scored:
+                chosen.add(row["id"])
+                tokens += scored[row["id"]]
+    return frozenset(chosen)
+
+
+def _rows(source: HeldOutSource, columns: list[str]) -> Iterator[dict[str, str]]:
+    if source.path.is_file():
+        for table in read_tables(source.path, columns):
+            yield from table.to_pylist()

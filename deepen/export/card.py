@@ -1,0 +1,207 @@
+"""The model card: a README whose every number comes from a manifest or a score file.
+
+Nothing is estimated here; what was not measured is said to be not measured. The text is a pure function of the run's
+artifacts, so the card of a rerun is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deepen.formats.manifest import Artifact
+from deepen.formats.records import read_records
+from deepen.formats.scores import CheckpointScores, Choice, Score
+
+
+@dataclass(frozen=True)
+class Export:
+    """What the card needs to know about the exported model."""
+
+    base: str
+    """What the recipe calls the base."""
+    choice: Choice
+    num_parameters: int
+    """Tied weights count once."""
+    vocabulary_size: int
+    dtype: str
+    difference: float
+    """Largest absolute difference of logits between the model in memory and its export."""
+    compared_tokens: int
+    compared_on: str
+    """What text the logits were compared on."""
+
+
+def model_card(export: Export, lineage: Mapping[str, Artifact]) -> str:
+    """The text of README.md: Markdown with a metadata header as the Hugging Face hub reads it."""
+    sections = [
+        _header(export), _summary(export), _loading(), _data(lineage), _training(lineage), _scores(export, lineage),
+        _choice(export), _limits(export, lineage), _provenance(lineage),
+    ]  # fmt: skip
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _header(export: Export) -> str:
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags:", "- continued-pretraining"]
+    return "\n".join([*lines, "- deepen", "---"])
+
+
+def _summary(export: Export) -> str:
+    step = export.choice.step
+    what = (
+        f"the untouched base `{export.base}`: no checkpoint of the run was chosen over it"
+        if step is None
+        else f"`{export.base}` after continued pretraining, checkpoint of step {step}"
+    )
+    size = (
+        f"{export.num_parameters:,} parameters in {export.dtype} and a vocabulary of {export.vocabulary_size:,} tokens"
+    )
+    proof = f"its logits on {export.compared_tokens:,} tokens of {export.compared_on} differ from those of the model"
+    return (
+        f"# {export.base}, continued with deepen\n\nThis folder holds {what}. It has {size}. Reloaded from these files, "
+        f"{proof} in memory by at most {export.difference:.3g}."
+    )
+
+
+def _loading() -> str:
+    return (
+        "## How to load it\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("PATH")\ntokenizer = AutoTokenizer.from_pretrained("PATH")\n```\n'
+        "\nOr try it on the command line: `deepen chat PATH`."
+    )
+
+
+def _data(lineage: Mapping[str, Artifact]) -> str:
+    """Sources with their licences, documents and the tokens that were really trained."""
+    if "curate" not in lineage:
+        return ""
+    curated = lineage["curate"].counts["sources"]
+    tokenized = lineage["tokenize"].counts["sources"] if "tokenize" in lineage else {}
+    trained = lineage["train"].counts["sources"] if "train" in lineage else {}
+    rows = [
+        [
+            name, counts["role"], counts.get("licence") or "not stated", f"{counts['documents_kept']:,}",
+            _number(tokenized.get(name, {}).get("tokens")), _number(trained.get(name, {}).get("tokens")),
+            f"{counts['held_out']:,}",
+        ]
+        for name, counts in curated.items()
+    ]  # fmt: skip
+    heading = ["source", "role", "licence", "documents", "tokens", "tokens trained", "held-out documents"]
+    notes = (
+        "Domain sources are what the model was to learn; replay sources remind it of what it knew; watch sources "
+        "are only scored. Tokens trained counts repetitions."
+    )
+    return f"## Data\n\n{_table(heading, rows)}\n\n{notes}"
+
+
+def _training(lineage: Mapping[str, Artifact]) -> str:
+    if "train" not in lineage:
+        return ""
+    train = lineage["train"]
+    counts = train.counts
+    tokens = sum(source["tokens"] for source in counts["sources"].values())
+    text = f"## Training\n\nThe whole run took {counts['steps']:,} optimizer steps over {tokens:,} tokens"
+    if "mix" in lineage:
+        mix = lineage["mix"].counts
+        text += f", in rows of {mix['sequence_length']:,} tokens, {mix['rows_per_batch']:,} rows per step"
+    text += "."
+    if counts.get("skipped_batches"):
+        text += f" {counts['skipped_batches']:,} batches were skipped because loss or gradient was not finite."
+    if counts.get("final_loss") is not None:
+        text += f" The loss at its last step was {counts['final_loss']:.4f} nats per token."
+    settings = json.dumps(train.manifest.config, indent=1, ensure_ascii=False, sort_keys=True)
+    return f"{text}\n\nSettings other than deepen's defaults:\n\n```json\n{settings}\n```"
+
+
+def _scores(export: Export, lineage: Mapping[str, Artifact]) -> str:
+    """The chosen checkpoint's scores against the base; the base's own when it was kept."""
+    if "evaluate" not in lineage:
+        return ""
+    records = read_records(lineage["evaluate"].path / "scores.jsonl")
+    scores = [CheckpointScores.model_validate(record, strict=False) for record in records]
+    chosen = next((one for one in scores if one.step == export.choice.step), None)
+    notes = (
+        "Bits per byte of held-out documents, which were kept out of training together with their near-duplicates; "
+        "lower is better. Changes are relative to the base on the same documents, with 95 % intervals from a paired "
+        "bootstrap over documents. New: domain sources; kept: replay and watch sources; their rows are means over sources."
+    )
+    if chosen is not None:
+        rows = [_score_row(score) for score in chosen.scores]
+        heading = ["score", "ability", "base", "this model", "change", "95 % interval", "documents"]
+        return f"## Scores\n\n{_table(heading, rows)}\n\n{notes}"
+    base = lineage["evaluate"].counts["sources"]
+    rows = [
+        [name, counts["ability"], f"{counts['bits_per_byte']:.4f}", f"{counts['scored']:,}"]
+        for name, counts in base.items()
+        if counts["bits_per_byte"] is not None
+    ]
+    return f"## Scores\n\n{_table(['source', 'ability', 'bits per byte', 'documents'], rows)}\n\nScores of the base."
+
+
+def _score_row(score: Score) -> list[str]:
+    low_high = "not computed" if score.interval is None else f"{score.interval[0]:+.2%} to {score.interval[1]:+.2%}"
+    name = score.probe if ":" in score.probe else f"{score.probe}, mean"
+    return [
+        name, score.ability, f"{score.baseline:.4f}", f"{score.value:.4f}", f"{score.difference:+.2%}", low_high,
+        f"{score.items:,}",
+    ]  # fmt: skip
+
+
+def _choice(export: Export) -> str:
+    return f"## Why this checkpoint\n\n{export.choice.reason}"
+
+
+def _limits(export: Export, lineage: Mapping[str, Artifact]) -> str:
+    """What a reader could wrongly assume, as far as the run's own records show it."""
+    limits = [
+        "It continues text: it was not taught to follow instructions, and nothing was done for safety.",
+        "The scores measure how well text is predicted, not whether statements are true.",
+    ]
+    sources = lineage["evaluate"].counts["sources"] if "evaluate" in lineage else {}
+    unmeasured = [name for name, counts in sources.items() if not counts["scored"]]
+    if unmeasured:
+        limits.append(f"Without held-out documents, and so without scores: {', '.join(unmeasured)}.")
+    if sources and not any(counts["ability"] == "kept" and counts["scored"] for counts in sources.values()):
+        limits.append("Forgetting was not measured: there are no scored replay or watch documents.")
+    curated = lineage["curate"].counts["sources"] if "curate" in lineage else {}
+    if any(counts.get("licence") is None for counts in curated.values()):
+        limits.append("Some sources state no licence.")
+    if export.dtype == "bfloat16":
+        limits.append("Weights were rounded to bfloat16; the scores above are those of the float32 checkpoint.")
+    return "## Known limits\n\n" + "\n".join(f"- {limit}" for limit in limits)
+
+
+def _provenance(lineage: Mapping[str, Artifact]) -> str:
+    rows = [[name, f"`{artifact.fingerprint}`", artifact.manifest.code.version] for name, artifact in lineage.items()]
+    return f"## Provenance\n\n{_table(['stage', 'fingerprint', 'deepen'], rows)}\n\nThe same is in `deepen.json`."
+
+
+def lineage_record(export: Export, lineage: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Contents of ``deepen.json``: where this model comes from, without paths or times."""
+    return {
+        "base": export.base,
+        "step": export.choice.step,
+        "dtype": export.dtype,
+        "parameters": export.num_parameters,
+        "largest_logit_difference": export.difference,
+        "compared_tokens": export.compared_tokens,
+        "stages": {
+            name: {
+                "fingerprint": artifact.fingerprint,
+                "format": artifact.manifest.format,
+                "code": artifact.manifest.code.model_dump(mode="json", exclude_none=True),
+            }
+            for name, artifact in lineage.items()
+        },
+    }
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _table(heading: list[str], rows: list[list[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

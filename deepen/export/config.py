@@ -1,0 +1,21 @@
+"""Settings of the export."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from deepen.settings import Many, Settings
+
+
+class ExportConfig(Settings):
+    """What is handed over."""
+
+    formats: Annotated[Many[Literal["huggingface"]], Field(min_length=1)] = ("huggingface",)
+    """Formats to write; `huggingface`: a folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
+    dtype: Literal["trained", "float32", "bfloat16"] = "trained"
+    """Number format of the weights. `trained`: as in the checkpoint, float32, so nothing is lost; `bfloat16`: half the
+    size, each weight rounded to 8 significant bits, as most models are published."""
+    max_shard: Annotated[str, Field(pattern=r"^[1-9]\d*(MB|GB)$")] = "5GB"
+    """Largest size of one weight file; larger models are split."""

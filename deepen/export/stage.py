@@ -1,0 +1,151 @@
+"""The export stage: the chosen checkpoint as a Hugging Face folder that was proven to be the trained model.
+
+Everything is written to a folder aside and checked there; only then do the files take their places, each by rename. A
+kill therefore leaves at most some of the final files, and the next run makes the same ones again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from deepen.errors import DamageError
+from deepen.export.card import Export, lineage_record, model_card
+from deepen.export.config import ExportConfig
+from deepen.formats.atomic import FileEntry, entry_of, sync_directory, write_bytes
+from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
+from deepen.formats.documents import read_tables
+from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.scores import Choice
+from deepen.model.config import ResolvedBase
+from deepen.parallel.config import Compute
+from deepen.progress import say
+
+FORMAT = 1
+
+_TEXTS_PER_SOURCE = 4
+_ASIDE = "huggingface.tmp"
+
+
+def export(
+    config: ExportConfig, job: StageJob, *, base: ResolvedBase, compute: Compute, lineage: Mapping[str, Artifact]
+) -> Manifest:
+    """Write the chosen model as a folder with tokenizer, card and ``deepen.json``.
+
+    Inputs: ``tokenize``, ``train``, ``select``. ``lineage``: all finished stages of the run by name in their order, for
+    the card; its ``curate`` gives the held-out text on which logits are compared. Raises ``DeepenError``, without a
+    manifest, when the reloaded folder is not the model.
+    """
+    begin_stage(job, stage="export", format_number=FORMAT, config=config)
+    choice_file = job.inputs["select"].path / "choice.json"
+    choice = Choice.model_validate_json(choice_file.read_bytes(), strict=False)
+    aside = job.out / _ASIDE
+    if aside.exists():
+        shutil.rmtree(aside)
+    aside.mkdir()
+    made = _make_folder(config, job, choice, aside, base=base, compute=compute, texts=_texts(lineage))
+    files = _put_in_place(aside, job.out)
+    files.append(write_bytes(job.out / "README.md", model_card(made, lineage).encode(), "sha256"))
+    record = json.dumps(lineage_record(made, lineage), indent=1, ensure_ascii=False)
+    files.append(write_bytes(job.out / "deepen.json", (record + "\n").encode(), "sha256"))
+    counts = {
+        "step": choice.step,
+        "parameters": made.num_parameters,
+        "dtype": made.dtype,
+        "largest_logit_difference": made.difference,
+        "compared_tokens": made.compared_tokens,
+        "compared_on": made.compared_on,
+    }
+    what = "the untouched base" if choice.step is None else f"step {choice.step}"
+    say(
+        f"export: {what}, {made.num_parameters:,} parameters; reloaded, its logits differ by at most {made.difference:.3g}"
+    )
+    return finish_stage(job, stage="export", format_number=FORMAT, config=config, files=files, counts=counts)
+
+
+def _make_folder(
+    config: ExportConfig,
+    job: StageJob,
+    choice: Choice,
+    aside: Path,
+    *,
+    base: ResolvedBase,
+    compute: Compute,
+    texts: list[str],
+) -> Export:
+    """Load the chosen weights, write the folder ``aside`` and prove it."""
+    import torch
+
+    from deepen.export.huggingface import SpecialIds, copy_tokenizer, round_trip, save_folder, tokens_of
+    from deepen.model.load import load_model, load_weights
+    from deepen.parallel.process import set_up
+
+    tokenize = job.inputs["tokenize"]
+    special = SpecialIds(tokenize.counts["begin_of_document_id"], tokenize.counts["end_of_document_id"])
+    vocabulary_size = tokenize.counts["vocabulary_size"]
+    device = set_up(compute)
+    model = load_model(base, vocabulary_size=vocabulary_size, seed=job.seed)
+    if choice.step is not None:
+        load_weights(model, _checkpoint(job.inputs["train"], choice.step).path / "model.safetensors")
+    model.to(device)
+    copy_tokenizer(tokenize.path / "tokenizer", aside)
+    tokens, compared_on = tokens_of(aside, texts), "held-out documents"
+    if not tokens:
+        tokens, compared_on = [torch.arange(min(64, vocabulary_size))[None]], "arbitrary tokens"
+    save = partial(save_folder, folder=aside, max_shard=config.max_shard, special=special, base=base.path)
+    found = round_trip(model, tokens, aside, dtype=config.dtype, save=save)
+    return Export(
+        base=base.name,
+        choice=choice,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocabulary_size=vocabulary_size,
+        dtype=found.dtype,
+        difference=found.difference,
+        compared_tokens=found.compared_tokens,
+        compared_on=compared_on,
+    )
+
+
+def _checkpoint(train: Artifact, step: int) -> CheckpointInfo:
+    """The checkpoint of ``step``, its bytes checked; raises ``DamageError``."""
+    found = next((info for info in list_checkpoints(train.path / "checkpoints") if info.step == step), None)
+    if found is None:
+        raise DamageError(f"the chosen checkpoint of step {step} is gone from `{train.path}`", hint="run `train` again")
+    wrong = verify(found)
+    if wrong:
+        raise DamageError(
+            f"the chosen checkpoint is damaged: {wrong[0]}", hint="run `evaluate` and `select` again: they pass it over"
+        )
+    return found
+
+
+def _texts(lineage: Mapping[str, Artifact]) -> list[str]:
+    """The first held-out documents of every source; none when nothing was held out."""
+    texts: list[str] = []
+    curate = lineage.get("curate")
+    for name in curate.counts["sources"] if curate is not None else ():
+        path = curate.path / "held_out" / f"{name}.parquet" if curate is not None else Path()
+        if path.is_file():
+            rows = (text for table in read_tables(path, ["text"]) for text in table["text"].to_pylist())
+            texts += islice(rows, _TEXTS_PER_SOURCE)
+    return texts
+
+
+def _put_in_place(aside: Path, out: Path) -> list[FileEntry]:
+    """Flush every file to disk and move it into ``out``; returns their entries, hashed by sha256."""
+    entries = []
+    for file in sorted(aside.iterdir()):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        entries.append(entry_of(file.replace(out / file.name), out, "sha256"))
+    sync_directory(out)
+    aside.rmdir()
+    return entries

@@ -1,0 +1,1 @@
+"""Every file that deepen writes: reader and writer side by side, without torch."""

@@ -1,0 +1,1 @@
+"""Hugging Face causal language models as deepen trains them: loading, document isolation, chunked loss."""

@@ -1,0 +1,234 @@
+"""Next-token loss without logits: the head and the cross-entropy are computed chunk by chunk.
+
+Logits of a batch (tokens x vocabulary) are the largest tensor of training, and needed for nothing but the loss.
+``LinearCrossEntropy`` therefore makes them for a few tokens at a time and, while it has them, also computes the
+gradients of the hidden states and of the head; backward only scales what is already there. It costs no extra matrix
+product. Sums, exponentials and logarithms are in fp32 (fp64 for fp64 models).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from deepen.errors import DeepenError
+
+IGNORED = -100
+"""Label of a position that carries no loss."""
+
+_CHUNK_BYTES = 32 << 20
+"""Logits in memory at a time."""
+
+
+@dataclass(frozen=True)
+class LogitRules:
+    """What happens between the head and the loss."""
+
+    scale: float = 1.0
+    """Some families multiply logits by a constant (Cohere, Granite)."""
+    soft_cap: float | None = None
+    """Some squash them into +-``soft_cap`` with a hyperbolic tangent (Gemma 2)."""
+    z_loss: float = 0.0
+    """Adds ``z_loss * log(Z)^2`` per token, which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5)."""
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The output head: ``weight`` is vocabulary x width, in the dtype of the matrix product."""
+
+    weight: Tensor
+    bias: Tensor | None
+    rules: LogitRules
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the negative log-likelihoods of labels under ``softmax(hidden @ weight.T + bias)``, chunk by chunk.
+
+    Returns the sum (with the z-loss of ``rules``), which is differentiable, and the likelihoods per token without
+    z-loss, which are not.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, rules: LogitRules
+    ) -> tuple[Tensor, Tensor]:
+        """Compute loss and, at once, the gradients of ``hidden_ND``, ``weight_VD`` and ``bias_V``."""
+        compute_dtype = _compute_dtype(hidden_ND)
+        head = _Head(weight_VD.to(compute_dtype), bias_V, rules)
+        accumulator = _accumulation_dtype(compute_dtype)
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulator) if ctx.needs_input_grad[1] else None
+        grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
+        total = hidden_ND.new_zeros((), dtype=accumulator)
+        nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulator)
+        for rows in _chunks(len(labels_N), len(weight_VD), accumulator.itemsize):
+            chunk = hidden_ND[rows].to(compute_dtype)
+            logits, slope = _logits(chunk, head)
+            nll_N[rows], penalty = _softmax_gradient_(logits, labels_N[rows], rules.z_loss)
+            total += nll_N[rows].sum() + penalty
+            grad_logits = (logits if slope is None else logits.mul_(slope)).to(compute_dtype)
+            grad_hidden_ND[rows] = grad_logits @ head.weight
+            if grad_weight_VD is not None:
+                _add_product_(grad_weight_VD, grad_logits.T, chunk)
+            if grad_bias_V is not None:
+                grad_bias_V += grad_logits.sum(0)
+        ctx.gradients = (grad_hidden_ND, grad_weight_VD, grad_bias_V)
+        ctx.weight_dtype = weight_VD.dtype
+        ctx.mark_non_differentiable(nll_N)
+        ctx.set_materialize_grads(False)
+        return total, nll_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor | None, _grad_nll: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that forward computed; they are handed over, so this works once."""
+        if grad_total is None:
+            return (None,) * 5
+        hidden, weight, bias = ctx.gradients
+        del ctx.gradients
+        scaled = [None if gradient is None else gradient.mul_(grad_total) for gradient in (hidden, weight, bias)]
+        if scaled[1] is not None:
+            scaled[1] = scaled[1].to(ctx.weight_dtype)
+        return (*scaled, None, None)
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The dtype of the head's matrix product: autocast's where that is on, else the hidden state's."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _chunks(num_tokens: int, vocabulary_size: int, itemsize: int) -> list[slice]:
+    """Equal chunks of at most ``_CHUNK_BYTES`` of logits each."""
+    largest = max(16, _CHUNK_BYTES // (vocabulary_size * itemsize))
+    size = math.ceil(num_tokens / math.ceil(num_tokens / largest)) if num_tokens else 1
+    return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
+
+
+def _logits(chunk_CD: Tensor, head: _Head) -> tuple[Tensor, Tensor | float | None]:
+    """Logits of a chunk in the accumulation dtype, and their derivative by the head's raw output (None: 1)."""
+    with torch.autocast(chunk_CD.device.type, enabled=False):
+        raw = torch.nn.functional.linear(chunk_CD, head.weight)
+    logits = raw.to(_accumulation_dtype(raw.dtype))
+    if head.bias is not None:
+        logits += head.bias
+    slope: Tensor | float | None = None
+    if head.rules.scale != 1.0:
+        slope = head.rules.scale
+        logits *= slope
+    if head.rules.soft_cap is not None:
+        squashed = torch.tanh_(logits.div_(head.rules.soft_cap))
+        slope = (1 - squashed * squashed).mul_(1.0 if slope is None else slope)
+        logits = squashed * head.rules.soft_cap
+    return logits, slope
+
+
+def _softmax_gradient_(logits_CV: Tensor, labels_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    """Turn logits in place into the gradient of the loss by them; returns likelihoods and the sum of z penalties."""
+    valid_C = labels_C != IGNORED
+    targets_C1 = labels_C.clamp(min=0).unsqueeze(1)
+    log_z_C = torch.logsumexp(logits_CV, 1)
+    nll_C = (log_z_C - logits_CV.gather(1, targets_C1).squeeze(1)).masked_fill_(~valid_C, 0.0)
+    weight_C = valid_C.to(logits_CV.dtype)
+    penalty = z_loss * (log_z_C.square() * weight_C).sum()
+    logits_CV.sub_(log_z_C.unsqueeze(1)).exp_()
+    scale_C = weight_C * (1 + 2 * z_loss * log_z_C) if z_loss else weight_C
+    if z_loss or not bool(valid_C.all()):
+        logits_CV.mul_(scale_C.unsqueeze(1))
+    logits_CV.scatter_add_(1, targets_C1, -weight_C.unsqueeze(1))
+    return nll_C, penalty
+
+
+def _add_product_(out_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+    """``out += left @ right``, accumulated in ``out``'s precision."""
+    if out_VD.dtype == left_VC.dtype:
+        out_VD.addmm_(left_VC, right_CD)
+    else:
+        out_VD.add_(left_VC @ right_CD)
+
+
+class LossModel(nn.Module):
+    """A Hugging Face causal language model as a loss: tokens, labels and positions in, likelihoods out.
+
+    ``positions_BT`` restart at 0 where a document begins; no attention mask is ever passed, because transformers
+    isolates documents by their positions only when there is none.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, z_loss: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.rules = logit_rules(model, z_loss)
+
+    def forward(self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of negative log-likelihoods in nats (plus z-loss), differentiable; and nats per token, detached.
+
+        A label belongs to its own position: ``labels_BT[b, t]`` is what should follow ``tokens_BT[b, :t + 1]``.
+        """
+        hidden_BTD = self.hidden(tokens_BT, positions_BT)
+        head = self.model.get_output_embeddings()
+        total, nll_N = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden_BTD.flatten(0, 1), head.weight, head.bias, labels_BT.flatten(), self.rules
+        )
+        return total, nll_N.view(labels_BT.shape)
+
+    @torch.no_grad()
+    def token_nll(self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """Nats per token without gradients, 0 where the label is ignored."""
+        hidden_ND = self.hidden(tokens_BT, positions_BT).flatten(0, 1)
+        labels_N = labels_BT.flatten()
+        output = self.model.get_output_embeddings()
+        compute_dtype = _compute_dtype(hidden_ND)
+        head = _Head(output.weight.to(compute_dtype), output.bias, self.rules)
+        accumulator = _accumulation_dtype(compute_dtype)
+        nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulator)
+        for rows in _chunks(len(labels_N), len(head.weight), accumulator.itemsize):
+            logits, _ = _logits(hidden_ND[rows].to(compute_dtype), head)
+            nll_N[rows] = nn.functional.cross_entropy(logits, labels_N[rows], reduction="none", ignore_index=IGNORED)
+        return nll_N.view(labels_BT.shape)
+
+    def hidden(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """The last hidden states, after the final norm."""
+        body = self.model.base_model
+        output = body(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
+        assert isinstance(output.last_hidden_state, Tensor)
+        return output.last_hidden_state
+
+
+def logit_rules(model: PreTrainedModel, z_loss: float) -> LogitRules:
+    """What a family does to its logits, read from its configuration, and the z-loss of the run."""
+    config = model.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
+    return LogitRules(scale / divisor, getattr(config, "final_logit_softcapping", None), z_loss)
+
+
+@torch.no_grad()
+def check_loss(loss_model: LossModel) -> None:
+    """Compare our loss with the model's own on one small row; raises ``DeepenError`` when they differ.
+
+    A family with another head than those we know is so refused at the start instead of being trained on a wrong loss.
+    """
+    model = loss_model.model
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    size = model.get_input_embeddings().weight.shape[0]
+    tokens_BT = (torch.arange(16, device=device) * 7919 % size).unsqueeze(0)
+    labels_BT = tokens_BT.roll(-1, 1)
+    labels_BT[:, -1] = IGNORED
+    ours = loss_model.token_nll(tokens_BT, labels_BT, torch.arange(16, device=device).unsqueeze(0)).sum() / 15
+    theirs = model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False).loss
+    model.train(training)
+    if not torch.isclose(ours, theirs.to(ours.dtype), rtol=1e-3, atol=1e-4):
+        raise DeepenError(
+            f"the loss of `{model.config.model_type}` is not what its head suggests ({ours:.4f} against {theirs:.4f})",
+            hint="this architecture computes its logits in a way that deepen does not know; use a dense decoder",
+        )

@@ -1,0 +1,1 @@
+"""Forecasts before any money is spent; pure arithmetic, no torch."""

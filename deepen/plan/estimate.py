@@ -1,0 +1,135 @@
+"""One page before a run: tokens, compute, time, memory, disk and cost, each with how it was worked out.
+
+Sizes come from the base's ``config.json`` and from the source files; the speed of this machine from a half-second
+matrix product. Memory and disk follow the arithmetic of ``formats.architecture``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deepen.formats.architecture import ADAMW_BYTES_PER_PARAMETER, Architecture, architecture_from_config
+from deepen.ingest.config import find_files
+from deepen.model.config import BaseRun, RandomInit
+from deepen.progress import readable
+from deepen.recipe.models import Machine, Recipe
+from deepen.train.config import num_steps
+
+_PEAK_BF16 = {"A100": 312e12, "H100 / H200": 989e12}
+"""Dense bf16 FLOP/s from the vendor's data sheets."""
+_MODEL_FLOPS_UTILISATION = 0.4
+_SHARE_OF_MATMUL = 0.6
+"""What a training step reaches of a plain matrix product on a CPU: 0.75 for large models, less for tiny ones."""
+_BYTES_PER_TOKEN = 4.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One estimate: a number, how it is shown and how it was worked out."""
+
+    what: str
+    value: float
+    shown: str
+    how: str
+
+
+def estimate(recipe: Recipe, machine: Machine) -> list[Line]:
+    """The whole page; lines whose base cannot be read without fetching say so."""
+    lines = [*_data(recipe)]
+    shape = architecture_of(recipe)
+    if shape is None:
+        return [*lines, Line("model", 0, "unknown", "the base is not on this machine: `deepen fetch` it first")]
+    flops = shape.training_flops_per_token(recipe.mix.sequence_length) * recipe.train.tokens
+    lines += [
+        Line("parameters", shape.num_parameters, readable(shape.num_parameters), "from config.json"),
+        Line("compute", flops, f"{flops:.2e} FLOP", "tokens x (6 N + 12 layers d T)"),
+    ]
+    return [*lines, *_time(flops, machine), *_memory(shape, recipe), *_disk(shape, recipe)]
+
+
+def architecture_of(recipe: Recipe) -> Architecture | None:
+    """Shape of the base, or None when it is a hub model that was not looked at yet."""
+    base = recipe.base
+    if isinstance(base, RandomInit):
+        vocabulary = recipe.tokenize.vocabulary
+        size = 0 if isinstance(vocabulary, str) else vocabulary.train
+        return architecture_from_config(base.config(size))
+    folder = Path(base.run) / "export" if isinstance(base, BaseRun) else Path(base).expanduser()
+    path = folder / "config.json"
+    return architecture_from_config(json.loads(path.read_text())) if path.is_file() else None
+
+
+def _data(recipe: Recipe) -> list[Line]:
+    steps = num_steps(recipe.train)
+    lines = [Line("training tokens", recipe.train.tokens, readable(recipe.train.tokens), f"{steps} steps")]
+    for source in recipe.ingest.sources:
+        num_bytes = sum(path.stat().st_size for path in find_files(source))
+        how = f"{readable(num_bytes)} bytes on disk / {_BYTES_PER_TOKEN:g}; compressed files hold 3-5 times as many"
+        tokens = num_bytes / _BYTES_PER_TOKEN
+        lines.append(Line(f"tokens in {source.name}", tokens, f"about {readable(tokens)}", how))
+    return lines
+
+
+def _time(flops: float, machine: Machine) -> list[Line]:
+    speed = matmul_flops_per_second() * _SHARE_OF_MATMUL
+    hours = flops / speed / 3600
+    how = f"{speed / 1e9:.0f} GFLOP/s: {_SHARE_OF_MATMUL:.0%} of a matrix product measured now"
+    lines = [Line("time on this CPU", hours, f"{hours:.3g} h", how)]
+    for name, peak in _PEAK_BF16.items():
+        gpu_hours = flops / (peak * _MODEL_FLOPS_UTILISATION) / 3600
+        how = f"{peak / 1e12:.0f} TFLOP/s bf16 at {_MODEL_FLOPS_UTILISATION:.0%} utilisation"
+        lines.append(Line(f"GPU-hours on {name}", gpu_hours, f"{gpu_hours:.3g} h", how))
+    if machine.price is not None:
+        cost = hours * machine.price.per_hour
+        how = f"{machine.price.per_hour} an hour ({machine.price.date}), at the time on this CPU"
+        lines.append(Line("cost", cost, f"{cost:.2f} {machine.price.currency}", how))
+    return lines
+
+
+def _memory(shape: Architecture, recipe: Recipe) -> list[Line]:
+    state = shape.num_parameters * ADAMW_BYTES_PER_PARAMETER
+    row = shape.activation_bytes(recipe.mix.sequence_length)
+    return [
+        Line(
+            "memory for state",
+            state,
+            f"{state / 1e9:.2f} GB",
+            f"{ADAMW_BYTES_PER_PARAMETER} bytes a parameter (fp32 AdamW)",
+        ),
+        Line(
+            "memory per row",
+            row,
+            f"{row / 1e9:.3f} GB",
+            f"activations of one row of {recipe.mix.sequence_length} tokens, fp32",
+        ),
+    ]
+
+
+def _disk(shape: Architecture, recipe: Recipe) -> list[Line]:
+    checkpoint = shape.num_parameters * 12
+    kept = recipe.train.save.keep + 1
+    return [
+        Line("disk per checkpoint", checkpoint, f"{checkpoint / 1e9:.2f} GB", "weights and two moments, fp32"),
+        Line(
+            "disk for checkpoints",
+            kept * checkpoint,
+            f"{kept * checkpoint / 1e9:.2f} GB",
+            f"{kept} at a time, and scored ones",
+        ),
+    ]
+
+
+def matmul_flops_per_second(size: int = 1024, seconds: float = 0.5) -> float:
+    """Speed of single-precision matrix products on this machine, over about ``seconds``."""
+    left = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+    np.matmul(left, left)
+    started, num_products = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        np.matmul(left, left)
+        num_products += 1
+    return 2.0 * size**3 * num_products / (time.perf_counter() - started)

@@ -1,0 +1,1 @@
+"""Recipe (what is to come out) and machine (where and how fast): models, reading, checks, explanations."""

@@ -1,0 +1,131 @@
+"""Checks across rooms: settings that are each fine and together impossible, and inputs that are not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from deepen.errors import Problem
+from deepen.formats.yaml_text import Key, YamlText
+from deepen.ingest import config as ingest_config
+from deepen.model.config import BaseRun, RandomInit
+from deepen.recipe.models import Machine, Recipe
+from deepen.settings import Interval
+from deepen.train import config as train_config
+
+
+def check(recipe: Recipe, machine: Machine, text: YamlText) -> list[Problem]:
+    """Everything that is wrong with a recipe whose values are each valid; places come from ``text``."""
+    del machine  # nothing of the machine can contradict a recipe yet
+    found = [
+        *_check_sources(recipe),
+        *_check_mixture(recipe),
+        *_check_base(recipe),
+        *_check_training(recipe),
+        *_check_intervals(recipe),
+    ]
+    return [replace(problem, place=text.place(_key(problem.path))) for problem in found]
+
+
+def _key(dotted: str) -> Key:
+    parts = dotted.replace("[", ".").replace("]", "").split(".")
+    return tuple(int(part) if part.isdigit() else part for part in parts)
+
+
+def _check_sources(recipe: Recipe) -> Iterator[Problem]:
+    for problem in ingest_config.problems(recipe.ingest):
+        path = problem.path if problem.path.startswith("ingest") else f"ingest.{problem.path}"
+        yield replace(problem, path=path)
+    if not any(source.role in ("domain", "replay") for source in recipe.ingest.sources):
+        yield Problem(
+            "ingest.sources",
+            "there is nothing to train on: every source has the role `watch`",
+            "give one `role: domain`",
+        )
+
+
+def _check_mixture(recipe: Recipe) -> Iterator[Problem]:
+    roles = {source.role for source in recipe.ingest.sources}
+    share = recipe.mix.domain_share
+    if share is None:
+        return
+    if share < 1 and "replay" not in roles:
+        remedy = "add a source with `role: replay`, or set domain_share to 1"
+        yield Problem(
+            "mix.domain_share", f"asks for {1 - share:.0%} replay, and no source has that role", remedy, str(share)
+        )
+    if share > 0 and "domain" not in roles:
+        remedy = "add a source with `role: domain`, or set domain_share to 0"
+        yield Problem(
+            "mix.domain_share", f"asks for {share:.0%} domain text, and no source has that role", remedy, str(share)
+        )
+
+
+def _check_base(recipe: Recipe) -> Iterator[Problem]:
+    base, length = recipe.base, recipe.mix.sequence_length
+    trains_vocabulary = recipe.tokenize.vocabulary != "keep"
+    if isinstance(base, RandomInit):
+        if not trains_vocabulary:
+            yield Problem(
+                "tokenize.vocabulary",
+                "a base with `init: random` has no tokenizer to keep",
+                "set {train: 4096}",
+                "keep",
+            )
+        if base.max_length < length:
+            yield Problem(
+                "base.max_length", f"is shorter than mix.sequence_length ({length})", "", str(base.max_length)
+            )
+        return
+    if trains_vocabulary:
+        yield Problem("tokenize.vocabulary", "a new vocabulary does not fit a trained base", "set it to `keep`")
+    if isinstance(base, BaseRun):
+        if not (Path(base.run) / "recipe.yaml").is_file():
+            yield Problem("base.run", "there is no such run", "give the run's folder, for example runs/NAME", base.run)
+        return
+    yield from _check_base_folder(base, length)
+
+
+def _check_base_folder(base: str, length: int) -> Iterator[Problem]:
+    folder = Path(base).expanduser()
+    looks_like_path = base.startswith((".", "/", "~")) or base.count("/") != 1
+    if not folder.is_dir():
+        if looks_like_path:
+            yield Problem(
+                "base", "there is no such folder", "give a Hugging Face model folder or a hub id such as org/name", base
+            )
+        return
+    path = folder / "config.json"
+    if not path.is_file():
+        yield Problem("base", "the folder has no config.json", "give the folder that holds the model's weights", base)
+        return
+    most = json.loads(path.read_text()).get("max_position_embeddings")
+    if most and length > most:
+        yield Problem(
+            "mix.sequence_length", f"is longer than the base's {most} positions", f"at most {most}", str(length)
+        )
+
+
+def _check_training(recipe: Recipe) -> Iterator[Problem]:
+    for problem in train_config.problems(recipe.train, sequence_length=recipe.mix.sequence_length):
+        path = problem.path if problem.path.startswith("train") else f"train.{problem.path}"
+        yield replace(problem, path=path)
+
+
+def _check_intervals(recipe: Recipe) -> Iterator[Problem]:
+    total = train_config.num_steps(recipe.train)
+    problem = never_fires(recipe.evaluate.every, total, recipe.train.batch_tokens)
+    if problem:
+        yield Problem(
+            "evaluate.every", problem, "give a shorter interval, for example `10%`", str(recipe.evaluate.every)
+        )
+
+
+def never_fires(interval: Interval, total_steps: int, tokens_per_step: int) -> str | None:
+    """Why an interval never comes round within a run of ``total_steps``, or None when it does."""
+    steps = interval.every_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
+    if steps is None or steps <= total_steps:
+        return None
+    return f"never fires: every {steps} steps in a run of {total_steps}"

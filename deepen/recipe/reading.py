@@ -1,0 +1,128 @@
+"""Reading a recipe and a machine file: every problem at once, with place, value and remedy, before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from deepen.errors import Problem, RecipeError
+from deepen.formats.yaml_text import Key, YamlText, dotted_path, read_yaml, set_value, write_yaml
+from deepen.plug import field_names
+from deepen.recipe.checks import check
+from deepen.recipe.models import Machine, Recipe
+from deepen.settings import Settings
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recipe and a machine that were read and found sound, with the places of their keys."""
+
+    recipe: Recipe
+    machine: Machine
+    text: YamlText
+
+
+def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str] = ()) -> Loaded:
+    """Read a recipe and a machine file, apply ``--set`` assignments; raises ``RecipeError`` with all problems."""
+    problems: list[Problem] = []
+    text = _read(recipe_path, "recipe", problems)
+    machine_text = _read(machine_path, "machine file", problems) if machine_path else YamlText(data={})
+    for assignment in sets:
+        set_value(machine_text if assignment.startswith("machine.") else text, assignment.removeprefix("machine."))
+    problems += [*text.problems, *machine_text.problems]
+    recipe = _validate(Recipe, text, problems)
+    machine = _validate(Machine, machine_text, problems)
+    if recipe is not None and machine is not None:
+        problems += check(recipe, machine, text)
+    if problems or recipe is None or machine is None:
+        raise RecipeError(problems)
+    return Loaded(recipe, machine, text)
+
+
+def _read(path: Path, what: str, problems: list[Problem]) -> YamlText:
+    if not path.is_file():
+        remedy = "`deepen init` writes a first recipe" if what == "recipe" else "see the folder `machines/`"
+        problems.append(Problem("", f"there is no {what} at `{path}`", remedy))
+        return YamlText(data={})
+    text = read_yaml(path)
+    if not isinstance(text.data, dict) and not text.problems:
+        problems.append(
+            Problem("", f"the {what} is empty" if text.data is None else "expected keys and values", place=path.name)
+        )
+    if not isinstance(text.data, dict):
+        text.data = {}
+    return text
+
+
+def _validate(model: type[Any], text: YamlText, problems: list[Problem]) -> Any:
+    """Validate; a model whose text could not be read at all is not complained about a second time."""
+    if not text.data and problems:
+        return None
+    try:
+        return model.model_validate(text.data)
+    except ValidationError as error:
+        problems += [explain_error(model, text, dict(detail)) for detail in error.errors(include_url=False)]
+        return None
+
+
+_EXPECTED = {
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "string_type": "expected text",
+    "bool_type": "expected `true` or `false`",
+    "tuple_type": "expected a list",
+    "dict_type": "expected keys and values",
+    "model_type": "expected keys and values",
+    "missing": "is required",
+}
+
+
+def explain_error(model: type[Settings], text: YamlText, detail: dict[str, Any]) -> Problem:
+    """One validation error of ``model`` as a problem that names key, place, value and remedy."""
+    key = _key_in_text(detail["loc"], text.data)
+    dotted = dotted_path(key)
+    message = _EXPECTED.get(detail["type"], detail["msg"])
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    remedy = f"`deepen explain {dotted_path(tuple(part for part in key if isinstance(part, str)))}` says what is meant"
+    if detail["type"] == "extra_forbidden":
+        names = field_names(model, key[:-1])
+        close = get_close_matches(str(key[-1]), names, n=1)
+        message = "unknown key" + (f"; did you mean `{close[0]}`?" if close else "")
+        remedy = f"known keys here: {', '.join(names)}"
+    value = "" if detail["type"] == "missing" else _shown(detail["input"])
+    return Problem(dotted, message, remedy, value, text.place(key))
+
+
+def _key_in_text(loc: tuple[str | int, ...], data: Any) -> Key:
+    """Drop what pydantic adds to a location (names of plugs and of union branches) and the text does not have."""
+    key: list[str | int] = []
+    for index, part in enumerate(loc):
+        in_list = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if in_list or (isinstance(data, dict) and part in data):
+            data = data[part]
+        elif index < len(loc) - 1 or not isinstance(data, dict):
+            continue
+        key.append(part)
+    return tuple(key)
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Write the recipe with every default visible; reading it back gives the same recipe."""
+    header = "Resolved recipe: every default is written out. `deepen explain KEY` says what a key means."
+    write_yaml(path, recipe.model_dump(mode="json", by_alias=True), header)
+
+
+def write_machine(path: Path, machine: Machine) -> None:
+    """Write the machine file with every default visible."""
+    write_yaml(path, machine.model_dump(mode="json", by_alias=True), "Machine on which the run was last started.")

@@ -1,0 +1,1 @@
+"""Select: one checkpoint out of the scored ones, with the argument for it."""

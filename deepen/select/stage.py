@@ -1,0 +1,105 @@
+"""The selection stage: scored checkpoints in, one choice with its argument out.
+
+Selection sees two axes, the change of the new and of the kept ability; which model is best is a trade between them, so
+the front of candidates that no other one beats on both is part of the result, whatever the rule takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deepen.errors import RunError
+from deepen.formats.atomic import write_json
+from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.records import read_records
+from deepen.formats.scores import Candidate, CheckpointScores, Choice, Score
+from deepen.progress import say
+from deepen.select.config import SelectRule
+
+FORMAT = 1
+
+_PROBE = "held_out"
+
+
+def select(config: SelectRule, job: StageJob, *, budget: float) -> Manifest:
+    """Choose one checkpoint, or the base.
+
+    Inputs: ``evaluate`` (its ``scores.jsonl``). Writes ``choice.json``. ``budget`` is ``evaluate.forgetting.budget``.
+    """
+    begin_stage(job, stage="select", format_number=FORMAT, config=config)
+    records = read_records(job.inputs["evaluate"].path / "scores.jsonl")
+    scores = [CheckpointScores.model_validate(record, strict=False) for record in records]
+    candidates = candidates_of(scores, budget)
+    choice = chosen(config, candidates, budget)
+    say(choice.reason)
+    entry = write_json(job.out / "choice.json", choice.model_dump(mode="json"))
+    counts = {
+        "step": choice.step,
+        "candidates": len(candidates),
+        "eligible": sum(candidate.eligible for candidate in candidates),
+        "on_front": sum(candidate.on_front for candidate in candidates),
+        "budget": budget,
+    }
+    return finish_stage(job, stage="select", format_number=FORMAT, config=config, files=[entry], counts=counts)
+
+
+def candidates_of(scores: Sequence[CheckpointScores], budget: float) -> tuple[Candidate, ...]:
+    """The scored checkpoints by rising step, with who is eligible and who is on the front.
+
+    A checkpoint without a score that others have (its likelihoods were not finite) is neither.
+    """
+    ordered = sorted(scores, key=lambda one: one.step)
+    pairs = [(one.of(_PROBE, "new"), one.of(_PROBE, "kept")) for one in ordered]
+    new_measured, kept_measured = (any(pair[axis] is not None for pair in pairs) for axis in (0, 1))
+    complete = [(new is not None) == new_measured and (kept is not None) == kept_measured for new, kept in pairs]
+    changes = [(_difference(new), _difference(kept)) for new, kept in pairs]
+    rivals = [change for change, whole in zip(changes, complete, strict=True) if whole]
+    return tuple(
+        Candidate(
+            step=one.step,
+            new=change[0],
+            kept=change[1],
+            kept_upper=_upper(kept),
+            new_upper=_upper(new),
+            eligible=whole and within(kept, budget),
+            on_front=whole and not any(dominates(rival, change) for rival in rivals),
+        )
+        for one, (new, kept), change, whole in zip(ordered, pairs, changes, complete, strict=True)
+    )
+
+
+def within(kept: Score | None, budget: float) -> bool:
+    """Whether the kept ability surely stays within the budget: the upper end of its change, or the change itself where
+    no interval could be computed; True when nothing was measured."""
+    if kept is None:
+        return True
+    return (kept.difference if kept.interval is None else kept.interval[1]) <= budget
+
+
+def dominates(other: tuple[float | None, float | None], one: tuple[float | None, float | None]) -> bool:
+    """Whether ``other`` (changes of new and kept ability) is at least as good on both axes and better on one.
+
+    An axis on which either was not measured says nothing.
+    """
+    known = [(theirs, ours) for theirs, ours in zip(other, one, strict=True) if theirs is not None and ours is not None]
+    return all(theirs <= ours for theirs, ours in known) and any(theirs < ours for theirs, ours in known)
+
+
+def chosen(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> Choice:
+    """Ask the rule; raises ``RunError`` when it takes a checkpoint that is not eligible."""
+    index, reason = rule.choose(candidates, budget=budget)
+    if index is not None and not candidates[index].eligible:
+        raise RunError(
+            f"the rule `{rule.use}` chose step {candidates[index].step}, which is not within the forgetting budget",
+            hint="correct the rule, or raise `evaluate.forgetting.budget`",
+        )
+    step = None if index is None else candidates[index].step
+    return Choice(step=step, rule=rule.use, reason=reason, candidates=tuple(candidates))
+
+
+def _difference(score: Score | None) -> float | None:
+    return None if score is None else score.difference
+
+
+def _upper(score: Score | None) -> float | None:
+    return None if score is None or score.interval is None else score.interval[1]

@@ -1,0 +1,1 @@
+"""A vocabulary for the corpus, and documents to token shards."""

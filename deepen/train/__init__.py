@@ -1,0 +1,1 @@
+"""Training order in, checkpoints out: the loop, its schedules, its optimizer, its checkpoints."""

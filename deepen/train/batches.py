@@ -1,0 +1,128 @@
+"""Batches from the written-down order: a pure function of the batch index, found in constant time.
+
+No state, no shuffling, no worker processes: the order says which packed rows a batch holds, the packs say which pieces
+of which documents a row holds, and the shards hold the tokens. Work is per piece of a document, never per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepen.formats.document_ids import DocumentIds, read_document_ids
+from deepen.formats.megatron import IndexedDataset
+from deepen.formats.order import Order, row_of, source_of
+from deepen.formats.packs import Packs
+
+Array = npt.NDArray[Any]
+
+IGNORED = -100
+"""Label of a position that carries no loss."""
+PADDING_TOKEN = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One optimizer step's rows. B rows of T positions; int64 unless noted."""
+
+    tokens_BT: Array
+    labels_BT: Array
+    """The next token of the same document, also across a cut; ``IGNORED`` at a document's end and on padding."""
+    positions_BT: Array
+    """Count from 0 in every piece of a document, and in the padding."""
+    documents_BT: Array
+    """Sequence number in the source's shard; -1 on padding."""
+    source_B: Array
+    """Source index of each row."""
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """What one source gives to training."""
+
+    name: str
+    shard: IndexedDataset
+    packs: Packs
+    document_ids: DocumentIds
+
+
+@dataclass(frozen=True)
+class Batches:
+    """All batches of a run."""
+
+    order: Order
+    sources: tuple[SourceData, ...]
+    """By source index."""
+
+    @classmethod
+    def open(cls, tokenize_directory: Path, mix_directory: Path, *extra_segments: Path) -> Batches:
+        """Map the shards of a tokenize directory and the rows and order of a mix directory."""
+        order = Order.open(mix_directory, *extra_segments)
+        sources = tuple(
+            SourceData(
+                name,
+                IndexedDataset.open(tokenize_directory / "shards" / name),
+                Packs.open(mix_directory, name),
+                read_document_ids(tokenize_directory / "documents" / f"{name}.npy"),
+            )
+            for name in order.sources
+        )
+        return cls(order, sources)
+
+    @property
+    def sequence_length(self) -> int:
+        """Positions in a row."""
+        return self.order.segment_of(0).sequence_length
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows in a batch."""
+        return self.order.segment_of(0).rows_per_batch
+
+    def __len__(self) -> int:
+        return self.order.num_batches
+
+    def __getitem__(self, batch_index: int) -> Batch:
+        ids_B = np.asarray(self.order.batch(batch_index))
+        source_B, row_B = source_of(ids_B), row_of(ids_B)
+        shape = (len(ids_B), self.order.segment_of(batch_index).sequence_length)
+        batch = Batch(
+            tokens_BT=np.full(shape, PADDING_TOKEN, dtype=np.int64),
+            labels_BT=np.full(shape, IGNORED, dtype=np.int64),
+            positions_BT=np.zeros(shape, dtype=np.int64),
+            documents_BT=np.full(shape, -1, dtype=np.int64),
+            source_B=source_B,
+        )
+        counting_T = np.arange(shape[1], dtype=np.int64)
+        for index, (source, row) in enumerate(zip(source_B.tolist(), row_B.tolist(), strict=True)):
+            _fill_row(batch, index, self.sources[source], row, counting_T)
+        return batch
+
+    def document_names(self, batch_index: int) -> list[str]:
+        """``SOURCE:DOCUMENT_ID`` of every document in a batch, for messages about it."""
+        names: dict[str, None] = {}
+        for row_id in self.order.batch(batch_index):
+            source = self.sources[int(source_of(row_id))]
+            for sequence in source.packs.row(int(row_of(row_id)))[:, 0].tolist():
+                names[f"{source.name}:{source.document_ids[sequence]}"] = None
+        return list(names)
+
+
+def _fill_row(batch: Batch, index: int, source: SourceData, row: int, counting_T: Array) -> None:
+    """Copy the pieces of one packed row into row ``index`` of the batch."""
+    at = 0
+    for sequence, start, length in source.packs.row(row).tolist():
+        end = at + length
+        piece = source.shard.read(sequence, start, length + 1)  # one more, if the document has it: the last label
+        has_next = start + length < int(source.shard.lengths[sequence])
+        num_labels = length if has_next else length - 1
+        batch.tokens_BT[index, at:end] = piece[:length]
+        batch.labels_BT[index, at : at + num_labels] = piece[1 : 1 + num_labels]
+        batch.positions_BT[index, at:end] = counting_T[:length]
+        batch.documents_BT[index, at:end] = sequence
+        at = end
+    batch.positions_BT[index, at:] = counting_T[: len(counting_T) - at]

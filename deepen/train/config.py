@@ -1,0 +1,141 @@
+"""How the model is trained. All batch quantities are global and in tokens; layout is the machine's business."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from deepen.errors import Problem
+from deepen.plug import plug_from
+from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Settings
+from deepen.train.learning_rate import PeakRate, RateSetting, resolve_peak
+from deepen.train.schedules import SCHEDULES, Cosine, Schedule
+
+_LARGEST_BATCH_ROUNDING = 0.01
+
+
+class Save(Settings):
+    """When checkpoints are written and which are kept."""
+
+    every: IntervalSetting = Interval((Amount(500, "steps"), Amount(1800, "seconds")))
+    """How often: every 500 steps or 30 minutes, whichever comes first; our choice: at most half an hour is lost."""
+    keep: int = Field(default=3, ge=1)
+    """Newest checkpoints that are kept; our choice: one may be damaged and the one before it, too."""
+    milestones: AmountSetting | None = Amount(0.1, "share")
+    """Checkpoints that are never pruned: every 10 % of the run (our choice), besides each that was evaluated, the last,
+    and the one where a WSD decay begins. None: only those."""
+
+
+class TrainConfig(Settings):
+    """The training run."""
+
+    tokens: Count = Field(gt=0)
+    """Length of the run in tokens, padding included; rounded up to whole batches."""
+    batch_tokens: Count = Field(default=2_000_000, gt=0)
+    """Tokens per optimizer step over all devices, rounded to whole rows. 2M: Ibrahim et al. (arXiv 2403.08763) used
+    2.26M; small runs and models want less (65k to 500k)."""
+    learning_rate: RateSetting = PeakRate(0.1, of_base=True)
+    """Peak learning rate: ``3e-5``, or a multiple of the base's own peak. 0.1x to 0.3x is typical below 50B tokens;
+    sources disagree: arXiv 2403.08763 rewarms to 1.0x with replay, 2407.07263 starts at the base's final rate."""
+    base_peak_learning_rate: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the base's own pretraining, for ``x base``; None: our table of published peaks."""
+    schedule: Annotated[Schedule, plug_from(SCHEDULES)] = Cosine()
+    """``cosine`` for a run of known length, ``wsd`` when it should stay extendable."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: matrix products in bfloat16 over fp32 weights and optimizer state. ``auto``: bf16 on a GPU that computes in
+    it, else fp32; decided when the run starts and written down, since it changes results."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay of matrices; none on embeddings, norms and biases (OLMo 2, arXiv 2501.00656)."""
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
+    """AdamW's averaging of gradient and squared gradient (OLMo 2, arXiv 2501.00656; Llama 2, 2307.09288)."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon (OLMo 2, arXiv 2501.00656, which lowered it from 1e-5)."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm; longer gradients are scaled down (OLMo 2, Llama 2)."""
+    z_loss: float = Field(default=1e-5, ge=0)
+    """Weight of log(Z)^2 in the objective, never in reported losses (OLMo 2, arXiv 2501.00656; PaLM: 1e-4)."""
+    save: Save = Save()
+    """Checkpoints."""
+    log: int = Field(default=1, ge=1)
+    """Steps between records in metrics.jsonl."""
+
+
+def num_steps(config: TrainConfig) -> int:
+    """Optimizer steps of the run: ``tokens / batch_tokens``, rounded up."""
+    return math.ceil(config.tokens / config.batch_tokens)
+
+
+def rows_per_batch(config: TrainConfig, sequence_length: int) -> int:
+    """Rows of ``sequence_length`` tokens in a batch: the nearest whole number, at least 1."""
+    return max(1, round(config.batch_tokens / sequence_length))
+
+
+def problems(
+    config: TrainConfig, *, sequence_length: int, base_name: str | None, evaluate_every: Interval | None = None
+) -> list[Problem]:
+    """Everything in the training settings that cannot work; paths are complete (``train.tokens``).
+
+    ``base_name`` is the base's hub id or folder, None for a random network.
+    """
+    return [
+        *_batch_problems(config, sequence_length),
+        *_rate_problems(config, base_name),
+        *_schedule_problems(config),
+        *_interval_problems(config, evaluate_every),
+    ]
+
+
+def _batch_problems(config: TrainConfig, sequence_length: int) -> Iterator[Problem]:
+    if config.tokens < config.batch_tokens:
+        yield Problem(
+            "train.tokens", f"the run is shorter than one batch of {config.batch_tokens:,} tokens",
+            "train on more tokens, or make `train.batch_tokens` smaller", f"{config.tokens:,}",
+        )  # fmt: skip
+    rows = rows_per_batch(config, sequence_length)
+    if abs(rows * sequence_length / config.batch_tokens - 1) > _LARGEST_BATCH_ROUNDING:
+        yield Problem(
+            "train.batch_tokens", f"is not a whole number of rows of {sequence_length:,} tokens",
+            f"use {rows * sequence_length}", f"{config.batch_tokens:,}",
+        )  # fmt: skip
+
+
+def _rate_problems(config: TrainConfig, base_name: str | None) -> Iterator[Problem]:
+    if base_name is None and config.learning_rate.of_base:
+        yield Problem(
+            "train.learning_rate", "a random network has no base whose peak it could be a multiple of",
+            "give an absolute rate such as 1e-3", str(config.learning_rate),
+        )  # fmt: skip
+    elif resolve_peak(config.learning_rate, config.base_peak_learning_rate, base_name) is None:
+        yield Problem(
+            "train.learning_rate", f"the peak learning rate that `{base_name}` was pretrained with is not known",
+            "give an absolute rate such as 3e-5, or `train.base_peak_learning_rate`", str(config.learning_rate),
+        )  # fmt: skip
+
+
+def _schedule_problems(config: TrainConfig) -> Iterator[Problem]:
+    found = config.schedule.problems(total_steps=num_steps(config), tokens_per_step=config.batch_tokens)
+    for message in found:
+        yield Problem("train.schedule", message, "make the run longer or the warm-up and decay shorter")
+    if not all(0 <= beta < 1 for beta in config.betas):
+        yield Problem("train.betas", "both must be at least 0 and below 1", value=str(config.betas))
+
+
+def _interval_problems(config: TrainConfig, evaluate_every: Interval | None) -> Iterator[Problem]:
+    total_steps = num_steps(config)
+    intervals = {"train.save.every": config.save.every if "every" in config.save.model_fields_set else None}
+    intervals["evaluate.every"] = evaluate_every
+    if config.save.milestones is not None and "milestones" in config.save.model_fields_set:
+        intervals["train.save.milestones"] = Interval((config.save.milestones,))
+    for path, interval in intervals.items():
+        if interval is None:
+            continue
+        steps = interval.every_steps(total_steps=total_steps, tokens_per_step=config.batch_tokens)
+        if steps is not None and steps > total_steps and (interval.every_seconds is None or path == "evaluate.every"):
+            yield Problem(path, f"never happens in a run of {total_steps} steps", "make it shorter", str(interval))
+        if path != "train.save.every" and interval.every_seconds is not None:
+            yield Problem(
+                path, "would differ from run to run: it may not depend on time", "use steps, tokens or %", str(interval)
+            )

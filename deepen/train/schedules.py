@@ -1,0 +1,141 @@
+"""Learning-rate schedules: a warm-up, then what the schedule is named after.
+
+A schedule is resolved once, when a run starts, into a ``Shape`` in optimizer steps; the shape is written to disk, so
+that neither a resume nor a longer continuation can move the warm-up. Steps count from 0.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from deepen.plug import Plug
+from deepen.settings import Amount, AmountSetting
+
+
+def parse_factor(value: Any) -> Any:
+    """Read ``"0.1x"`` as the number 0.1."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*x\s*", value) if isinstance(value, str) else None
+    return float(match[1]) if match else value
+
+
+Factor = Annotated[float, BeforeValidator(parse_factor), Field(ge=0, le=1)]
+"""A share of the peak learning rate: ``0.1x``."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A schedule in optimizer steps."""
+
+    total_steps: int
+    warmup_steps: int
+    decay_steps: int
+    """Steps at the end over which the rate falls."""
+
+    @property
+    def decay_start(self) -> int:
+        """The first step of the decay."""
+        return self.total_steps - self.decay_steps
+
+
+class Schedule(Plug):
+    """A schedule: ``shape`` resolves it for a run, ``multiplier`` gives the rate of a step relative to the peak."""
+
+    extendable: ClassVar[bool] = False
+    """Whether a finished run may go on from where the decay began as if it had been longer from the start."""
+
+    warmup: AmountSetting = Amount(0.01, "share")
+    """Linear rise from 0 to the peak: 1 % of the run. Ibrahim et al. (arXiv 2403.08763) found no lasting difference
+    between 0, 0.5, 1 and 2 %; none at all gives a transient spike."""
+
+    def shape(self, *, total_steps: int, tokens_per_step: int) -> Shape:
+        """The schedule in steps for a run of ``total_steps``."""
+        warmup_steps = self.warmup.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
+        return Shape(total_steps, warmup_steps, total_steps - min(warmup_steps, total_steps))
+
+    def multiplier(self, step: int, shape: Shape) -> float:
+        """Learning rate of ``step`` (from 0) as a multiple of the peak."""
+        raise NotImplementedError
+
+    def problems(self, *, total_steps: int, tokens_per_step: int) -> list[str]:
+        """What cannot work for a run of ``total_steps``, in words."""
+        if self.warmup.unit == "seconds":
+            return ["a warm-up is an amount of steps, tokens or a share, not of time"]
+        steps = self.warmup.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
+        return [f"a warm-up of {steps} steps leaves nothing of a run of {total_steps}"] if steps >= total_steps else []
+
+
+class Cosine(Schedule):
+    """Warm-up, then half a cosine down to the floor, which the last step has (Ibrahim et al., arXiv 2403.08763).
+
+    For step t from 1 to T and a warm-up of W steps: t / W, then floor + (1 - floor)(1 + cos(pi (t - W) / (T - W))) / 2.
+    Its end is part of its form, so a finished run cannot be extended.
+    """
+
+    use: Literal["cosine"] = "cosine"
+    floor: Factor = 0.1
+    """Rate at the end: 0.1 of the peak, as in arXiv 2403.08763 and Llama 2 (2307.09288)."""
+
+    def multiplier(self, step: int, shape: Shape) -> float:
+        """See the class."""
+        done = step + 1
+        if done <= shape.warmup_steps:
+            return done / shape.warmup_steps
+        progress = (done - shape.warmup_steps) / (shape.total_steps - shape.warmup_steps)
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class WarmupStableDecay(Schedule):
+    """Warm-up, a constant stretch that can be made longer later, and a short decay (MiniCPM, arXiv 2404.06395).
+
+    In the last D of T steps, at step n (from 0): floor + (1 - floor) f(x), x = (n - (T - D)) / D, where f is 1 - sqrt(x)
+    (Hägele et al., arXiv 2405.18392) or 1 - x.
+    """
+
+    extendable: ClassVar[bool] = True
+
+    use: Literal["wsd"] = "wsd"
+    decay: AmountSetting = Amount(0.1, "share")
+    """Length of the decay: 10 % of the run; 2.5 % is too short (arXiv 2404.06395), gains level off at 20 %
+    (arXiv 2405.18392)."""
+    decay_form: Literal["1-sqrt", "linear"] = "1-sqrt"
+    """Form of the decay; the two end within 0.1 points of each other (arXiv 2405.18392)."""
+    floor: Factor = 0.0
+    """Rate that the decay aims at, reached one step after the last: 0, as in arXiv 2405.18392."""
+
+    def shape(self, *, total_steps: int, tokens_per_step: int) -> Shape:
+        """The schedule in steps; at least one step decays."""
+        decay_steps = self.decay.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
+        warmup_steps = self.warmup.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
+        return Shape(total_steps, warmup_steps, max(1, decay_steps))
+
+    def multiplier(self, step: int, shape: Shape) -> float:
+        """See the class."""
+        if step + 1 <= shape.warmup_steps:
+            return (step + 1) / shape.warmup_steps
+        if step < shape.decay_start:
+            return 1.0
+        progress = (step - shape.decay_start) / shape.decay_steps
+        remaining = 1 - math.sqrt(progress) if self.decay_form == "1-sqrt" else 1 - progress
+        return self.floor + (1 - self.floor) * remaining
+
+    def problems(self, *, total_steps: int, tokens_per_step: int) -> list[str]:
+        """Also a decay that collides with the warm-up."""
+        found = super().problems(total_steps=total_steps, tokens_per_step=tokens_per_step)
+        if self.decay.unit == "seconds":
+            return [*found, "a decay is an amount of steps, tokens or a share, not of time"]
+        if found:
+            return found
+        shape = self.shape(total_steps=total_steps, tokens_per_step=tokens_per_step)
+        if shape.warmup_steps + shape.decay_steps > total_steps:
+            found.append(
+                f"{shape.warmup_steps} steps of warm-up and {shape.decay_steps} of decay do not fit into {total_steps}"
+            )
+        return found
+
+
+SCHEDULES: dict[str, type[Plug]] = {"cosine": Cosine, "wsd": WarmupStableDecay}

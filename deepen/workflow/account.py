@@ -1,0 +1,88 @@
+"""The token account: from documents read to tokens in the loss, per source, and whether it adds up.
+
+Every line is a sum that must hold exactly; a line that does not hold names the source and both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepen.workflow.stages import finished_stages
+
+
+@dataclass(frozen=True)
+class AccountLine:
+    """One equation of the account for one source."""
+
+    source: str
+    what: str
+    left: int
+    right: int
+    terms: str
+    """How the right side is made up, for people."""
+
+    @property
+    def balances(self) -> bool:
+        """Whether both sides are equal."""
+        return self.left == self.right
+
+
+def account(run: Path) -> list[AccountLine]:
+    """All lines of the account that the finished stages of ``run`` allow."""
+    counts = {name: artifact.counts for name, artifact in finished_stages(run).items()}
+    return [line for rule in _RULES for line in rule(counts)]
+
+
+Counts = dict[str, Any]
+
+
+def _sources(counts: Counts, stage: str) -> dict[str, dict[str, Any]]:
+    return dict(counts.get(stage, {}).get("sources", {}))
+
+
+def _ingest_to_curate(counts: Counts) -> Iterator[AccountLine]:
+    read = _sources(counts, "ingest")
+    for name, source in _sources(counts, "curate").items():
+        yield AccountLine(name, "documents read", read[name]["documents"], source["documents_in"], "curated")
+        dropped = sum(source["dropped"].values())
+        total = source["documents_kept"] + dropped + source["held_out"]
+        terms = f"{source['documents_kept']} kept + {dropped} dropped + {source['held_out']} held out"
+        yield AccountLine(name, "documents in", source["documents_in"], total, terms)
+
+
+def _curate_to_tokenize(counts: Counts) -> Iterator[AccountLine]:
+    curated = _sources(counts, "curate")
+    for name, source in _sources(counts, "tokenize").items():
+        yield AccountLine(name, "documents kept", curated[name]["documents_kept"], source["documents"], "tokenized")
+
+
+def _tokenize_to_mix(counts: Counts) -> Iterator[AccountLine]:
+    shards = _sources(counts, "tokenize")
+    length = counts.get("mix", {}).get("sequence_length", 0)
+    for name, source in _sources(counts, "mix").items():
+        yield AccountLine(name, "tokens in shards", shards[name]["tokens"], source["shard_tokens"], "tokens to pack")
+        yield AccountLine(name, "tokens to pack", source["shard_tokens"], source["packed_tokens"], "packed tokens")
+        filled = source["packed_tokens"] + source["padding"]
+        terms = f"{source['packed_tokens']} packed + {source['padding']} padding"
+        yield AccountLine(name, f"rows x {length}", source["rows"] * length, filled, terms)
+        seen = source["seen_tokens"] + source["unused_tokens"]
+        terms = f"{source['seen_tokens']} in the order + {source['unused_tokens']} unused"
+        yield AccountLine(name, "packed tokens", source["packed_tokens"], seen, terms)
+
+
+def _mix_to_train(counts: Counts) -> Iterator[AccountLine]:
+    mixed = _sources(counts, "mix")
+    skipped = bool(counts.get("train", {}).get("skipped_batches"))
+    for name, source in _sources(counts, "train").items():
+        if not skipped:
+            yield AccountLine(name, "rows in the order", mixed[name]["order_rows"], source["rows"], "rows trained")
+        loss = source["loss_tokens"] + source["masked"] + source["without_label"]
+        terms = f"{source['loss_tokens']} in the loss + {source['masked']} masked"
+        terms += f" + {source['without_label']} without a label"
+        yield AccountLine(name, "tokens trained", source["tokens"], loss, terms)
+
+
+_RULES = (_ingest_to_curate, _curate_to_tokenize, _tokenize_to_mix, _mix_to_train)

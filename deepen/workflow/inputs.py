@@ -1,0 +1,178 @@
+"""What a run starts from: the base model and the source files, found, fetched if allowed, and identified by content.
+
+Local files are identified by their bytes (a cache by size and time avoids reading them twice); hub repositories by the
+commit they resolved to, which is pinned in ``pins.json`` of the run so that a rerun uses the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from deepen.errors import OfflineError, RunError, SourceError
+from deepen.formats.atomic import hash_file, write_json
+from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
+from deepen.ingest.config import IngestConfig, Source
+from deepen.model.config import BaseRun, RandomInit, ResolvedBase
+from deepen.progress import say
+from deepen.recipe.models import Machine, Recipe
+from deepen.workflow.stages import Setup
+
+HUB = "hf://"
+_BASE_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
+
+
+def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool) -> Setup:
+    """Find base and sources (fetching them unless ``offline``) and identify them; raises for what is missing."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    pins = Pins(run / "pins.json", offline=offline)
+    base = resolve_base(recipe.base, pins, run)
+    sources = resolve_sources(recipe.ingest, pins)
+    raw_inputs = {"base": InputEntry(path=str(base.path or "random weights"), fingerprint=base.fingerprint)}
+    for source, found in zip(recipe.ingest.sources, sources.sources, strict=True):
+        entry = InputEntry(path=source.path, fingerprint=identify_source(found, run))
+        raw_inputs[f"source:{source.name}"] = entry
+    return Setup(recipe, machine, base, sources, raw_inputs)
+
+
+def identify_source(source: Source, run: Path) -> str:
+    """Identity by content of all files of a source."""
+    from deepen.ingest.stage import source_fingerprint
+
+    return source_fingerprint(source, cache=hash_cache(run))
+
+
+def hash_cache(run: Path) -> Path:
+    """Where hashes of unchanged input files are remembered, shared by the runs under one root."""
+    return run.parent / ".hashes.json"
+
+
+class Pins:
+    """Hub repositories and the commits they were resolved to, remembered in the run directory."""
+
+    def __init__(self, path: Path, *, offline: bool) -> None:
+        self._path, self._offline = path, offline
+        self._commits: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def snapshot(self, repository: str, *, kind: str, patterns: tuple[str, ...]) -> tuple[Path, str]:
+        """Local folder and commit of a hub repository (``model`` or ``dataset``); downloads what is not there yet."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        name, _, revision = repository.partition("@")
+        pinned = self._commits.get(f"{kind}:{repository}")
+        try:
+            folder = snapshot_download(
+                name, repo_type=kind, revision=pinned or revision or None, allow_patterns=list(patterns),
+                local_files_only=self._offline,
+            )  # fmt: skip
+        except LocalEntryNotFoundError as error:
+            raise OfflineError(
+                f"hub {kind} `{repository}` is not on this machine and cannot be fetched",
+                hint="run `deepen fetch RECIPE` once with network access",
+            ) from error
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise SourceError(
+                f"hub {kind} `{repository}` cannot be fetched: {error}",
+                hint="check the name, or log in with `hf auth login` for a gated repository",
+            ) from error
+        commit = Path(folder).name
+        if pinned != commit:
+            self._commits[f"{kind}:{repository}"] = commit
+            write_json(self._path, self._commits)
+        return Path(folder), commit
+
+
+def resolve_base(base: str | BaseRun | RandomInit, pins: Pins, run: Path) -> ResolvedBase:
+    """The base model as a local folder (or as an architecture for random weights) with its identity."""
+    if isinstance(base, RandomInit):
+        return ResolvedBase(
+            name=f"random {base.architecture}", path=None, init=base, fingerprint=fingerprint("init", 1, base, {})
+        )
+    if isinstance(base, BaseRun):
+        return _base_of_run(Path(base.run))
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return ResolvedBase(name=folder.name, path=folder, init=None, fingerprint=identify_folder(folder, run))
+    folder, commit = pins.snapshot(base, kind="model", patterns=(*_BASE_FILES, *_TOKENIZER_FILES))
+    return ResolvedBase(name=base, path=folder, init=None, fingerprint=f"hub:{base}@{commit}")
+
+
+def _base_of_run(run: Path) -> ResolvedBase:
+    artifact = open_artifact(run / "export")
+    if artifact is None:
+        raise RunError(
+            f"`base: {{run: {run}}}`: that run has no finished export", hint=f"finish it: `deepen run {run}`"
+        )
+    return ResolvedBase(name=run.name, path=artifact.path, init=None, fingerprint=artifact.fingerprint)
+
+
+def identify_folder(folder: Path, run: Path) -> str:
+    """Identity of a model folder: names and contents of its configuration, weights and tokenizer."""
+    cache = HashCache(hash_cache(run))
+    patterns = (*_BASE_FILES, *_TOKENIZER_FILES)
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    if not (folder / "config.json").is_file():
+        raise SourceError(f"base `{folder}` has no config.json", hint="give a Hugging Face model folder or a hub id")
+    hashes = {path.name: cache.hash(path) for path in files}
+    cache.save()
+    return fingerprint("base", 1, hashes, {})
+
+
+class HashCache:
+    """Content hashes of files by path, size and modification time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._known: dict[str, list[object]] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            self._known = {}
+
+    def hash(self, path: Path) -> str:
+        """The file's hash, read again only when its size or time changed."""
+        stat, key = path.stat(), str(path.resolve())
+        known = self._known.get(key)
+        if known is not None and known[:2] == [stat.st_size, stat.st_mtime_ns]:
+            return str(known[2])
+        self._known[key] = [stat.st_size, stat.st_mtime_ns, hash_file(path)]
+        return str(self._known[key][2])
+
+    def save(self) -> None:
+        """Remember what was learnt."""
+        write_json(self._path, self._known)
+
+
+def resolve_sources(config: IngestConfig, pins: Pins) -> IngestConfig:
+    """Replace ``hf://OWNER/NAME[@REVISION]/PATTERN`` by the local folder it was fetched to."""
+    return config.model_copy(update={"sources": tuple(_resolve_source(source, pins) for source in config.sources)})
+
+
+def _resolve_source(source: Source, pins: Pins) -> Source:
+    if not source.path.startswith(HUB):
+        return source
+    owner, name, *pattern = source.path.removeprefix(HUB).split("/")
+    inside = "/".join(pattern) or "**"
+    folder, _ = pins.snapshot(f"{owner}/{name}", kind="dataset", patterns=(inside,))
+    return source.model_copy(update={"path": str(folder / inside)})
+
+
+def fetch(recipe: Recipe, run: Path) -> list[tuple[str, str, str]]:
+    """Download and hash everything the recipe needs; returns rows of (what, where, identity)."""
+    pins = Pins(run / "pins.json", offline=False)
+    base = resolve_base(recipe.base, pins, run)
+    rows = [("base", str(base.path or "random weights"), base.fingerprint)]
+    for source in resolve_sources(recipe.ingest, pins).sources:
+        rows.append((f"source {source.name}", source.path, identify_source(source, run)))
+        say(f"{source.name}: ready")
+    return rows

@@ -1,0 +1,90 @@
+"""What a run consists of, what it was made from, and what may be removed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from deepen.errors import RunError
+from deepen.formats.manifest import InputEntry, open_artifact, read_manifest
+from deepen.formats.records import read_records
+from deepen.workflow.lock import locked
+from deepen.workflow.run import record_of
+from deepen.workflow.stages import STAGES, stage_directory
+
+State = Literal["finished", "referenced", "unfinished", "missing"]
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """State of one stage of a run."""
+
+    name: str
+    state: State
+    fingerprint: str
+    finished: str
+    num_bytes: int
+    inputs: dict[str, InputEntry]
+    detail: str
+    """For referenced stages where the files are; for unfinished ones how far the work is."""
+
+
+def status(run: Path) -> list[StageStatus]:
+    """The state of every stage of ``run`` in pipeline order; raises ``RunError`` when it is no run directory."""
+    if not run.is_dir() or not any((run / name).exists() for name in (*STAGES, "recipe.yaml")):
+        raise RunError(
+            f"`{run}` is no run directory", hint="give the folder that `deepen run` printed, such as runs/NAME"
+        )
+    return [_stage_status(run, name) for name in STAGES]
+
+
+def _stage_status(run: Path, name: str) -> StageStatus:
+    directory = stage_directory(run, name)
+    manifest, record = read_manifest(directory), record_of(directory)
+    if manifest is not None:
+        artifact = open_artifact(directory)
+        assert artifact is not None, "a manifest that was just read is gone"
+        num_bytes = sum(entry.bytes for entry in artifact.manifest.files)
+        state: State = "referenced" if manifest.location else "finished"
+        detail = str(artifact.path) if manifest.location else ""
+        return StageStatus(name, state, manifest.fingerprint, manifest.finished, num_bytes, manifest.inputs, detail)
+    if record is None:
+        return StageStatus(name, "missing", "", "", 0, {}, "")
+    inputs = {key: InputEntry(**entry) for key, entry in record["inputs"].items()}
+    return StageStatus(name, "unfinished", record["fingerprint"], "", 0, inputs, _how_far(directory, name))
+
+
+def _how_far(directory: Path, name: str) -> str:
+    if name == "train":
+        steps = [record["step"] for record in read_records(directory / "metrics.jsonl")]
+        return f"at step {steps[-1]}" if steps else "before step 1"
+    return f"since {record['started']}" if (record := record_of(directory)) else ""
+
+
+def references_to(target: Path) -> list[Path]:
+    """Stage directories of neighbouring runs that refer to ``target`` or to a stage inside it."""
+    target = target.resolve()
+    referring = []
+    for directory in sorted(target.parents[0].glob("*/*")) + sorted(target.parents[1].glob("*/*")):
+        manifest = read_manifest(directory) if directory.is_dir() else None
+        if manifest is None or manifest.location is None:
+            continue
+        place = (directory / manifest.location).resolve()
+        if (place == target or target in place.parents) and target not in directory.resolve().parents:
+            referring.append(directory)
+    return sorted(set(referring))
+
+
+def remove(target: Path) -> None:
+    """Remove a run or one of its stages; refuses what other runs refer to and what is no artifact of deepen."""
+    run = target if (target / "recipe.yaml").is_file() else target.parent
+    is_stage = run != target and target.name in STAGES and (run / "recipe.yaml").is_file()
+    if not (is_stage or run == target):
+        raise RunError(f"`{target}` is neither a run nor a stage of one", hint="give runs/NAME or runs/NAME/STAGE")
+    with locked(run):
+        if referring := references_to(target):
+            names = ", ".join(f"`{directory}`" for directory in referring)
+            raise RunError(f"`{target}` is referred to by {names}", hint="remove those first")
+        shutil.rmtree(target)

@@ -1,0 +1,243 @@
+"""Run the pipeline: for each stage find out whether its work is done, can be reused, resumed or must be made.
+
+found on disk                        what happens
+manifest, same fingerprint           skipped (in this run) or referenced by path (in a neighbouring run)
+unfinished, same fingerprint         resumed
+other fingerprint                    stop and say which field or input changed; ``redo`` builds aside and swaps
+training with only more tokens       ``continue`` extends it
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepen.errors import RunError
+from deepen.formats.manifest import (
+    UNFINISHED,
+    Artifact,
+    InputEntry,
+    StageJob,
+    fingerprint,
+    open_artifact,
+    read_manifest,
+    refer_to,
+)
+from deepen.progress import say
+from deepen.recipe.models import Machine, Recipe
+from deepen.recipe.reading import write_machine, write_recipe
+from deepen.workflow.continuing import can_continue, continue_training, is_extension
+from deepen.workflow.inputs import resolve_setup
+from deepen.workflow.lock import locked
+from deepen.workflow.stages import STAGES, Setup, Stage, stage_directory
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run: which stages, and what may be done about finished work that no longer fits the recipe."""
+
+    first: str = "ingest"
+    last: str = "export"
+    redo: bool = False
+    """Make anew what was made from other settings or inputs."""
+    extend: bool = False
+    """Continue a finished training with more tokens (``--continue``)."""
+    offline: bool = False
+    """Use nothing from the network."""
+
+
+def run_pipeline(recipe: Recipe, machine: Machine, run: Path, options: RunOptions) -> dict[str, Artifact]:
+    """Bring the run directory ``run`` up to date from ``options.first`` to ``options.last``; returns its artifacts."""
+    with locked(run):
+        setup = resolve_setup(recipe, machine, run, offline=options.offline)
+        for name in STAGES:
+            recover_swap(stage_directory(run, name))
+        write_recipe(run / "recipe.yaml", recipe)
+        write_machine(run / "machine.yaml", machine)
+        artifacts: dict[str, Artifact] = {}
+        remade: set[str] = set()
+        for name, stage in STAGES.items():
+            if list(STAGES).index(name) > list(STAGES).index(options.last):
+                break
+            plan = plan_stage(stage, setup, run, artifacts)
+            artifacts[name] = bring_up_to_date(plan, options, remade)
+        return artifacts
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of one run: where it goes and what its result must be made from."""
+
+    stage: Stage
+    setup: Setup
+    run: Path
+    identity: dict[str, Any]
+    fingerprint: str
+    inputs: Mapping[str, Artifact]
+    raw_inputs: Mapping[str, InputEntry]
+
+    @property
+    def directory(self) -> Path:
+        """The stage's directory in the run."""
+        return stage_directory(self.run, self.stage.name)
+
+    def job(self, out: Path) -> StageJob:
+        """The order to make the stage's result in ``out``."""
+        return StageJob(
+            out=out,
+            fingerprint=self.fingerprint,
+            inputs=self.inputs,
+            raw_inputs=self.raw_inputs,
+            workers=self.setup.machine.num_workers,
+            seed=self.setup.recipe.seed,
+            identity=self.identity,
+        )
+
+
+def plan_stage(stage: Stage, setup: Setup, run: Path, artifacts: Mapping[str, Artifact]) -> StagePlan:
+    """Work out the fingerprint that the stage's result must have, given the finished stages before it."""
+    inputs = {need: artifacts[need] for need in stage.needs}
+    raw_inputs = {name: entry for name, entry in setup.raw_inputs.items() if stage.reads(name)}
+    fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    fingerprints |= {name: entry.fingerprint for name, entry in raw_inputs.items()}
+    identity = stage.identity(setup)
+    mark = fingerprint(stage.name, stage.format_number(), identity, fingerprints)
+    return StagePlan(stage, setup, run, identity, mark, inputs, raw_inputs)
+
+
+def bring_up_to_date(plan: StagePlan, options: RunOptions, remade: set[str]) -> Artifact:
+    """Skip, reference, resume, extend, redo or make one stage, or refuse; notes in ``remade`` what was made anew."""
+    name = plan.stage.name
+    found = open_artifact(plan.directory)
+    if found is not None and found.fingerprint == plan.fingerprint:
+        say(f"{name} is up to date")
+        return found
+    if list(STAGES).index(name) < list(STAGES).index(options.first):
+        raise RunError(
+            f"--from {options.first}: the stage `{name}` before it is not finished for this recipe",
+            hint=f"run without --from, or with --from {name}",
+        )
+    recorded = record_of(plan.directory)
+    if recorded is not None and recorded["fingerprint"] != plan.fingerprint:
+        return _resolve_conflict(plan, recorded, options, remade)
+    if recorded is None and (neighbour := find_neighbour(plan)) is not None:
+        say(f"{name}: the same work is finished in `{neighbour.path}`; referring to it")
+        refer_to(plan.directory, neighbour)
+        return neighbour
+    return _make(plan, plan.directory)
+
+
+def _make(plan: StagePlan, out: Path) -> Artifact:
+    say(f"{plan.stage.name}: resuming" if (out / UNFINISHED).is_file() else f"{plan.stage.name}: starting")
+    plan.stage.call(plan.setup, plan.job(out))
+    made = open_artifact(out)
+    assert made is not None, f"stage {plan.stage.name} returned without writing its manifest"
+    return made
+
+
+def record_of(directory: Path) -> dict[str, Any] | None:
+    """Fingerprint, config and inputs of the finished or unfinished work in ``directory``; None when there is none."""
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        return manifest.model_dump(mode="json")
+    unfinished = directory / UNFINISHED
+    return dict(json.loads(unfinished.read_text())) if unfinished.is_file() else None
+
+
+def _resolve_conflict(plan: StagePlan, recorded: dict[str, Any], options: RunOptions, remade: set[str]) -> Artifact:
+    """The directory holds work made from something else: extend it, redo it, or stop and say what changed."""
+    name, changes = plan.stage.name, differences(plan, recorded)
+    if options.extend and name == "train" and can_continue(plan.identity, recorded, changes):
+        continue_training(plan.directory, recorded, plan.fingerprint, plan.setup.recipe.train)
+        remade.add(name)
+        return _make(plan, plan.directory)
+    extends_mix = options.extend and name == "mix" and set(changes) <= {"num_batches"}
+    follows_extension = options.extend and bool(remade & set(plan.stage.needs)) and name != "train"
+    if options.redo or extends_mix or follows_extension:
+        say(f"{name}: made from other settings or inputs ({', '.join(changes)}); making it anew")
+        remade.add(name)
+        return _redo(plan, must_extend=extends_mix)
+    lines = "\n".join(f"  {key}: {change}" for key, change in changes.items())
+    only_tokens = name in ("mix", "train") and set(changes) <= {"num_batches", "train.tokens", "input mix"}
+    hint = "`--continue` trains on from where the run is; " if only_tokens else ""
+    raise RunError(
+        f"`{plan.directory}` was made from something else:\n{lines}",
+        hint=f"{hint}`--redo` makes it and everything after it anew; another `name` keeps both",
+    )
+
+
+def differences(plan: StagePlan, recorded: dict[str, Any]) -> dict[str, str]:
+    """What changed since ``recorded``, by setting or input: ``{"train.tokens": "1000000 -> 2000000"}``."""
+    before, after = _flat(recorded["config"]), _flat(json.loads(json.dumps(plan.identity)))
+    changes = {
+        key: f"{before.get(key, 'default')} -> {after.get(key, 'default')}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    }
+    old_inputs = {name: entry["fingerprint"] for name, entry in recorded["inputs"].items()}
+    new_inputs = {name: artifact.fingerprint for name, artifact in plan.inputs.items()}
+    new_inputs |= {name: entry.fingerprint for name, entry in plan.raw_inputs.items()}
+    for name in sorted({*old_inputs, *new_inputs}):
+        if name not in old_inputs:
+            changes[f"input {name}"] = "was not there"
+        elif name not in new_inputs:
+            changes[f"input {name}"] = "is no longer there"
+        elif old_inputs[name] != new_inputs[name]:
+            changes[f"input {name}"] = "has other contents"
+    if not changes:
+        changes["format"] = (
+            f"{recorded['format']} -> {plan.stage.format_number()} (this version of deepen works differently)"
+        )
+    return changes
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{path}.{key}" if path else key).items()}
+    if isinstance(value, list):
+        return {k: v for index, item in enumerate(value) for k, v in _flat(item, f"{path}[{index}]").items()}
+    return {path: value}
+
+
+def find_neighbour(plan: StagePlan) -> Artifact | None:
+    """A finished artifact with the wanted fingerprint in another run under the same root."""
+    for directory in sorted(plan.run.parent.glob(f"*/{plan.stage.name}")):
+        manifest = read_manifest(directory) if directory.parent != plan.run else None
+        if manifest is not None and manifest.location is None and manifest.fingerprint == plan.fingerprint:
+            return Artifact(directory, manifest)
+    return None
+
+
+def _redo(plan: StagePlan, *, must_extend: bool) -> Artifact:
+    """Make the result beside the old one and swap; a kill at any moment leaves one of the two, whole."""
+    aside = plan.directory.with_name(plan.directory.name + ".redo")
+    recorded = record_of(aside)
+    if recorded is not None and recorded["fingerprint"] != plan.fingerprint:
+        shutil.rmtree(aside)
+    if open_artifact(aside) is None:
+        _make(plan, aside)
+    if must_extend and not is_extension(plan.directory, aside):
+        raise RunError(
+            "with more tokens the training order would not begin with the order already trained on",
+            hint="`--redo` starts over; a new run with `base: {run: ...}` goes on from the finished model",
+        )
+    old = plan.directory.with_name(plan.directory.name + ".old")
+    plan.directory.rename(old)
+    aside.rename(plan.directory)
+    shutil.rmtree(old)
+    made = open_artifact(plan.directory)
+    assert made is not None, "a swapped-in artifact lost its manifest"
+    return made
+
+
+def recover_swap(directory: Path) -> None:
+    """Finish or undo a swap that a kill interrupted."""
+    aside, old = directory.with_name(directory.name + ".redo"), directory.with_name(directory.name + ".old")
+    if old.exists() and not directory.exists():
+        (aside if read_manifest(aside) is not None else old).rename(directory)
+    if old.exists():
+        shutil.rmtree(old)

@@ -1,0 +1,98 @@
+"""Open any artifact and say what is in it: documents, drops, packed rows, the batch of a step, scores, metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from deepen.errors import RunError
+from deepen.formats.documents import document_files, read_documents
+from deepen.formats.manifest import Artifact, open_artifact
+from deepen.formats.records import read_records
+from deepen.workflow.stages import STAGES, finished_stages
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """What of an artifact to show."""
+
+    sample: int = 5
+    """How many items."""
+    dropped: str | None = None
+    """Show documents dropped for this reason (or ``all``) instead of kept ones."""
+    step: int | None = None
+    """Show the batch that the model sees at this optimizer step (counted from 1)."""
+
+
+def show(path: Path, options: ShowOptions) -> Iterator[dict[str, Any]]:
+    """Records that describe what is at ``path``; raises ``RunError`` for what is no artifact."""
+    if path.suffix == ".jsonl" and path.is_file():
+        return islice(read_records(path), options.sample)
+    if path.suffix == ".json" and path.is_file():
+        return iter([json.loads(path.read_text())])
+    if path.suffix == ".parquet" and path.is_file():
+        return _rows([path], options.sample)
+    artifact = open_artifact(path) if path.is_dir() else None
+    if artifact is not None and artifact.manifest.stage in STAGES:
+        return _show_stage(path, artifact, options)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return ({"stage": name, **item.counts} for name, item in finished_stages(path).items())
+    raise RunError(
+        f"`{path}` is no artifact that can be shown",
+        hint="give a run, a stage directory (runs/NAME/curate), or a .parquet or .jsonl file",
+    )
+
+
+def _show_stage(path: Path, artifact: Artifact, options: ShowOptions) -> Iterator[dict[str, Any]]:
+    stage = artifact.manifest.stage
+    if options.step is not None:
+        if stage != "mix":
+            raise RunError(f"--step shows batches, and `{path}` is not the mix", hint="give runs/NAME/mix")
+        return show_batch(path.parent, options.step)
+    if options.dropped is not None:
+        if stage != "curate":
+            raise RunError(f"--dropped shows curated drops, and `{path}` is not curate", hint="give runs/NAME/curate")
+        reason = None if options.dropped == "all" else options.dropped
+        return _rows(sorted((artifact.path / "dropped").glob("*.parquet")), options.sample, reason)
+    if stage in ("ingest", "curate"):
+        files = document_files(artifact.path / "documents")
+        return (asdict(document) for document in islice((d for f in files for d in read_documents(f)), options.sample))
+    if stage == "select":
+        return iter([json.loads((artifact.path / "choice.json").read_text())])
+    if stage in ("train", "evaluate"):
+        return read_records(artifact.path / "scores.jsonl")
+    return iter([artifact.counts])
+
+
+def _rows(files: list[Path], sample: int, reason: str | None = None) -> Iterator[dict[str, Any]]:
+    rows = (row for file in files for batch in pq.ParquetFile(file).iter_batches() for row in batch.to_pylist())
+    return islice((row for row in rows if reason is None or row["reason"] == reason), sample)
+
+
+def show_batch(run: Path, step: int) -> Iterator[dict[str, Any]]:
+    """The batch of optimizer step ``step`` decoded: per row its source and per segment document id and text."""
+    from tokenizers import Tokenizer
+
+    from deepen.workflow.batches import open_order
+
+    opened = open_order(run)
+    if not 1 <= step <= opened.order.num_batches:
+        raise RunError(f"there is no step {step}: the order has {opened.order.num_batches} steps")
+    tokenizer = Tokenizer.from_file(str(opened.tokenizer / "tokenizer.json"))
+    for position, (source, row) in enumerate(opened.rows_of(step)):
+        segments = [
+            {
+                "document": segment.document,
+                "start": segment.start,
+                "tokens": len(segment.tokens),
+                "text": tokenizer.decode(segment.tokens.tolist(), skip_special_tokens=False),
+            }
+            for segment in opened.segments(source, row)
+        ]
+        yield {"step": step, "row": position, "source": source, "segments": segments}

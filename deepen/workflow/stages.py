@@ -1,0 +1,191 @@
+"""The stages in order: what each needs, what identifies its result and how it is called.
+
+This table is the pipeline. A stage's identity is everything of the recipe that its result depends on; heavy rooms are
+imported only when their stage really runs, so that `status` and friends stay quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
+from deepen.ingest.config import IngestConfig
+from deepen.model.config import ResolvedBase
+from deepen.plug import identity
+from deepen.recipe.models import Machine, Recipe
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a stage may need: the recipe, the machine, and the inputs found on disk."""
+
+    recipe: Recipe
+    machine: Machine
+    base: ResolvedBase
+    sources: IngestConfig
+    """The recipe's sources with hub addresses replaced by the folders they were fetched to."""
+    raw_inputs: Mapping[str, InputEntry]
+    """Identity of every source and of the base, by ``source:NAME`` and ``base``."""
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows of ``mix.sequence_length`` in one optimizer step."""
+        from deepen.train.config import rows_per_batch
+
+        return rows_per_batch(self.recipe.train, self.recipe.mix.sequence_length)
+
+    @property
+    def num_batches(self) -> int:
+        """Optimizer steps of the run."""
+        from deepen.train.config import num_steps
+
+        return num_steps(self.recipe.train)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the pipeline."""
+
+    name: str
+    needs: tuple[str, ...]
+    identity: Callable[[Setup], dict[str, Any]]
+    call: Callable[[Setup, StageJob], Manifest]
+    format_number: Callable[[], int]
+    reads: Callable[[str], bool] = lambda name: False
+    """Which raw inputs (``base``, ``source:NAME``) the stage reads."""
+
+
+def _ingest(setup: Setup, job: StageJob) -> Manifest:
+    from deepen.ingest.stage import ingest
+
+    return ingest(setup.sources, job)
+
+
+def _curate(setup: Setup, job: StageJob) -> Manifest:
+    from deepen.curate.stage import curate
+
+    return curate(setup.recipe.curate, job)
+
+
+def _tokenize(setup: Setup, job: StageJob) -> Manifest:
+    from deepen.tokenize.stage import tokenize
+
+    return tokenize(setup.recipe.tokenize, job, base=setup.base)
+
+
+def _mix(setup: Setup, job: StageJob) -> Manifest:
+    from deepen.mix.stage import mix
+
+    return mix(setup.recipe.mix, job, rows_per_batch=setup.rows_per_batch, num_batches=setup.num_batches)
+
+
+def _baseline(setup: Setup, job: StageJob) -> Manifest:
+    from deepen.evaluate.stage import baseline
+
+    return baseline(setup.recipe.evaluate, job, base=setup.base, compute=setup.machine.compute)
+
+
+def _train(setup: Setup, job: StageJob) -> Manifest:
+    from deepen.evaluate.in_loop import in_loop_evaluator
+    from deepen.train.stage import train
+
+    evaluate = in_loop_evaluator(
+        setup.recipe.evaluate,
+        curate=job.inputs["curate"],
+        tokenize=job.inputs["tokenize"],
+        baseline=job.inputs["baseline"],
+        sequence_length=setup.recipe.mix.sequence_length,
+        seed=job.seed,
+    )
+    return train(
+        setup.recipe.train,
+        job,
+        base=setup.base,
+        compute=setup.machine.compute,
+        evaluate=evaluate,
+        evaluate_every=setup.recipe.evaluate.every,
+    )
+
+
+def _evaluate(setup: Setup, job: StageJob) -> Manifest:
+    from deepen.evaluate.stage import evaluate
+
+    return evaluate(setup.recipe.evaluate, job, base=setup.base, compute=setup.machine.compute)
+
+
+def _select(setup: Setup, job: StageJob) -> Manifest:
+    from deepen.select.stage import select
+
+    return select(setup.recipe.select, job, budget=setup.recipe.evaluate.forgetting.budget)
+
+
+def _export(setup: Setup, job: StageJob) -> Manifest:
+    from deepen.export.stage import export
+
+    return export(setup.recipe.export, job, base=setup.base, compute=setup.machine.compute)
+
+
+def _format_of(room: str) -> Callable[[], int]:
+    def read() -> int:
+        from importlib import import_module
+
+        return int(import_module(f"deepen.{room}.stage").FORMAT)
+
+    return read
+
+
+def _seeded(room: str) -> Callable[[Setup], dict[str, Any]]:
+    return lambda setup: {room: identity(getattr(setup.recipe, room)), "seed": setup.recipe.seed}
+
+
+def _mix_identity(setup: Setup) -> dict[str, Any]:
+    return _seeded("mix")(setup) | {"rows_per_batch": setup.rows_per_batch, "num_batches": setup.num_batches}
+
+
+def _train_identity(setup: Setup) -> dict[str, Any]:
+    # The probes decide which checkpoints exist, so they are part of what training makes.
+    return _seeded("train")(setup) | {"evaluate": identity(setup.recipe.evaluate)}
+
+
+def _select_identity(setup: Setup) -> dict[str, Any]:
+    return {"select": identity(setup.recipe.select), "budget": setup.recipe.evaluate.forgetting.budget}
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("ingest", (), lambda setup: {"ingest": identity(setup.recipe.ingest)}, _ingest, _format_of("ingest"),
+              reads=lambda name: name.startswith("source:")),
+        Stage("curate", ("ingest",), _seeded("curate"), _curate, _format_of("curate")),
+        Stage("tokenize", ("curate",), _seeded("tokenize"), _tokenize, _format_of("tokenize"),
+              reads=lambda name: name == "base"),
+        Stage("mix", ("tokenize",), _mix_identity, _mix, _format_of("mix")),
+        Stage("baseline", ("curate", "tokenize"), _seeded("evaluate"), _baseline, _format_of("evaluate"),
+              reads=lambda name: name == "base"),
+        Stage("train", ("curate", "tokenize", "mix", "baseline"), _train_identity, _train, _format_of("train"),
+              reads=lambda name: name == "base"),
+        Stage("evaluate", ("curate", "tokenize", "baseline", "train"), _seeded("evaluate"), _evaluate,
+              _format_of("evaluate"), reads=lambda name: name == "base"),
+        Stage("select", ("evaluate",), _select_identity, _select, _format_of("select")),
+        Stage("export", ("ingest", "curate", "tokenize", "mix", "train", "evaluate", "select"),
+              lambda setup: {"export": identity(setup.recipe.export)}, _export, _format_of("export"),
+              reads=lambda name: name == "base"),
+    )
+}  # fmt: skip
+"""Every stage by name, in the order in which they run."""
+
+
+def stage_directory(run: Path, name: str) -> Path:
+    """Where a stage of ``run`` keeps its artifact."""
+    return run / name
+
+
+def finished_stages(run: Path) -> dict[str, Artifact]:
+    """All finished stages of a run directory, in pipeline order."""
+    from deepen.formats.manifest import open_artifact
+
+    found = {name: open_artifact(stage_directory(run, name)) for name in STAGES}
+    return {name: artifact for name, artifact in found.items() if artifact is not None}

@@ -1,0 +1,46 @@
+"""Check the bytes on disk against every manifest of a run, checkpoints included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepen.formats.atomic import damage
+from deepen.formats.checkpoints import list_checkpoints, verify_checkpoint
+from deepen.formats.manifest import Artifact, open_artifact
+from deepen.progress import track
+from deepen.workflow.stages import STAGES, stage_directory
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What was checked and what is damaged."""
+
+    num_files: int
+    num_bytes: int
+    damages: list[str]
+
+
+def verify(path: Path) -> VerifyResult:
+    """Hash every file of a run (or of one stage directory) again and compare with the manifests."""
+    own = open_artifact(path)
+    artifacts = [own] if own is not None else _artifacts(path)
+    num_bytes = sum(entry.bytes for artifact in artifacts for entry in artifact.manifest.files)
+    num_files = sum(len(artifact.manifest.files) for artifact in artifacts)
+    damages: list[str] = []
+    with track("verify", total=num_bytes, unit="B") as tracker:
+        for artifact in artifacts:
+            for entry in artifact.manifest.files:
+                wrong = damage(entry, artifact.path)
+                damages += [wrong] if wrong else []
+                tracker.advance(entry.bytes)
+    for directory in [path, path / "train"]:
+        for checkpoint in list_checkpoints(directory / "checkpoints"):
+            damages += [line for line in verify_checkpoint(checkpoint) if line not in damages]
+            num_files += 1
+    return VerifyResult(num_files, num_bytes, damages)
+
+
+def _artifacts(run: Path) -> list[Artifact]:
+    found = (open_artifact(stage_directory(run, name)) for name in STAGES)
+    return [artifact for artifact in found if artifact is not None]

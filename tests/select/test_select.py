@@ -1,0 +1,156 @@
+"""Selection: the front, eligibility, the choice and its argument."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepen.errors import RunError
+from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
+from deepen.formats.records import write_records
+from deepen.formats.scores import Candidate, CheckpointScores, Choice, Score
+from deepen.select.config import BestNewWithinBudget, SelectRule
+from deepen.select.stage import candidates_of, chosen, dominates, select
+
+RULE = BestNewWithinBudget()
+
+
+def score(ability: str, difference: float, width: float | None = 0.01) -> Score:
+    interval = None if width is None else (difference - width, difference + width)
+    return Score(
+        probe="held_out", ability=ability, value=1.0, baseline=1.0, difference=difference, interval=interval,
+        higher_is_better=False, items=100,
+    )  # fmt: skip
+
+
+def checkpoint(step: int, new: float | None, kept: float | None, width: float | None = 0.01) -> CheckpointScores:
+    pairs = (("new", new), ("kept", kept))
+    scores = tuple(score(ability, value, width) for ability, value in pairs if value is not None)
+    return CheckpointScores(step=step, tokens=step * 1000, scores=scores)
+
+
+def choose(*checkpoints: CheckpointScores, budget: float = 0.03) -> Choice:
+    return chosen(RULE, candidates_of(checkpoints, budget), budget)
+
+
+def evaluated(directory: Path, checkpoints: list[CheckpointScores]) -> Artifact:
+    write_records(directory / "scores.jsonl", (one.model_dump(mode="json") for one in checkpoints), directory)
+    manifest = Manifest(
+        stage="evaluate", format=1, fingerprint="e", config={}, inputs={}, code=CodeVersion(version="0"), started="",
+        finished="",
+    )  # fmt: skip
+    return Artifact(directory, manifest)
+
+
+def test_best_gain_within_budget_wins() -> None:
+    choice = choose(checkpoint(10, -0.1, 0.0), checkpoint(20, -0.2, 0.01), checkpoint(30, -0.3, 0.1))
+    assert choice.step == 20
+    assert "Step 30 gains more" in choice.reason and "-20.00%" in choice.reason
+
+
+def test_the_interval_and_not_the_estimate_must_be_within_the_budget() -> None:
+    assert choose(checkpoint(10, -0.2, 0.025)).step is None
+    assert choose(checkpoint(10, -0.2, 0.019)).step == 10
+
+
+def test_base_is_kept_when_nothing_qualifies() -> None:
+    choice = choose(checkpoint(10, -0.1, 0.2), checkpoint(20, -0.2, 0.1))
+    assert choice.step is None
+    assert "closest is step 20" in choice.reason and "3.00%" in choice.reason
+
+
+def test_base_is_kept_when_the_gain_is_not_sure() -> None:
+    choice = choose(checkpoint(10, -0.005, 0.0))
+    assert choice.step is None
+    assert "surely improves" in choice.reason
+
+
+def test_base_is_kept_without_checkpoints() -> None:
+    assert choose().step is None
+
+
+def test_unmeasured_forgetting_is_eligible_and_said() -> None:
+    choice = choose(checkpoint(10, -0.1, None), checkpoint(20, -0.2, None))
+    assert choice.step == 20
+    assert "Forgetting was not measured" in choice.reason
+
+
+def test_without_new_ability_the_last_eligible_is_taken() -> None:
+    choice = choose(checkpoint(10, None, 0.0), checkpoint(20, None, 0.01), checkpoint(30, None, 0.5))
+    assert choice.step == 20
+    assert "last one that qualifies" in choice.reason
+
+
+def test_without_intervals_the_estimates_decide_and_the_reason_says_so() -> None:
+    choice = choose(checkpoint(10, -0.1, 0.02, width=None))
+    assert choice.step == 10
+    assert "too few documents for an interval" in choice.reason
+
+
+def test_a_checkpoint_without_the_scores_of_the_others_is_never_chosen() -> None:
+    choice = choose(checkpoint(10, -0.1, 0.0), checkpoint(20, -0.9, None))
+    assert choice.step == 10
+    assert [candidate.eligible for candidate in choice.candidates] == [True, False]
+    assert [candidate.on_front for candidate in choice.candidates] == [True, False]
+
+
+def test_equal_gains_take_the_earlier_checkpoint() -> None:
+    assert choose(checkpoint(20, -0.1, 0.0), checkpoint(10, -0.1, 0.0)).step == 10
+
+
+class Reckless(SelectRule):
+    use: str = "tests:Reckless"
+
+    def choose(self, candidates: tuple[Candidate, ...], *, budget: float) -> tuple[int | None, str]:
+        return 0, "because"
+
+
+def test_a_rule_cannot_break_the_budget() -> None:
+    with pytest.raises(RunError, match="not within the forgetting budget"):
+        chosen(Reckless(), candidates_of([checkpoint(10, -0.1, 0.5)], 0.03), 0.03)
+
+
+changes = st.floats(-0.5, 0.5)
+panels = st.lists(st.tuples(changes, changes), min_size=1, max_size=12)
+
+
+@given(panels, st.floats(0, 0.2))
+def test_the_front_is_exactly_what_nothing_dominates(pairs: list[tuple[float, float]], budget: float) -> None:
+    candidates = candidates_of([checkpoint(step, *pair) for step, pair in enumerate(pairs)], budget)
+    front = [candidate for candidate in candidates if candidate.on_front]
+    assert front
+    for one in candidates:
+        beaten = any(dominates((other.new, other.kept), (one.new, one.kept)) for other in candidates)
+        assert one.on_front != beaten
+
+
+@given(panels, st.floats(0, 0.2))
+def test_what_is_chosen_is_eligible_and_no_eligible_one_gains_more(
+    pairs: list[tuple[float, float]], budget: float
+) -> None:
+    choice = chosen(RULE, candidates_of([checkpoint(step, *pair) for step, pair in enumerate(pairs)], budget), budget)
+    eligible = {one.step: one.new for one in choice.candidates if one.eligible}
+    if choice.step is None:
+        assert all(gain + 0.01 >= 0 for gain in eligible.values())
+    else:
+        assert eligible[choice.step] == min(eligible.values())
+
+
+def test_the_stage_writes_the_choice(tmp_path: Path) -> None:
+    inputs = {"evaluate": evaluated(tmp_path / "evaluate", [checkpoint(10, -0.1, 0.0), checkpoint(20, -0.2, 0.5)])}
+    manifest = select(RULE, StageJob(tmp_path / "select", "f", inputs), budget=0.03)
+    choice = Choice.model_validate_json((tmp_path / "select" / "choice.json").read_bytes(), strict=False)
+    assert choice.step == 10 and choice.rule == "best_new_within_budget"
+    assert manifest.counts == {"step": 10, "candidates": 2, "eligible": 1, "on_front": 2, "budget": 0.03}
+
+
+def test_the_stage_is_deterministic(tmp_path: Path) -> None:
+    inputs = {"evaluate": evaluated(tmp_path / "evaluate", [checkpoint(10, -0.1, 0.0)])}
+    for name in ("one", "two"):
+        select(RULE, StageJob(tmp_path / name, "f", inputs), budget=0.03)
+    assert (tmp_path / "one/choice.json").read_bytes() == (tmp_path / "two/choice.json").read_bytes()
+    assert json.loads((tmp_path / "one/choice.json").read_text())["step"] == 10
