@@ -134,7 +134,7 @@ def _changes(pairs: Pairs, source: str, seed: int, resamples: int) -> np.ndarray
     """Redrawn changes with a stream of its own per source: adding a source does not move the others' intervals."""
     if pairs.num_documents == 1:
         return None
-    return redrawn_changes(pairs, seed=(seed, xxhash.xxh3_64_intdigest(source)), resamples=resamples)
+    return redrawn_changes(pairs, seed=(seed, xxhash.xxh3_64_intdigest(source.encode())), resamples=resamples)
 
 
 def _source_score(pairs: Pairs, probe: str, ability: Ability, changes: np.ndarray | None) -> Score:

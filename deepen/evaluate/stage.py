@@ -20,7 +20,7 @@ from deepen.evaluate.config import EvaluateConfig, Probe
 from deepen.evaluate.likelihoods import NOT_FINITE, read_likelihoods, summary, write_likelihoods
 from deepen.evaluate.material import Material, material_of
 from deepen.formats.atomic import FileEntry, entry_of
-from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
+from deepen.formats.checkpoints import CheckpointInfo, checkpoint_name, list_checkpoints, read_state, verify
 from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import write_records
 from deepen.formats.scores import CheckpointScores, Score
@@ -120,7 +120,7 @@ def in_loop_evaluator(
 def likelihood_file(probe: Probe, step: int | None = None) -> str:
     """Name of the likelihood file of a probe for the base, or for the checkpoint of ``step``."""
     name = probe.use.replace(":", ".")
-    return f"{name}.parquet" if step is None else f"{name}/step-{step:06d}.parquet"
+    return f"{name}.parquet" if step is None else f"{name}/{checkpoint_name(step)}.parquet"
 
 
 def _intact_checkpoints(directory: Path) -> tuple[list[CheckpointInfo], dict[str, str]]:
@@ -169,7 +169,7 @@ def _compared(config: EvaluateConfig, job: StageJob, material: Material, info: C
         ours = read_likelihoods(job.out / likelihood_file(probe, info.step))
         _say_not_finite(ours, info.step)
         scores += compare(theirs, ours, material.abilities, probe=probe.use, seed=job.seed)
-    return CheckpointScores(step=info.step, tokens=info.tokens, scores=tuple(scores))
+    return CheckpointScores(step=info.step, tokens=read_state(info)["tokens"], scores=tuple(scores))
 
 
 def _kept(config: EvaluateConfig, scores: CheckpointScores) -> Score | None:

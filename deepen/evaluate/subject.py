@@ -21,4 +21,4 @@ def open_base(base: ResolvedBase, tokenize: Artifact, *, seed: int, compute: Com
 
 def put_weights(model: LossModel, checkpoint: CheckpointInfo) -> None:
     """Replace the weights by those of a checkpoint, in place; raises ``DamageError`` when they do not fit."""
-    load_weights(model.model, checkpoint.path / "model.safetensors")
+    load_weights(model.model, checkpoint.weights)

@@ -60,8 +60,8 @@ def _summary(export: Export) -> str:
     )
     proof = f"its logits on {export.compared_tokens:,} tokens of {export.compared_on} differ from those of the model"
     return (
-        f"# {export.base}, continued with deepen\n\nThis folder holds {what}. It has {size}. Reloaded from these files, "
-        f"{proof} in memory by at most {export.difference:.3g}."
+        f"# {export.base}, continued with deepen\n\nThis folder holds {what}. It has {size}. Reloaded from "
+        f"these files, {proof} in memory by at most {export.difference:.3g}."
     )
 
 
@@ -125,7 +125,8 @@ def _scores(export: Export, lineage: Mapping[str, Artifact]) -> str:
     notes = (
         "Bits per byte of held-out documents, which were kept out of training together with their near-duplicates; "
         "lower is better. Changes are relative to the base on the same documents, with 95 % intervals from a paired "
-        "bootstrap over documents. New: domain sources; kept: replay and watch sources; their rows are means over sources."
+        "bootstrap over documents. New: domain sources; kept: replay and watch sources; rows named mean are means over "
+        "sources."
     )
     if chosen is not None:
         rows = [_score_row(score) for score in chosen.scores]

@@ -44,12 +44,8 @@ def export(
     begin_stage(job, stage="export", format_number=FORMAT, config=config)
     choice_file = job.inputs["select"].path / "choice.json"
     choice = Choice.model_validate_json(choice_file.read_bytes(), strict=False)
-    aside = job.out / _ASIDE
-    if aside.exists():
-        shutil.rmtree(aside)
-    aside.mkdir()
-    made = _make_folder(config, job, choice, aside, base=base, compute=compute, texts=_texts(lineage))
-    files = _put_in_place(aside, job.out)
+    made = _make_folder(config, job, choice, base=base, compute=compute, texts=_texts(lineage))
+    files = _put_in_place(job.out / _ASIDE, job.out)
     files.append(write_bytes(job.out / "README.md", model_card(made, lineage).encode(), "sha256"))
     record = json.dumps(lineage_record(made, lineage), indent=1, ensure_ascii=False)
     files.append(write_bytes(job.out / "deepen.json", (record + "\n").encode(), "sha256"))
@@ -62,9 +58,8 @@ def export(
         "compared_on": made.compared_on,
     }
     what = "the untouched base" if choice.step is None else f"step {choice.step}"
-    say(
-        f"export: {what}, {made.num_parameters:,} parameters; reloaded, its logits differ by at most {made.difference:.3g}"
-    )
+    size = f"{made.num_parameters:,} parameters"
+    say(f"export: {what}, {size}; reloaded, its logits differ by at most {made.difference:.3g}")
     return finish_stage(job, stage="export", format_number=FORMAT, config=config, files=files, counts=counts)
 
 
@@ -72,26 +67,29 @@ def _make_folder(
     config: ExportConfig,
     job: StageJob,
     choice: Choice,
-    aside: Path,
     *,
     base: ResolvedBase,
     compute: Compute,
     texts: list[str],
 ) -> Export:
-    """Load the chosen weights, write the folder ``aside`` and prove it."""
+    """Load the chosen weights, write the folder aside and prove it; ``texts`` are what logits are compared on."""
     import torch
 
     from deepen.export.huggingface import SpecialIds, copy_tokenizer, round_trip, save_folder, tokens_of
     from deepen.model.load import load_model, load_weights
     from deepen.parallel.process import set_up
 
+    aside = job.out / _ASIDE
+    if aside.exists():
+        shutil.rmtree(aside)
+    aside.mkdir()
     tokenize = job.inputs["tokenize"]
     special = SpecialIds(tokenize.counts["begin_of_document_id"], tokenize.counts["end_of_document_id"])
     vocabulary_size = tokenize.counts["vocabulary_size"]
     device = set_up(compute)
     model = load_model(base, vocabulary_size=vocabulary_size, seed=job.seed)
     if choice.step is not None:
-        load_weights(model, _checkpoint(job.inputs["train"], choice.step).path / "model.safetensors")
+        load_weights(model, _checkpoint(job.inputs["train"], choice.step).weights)
     model.to(device)
     copy_tokenizer(tokenize.path / "tokenizer", aside)
     tokens, compared_on = tokens_of(aside, texts), "held-out documents"

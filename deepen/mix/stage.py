@@ -68,7 +68,7 @@ def mix(config: MixConfig, job: StageJob, *, rows_per_batch: int, num_batches: i
 
 
 def domain_share(config: MixConfig, supplies: Sequence[Supply]) -> float:
-    """The share of tokens from domain sources, with the default filled in; raises ``SourceError`` if it is impossible."""
+    """The share of tokens from domain sources, default filled in; raises ``SourceError`` if it is impossible."""
     named = {role: [supply.name for supply in supplies if supply.role == role] for role in ("domain", "replay")}
     tokens = {role: sum(supply.num_tokens for supply in supplies if supply.role == role) for role in named}
     share = config.domain_share

@@ -22,7 +22,7 @@ def summary(counts: dict[str, Any]) -> str:
         for role in ("domain", "replay")
     }
     role_shares = {"domain": counts["domain_share"], "replay": 1 - counts["domain_share"]}
-    lines = [_COLUMNS]
+    lines: list[tuple[str, ...]] = [_COLUMNS]
     for name, source in sources.items():
         held = role_tokens[source["role"]]
         asked = role_shares[source["role"]] * source["packed_tokens"] / held if held else 0.0
@@ -60,7 +60,7 @@ def exhausted_error(builder: OrderBuilder, config: MixConfig, rows_per_batch: in
     spent, taken = builder.supplies[builder.exhausted], drawn[builder.exhausted]
     rows_made = max(1, sum(source.rows for source in drawn))
     asked = taken.tokens * num_rows / rows_made
-    epochs = math.ceil(10 * asked / spent.num_tokens) / 10
+    epochs = math.ceil(10 * asked / spent.num_tokens + 0.5) / 10
     batches = sum(source.rows for source in drawn) // rows_per_batch
     most = batches * rows_per_batch * config.sequence_length
     ways = [f"set train.tokens to at most {most} ({batches} batches)"] if batches else []

@@ -58,7 +58,7 @@ def architecture_of(recipe: Recipe) -> Architecture | None:
     if isinstance(base, RandomInit):
         vocabulary = recipe.tokenize.vocabulary
         size = 0 if isinstance(vocabulary, str) else vocabulary.train
-        return architecture_from_config(base.config(size))
+        return architecture_from_config(base.config_json(size))
     folder = Path(base.run) / "export" if isinstance(base, BaseRun) else Path(base).expanduser()
     path = folder / "config.json"
     return architecture_from_config(json.loads(path.read_text())) if path.is_file() else None

@@ -12,7 +12,6 @@ from deepen.formats.yaml_text import Key, YamlText
 from deepen.ingest import config as ingest_config
 from deepen.model.config import BaseRun, RandomInit
 from deepen.recipe.models import Machine, Recipe
-from deepen.settings import Interval
 from deepen.train import config as train_config
 
 
@@ -24,7 +23,6 @@ def check(recipe: Recipe, machine: Machine, text: YamlText) -> list[Problem]:
         *_check_mixture(recipe),
         *_check_base(recipe),
         *_check_training(recipe),
-        *_check_intervals(recipe),
     ]
     return [replace(problem, place=text.place(_key(problem.path))) for problem in found]
 
@@ -108,24 +106,12 @@ def _check_base_folder(base: str, length: int) -> Iterator[Problem]:
         )
 
 
-def _check_training(recipe: Recipe) -> Iterator[Problem]:
-    for problem in train_config.problems(recipe.train, sequence_length=recipe.mix.sequence_length):
-        path = problem.path if problem.path.startswith("train") else f"train.{problem.path}"
-        yield replace(problem, path=path)
-
-
-def _check_intervals(recipe: Recipe) -> Iterator[Problem]:
-    total = train_config.num_steps(recipe.train)
-    problem = never_fires(recipe.evaluate.every, total, recipe.train.batch_tokens)
-    if problem:
-        yield Problem(
-            "evaluate.every", problem, "give a shorter interval, for example `10%`", str(recipe.evaluate.every)
-        )
-
-
-def never_fires(interval: Interval, total_steps: int, tokens_per_step: int) -> str | None:
-    """Why an interval never comes round within a run of ``total_steps``, or None when it does."""
-    steps = interval.every_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
-    if steps is None or steps <= total_steps:
-        return None
-    return f"never fires: every {steps} steps in a run of {total_steps}"
+def _check_training(recipe: Recipe) -> list[Problem]:
+    base = recipe.base
+    name = None if isinstance(base, RandomInit) else base.run if isinstance(base, BaseRun) else base
+    return train_config.problems(
+        recipe.train,
+        sequence_length=recipe.mix.sequence_length,
+        base_name=name,
+        evaluate_every=recipe.evaluate.every,
+    )

@@ -6,6 +6,7 @@ of which documents a row holds, and the shards hold the tokens. Work is per piec
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,12 @@ class Batches:
             _fill_row(batch, index, self.sources[source], row, counting_T)
         return batch
 
-    def document_names(self, batch_index: int) -> list[str]:
-        """``SOURCE:DOCUMENT_ID`` of every document in a batch, for messages about it."""
+    def document_names(self, batch_index: int, rows: Collection[int] | None = None) -> list[str]:
+        """``SOURCE:DOCUMENT_ID`` of every document in a batch, or in some of its rows, for messages about it."""
         names: dict[str, None] = {}
-        for row_id in self.order.batch(batch_index):
+        for index, row_id in enumerate(self.order.batch(batch_index)):
+            if rows is not None and index not in rows:
+                continue
             source = self.sources[int(source_of(row_id))]
             for sequence in source.packs.row(int(row_of(row_id)))[:, 0].tolist():
                 names[f"{source.name}:{source.document_ids[sequence]}"] = None

@@ -92,7 +92,7 @@ class Cosine(Schedule):
 class WarmupStableDecay(Schedule):
     """Warm-up, a constant stretch that can be made longer later, and a short decay (MiniCPM, arXiv 2404.06395).
 
-    In the last D of T steps, at step n (from 0): floor + (1 - floor) f(x), x = (n - (T - D)) / D, where f is 1 - sqrt(x)
+    In the last D of T steps, at step n (from 0): floor + (1 - floor) f(x), x = (n - (T - D)) / D, and f is 1 - sqrt(x)
     (Hägele et al., arXiv 2405.18392) or 1 - x.
     """
 

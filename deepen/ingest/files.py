@@ -1,0 +1,137 @@
+"""The files of a source: which they are, in what order, in which format, and what identifies their contents.
+
+The order is that of the relative paths, so it does not depend on the file system; ids of documents are made from the
+relative paths, so a corpus can be moved.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import xxhash
+
+from deepen.formats.atomic import hash_file, write_json
+
+SUFFIXES = {
+    ".txt": "text", ".text": "text",
+    ".md": "markdown", ".markdown": "markdown",
+    ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet", ".pq": "parquet",
+}  # fmt: skip
+COMPRESSIONS = (".gz", ".zst")
+_SETTLED_SECONDS = 2.0
+"""A file changed less than this before it was hashed could change again without a new time stamp: not cached."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of a source: ``location`` is relative to the source's root; ``format`` None: no reader knows it."""
+
+    path: str
+    location: str
+    format: str | None
+    num_bytes: int
+
+
+def list_files(path: str, file_format: str = "auto") -> list[InputFile]:
+    """All files that ``path`` (file, folder or glob) names, sorted by location; hidden files are left out.
+
+    ``file_format`` "auto" tells the format from the suffix. Returns nothing when the path does not exist.
+    """
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - a glob is no path
+    if Path(expanded).is_dir():
+        root, names = expanded, _walk(expanded)
+    elif Path(expanded).exists():
+        root, names = os.path.split(expanded)[0], iter([os.path.split(expanded)[1]])
+    else:
+        root = _fixed_folder(expanded)
+        pattern = os.path.relpath(expanded, root) if root else expanded
+        names = glob.iglob(pattern, root_dir=root or None, recursive=True)
+    files = [_input_file(root, name, file_format) for name in set(names) if Path(root, name).is_file()]
+    return sorted(files, key=lambda file: file.location)
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path has wildcards."""
+    return glob.has_magic(path)
+
+
+def format_of(name: str) -> str | None:
+    """The format that a file name's suffix tells (``notes.jsonl.zst``: jsonl), or None."""
+    pure = PurePath(name.lower())
+    if pure.suffix in COMPRESSIONS:
+        pure = pure.with_suffix("")
+    return SUFFIXES.get(pure.suffix)
+
+
+def _input_file(root: str, name: str, file_format: str) -> InputFile:
+    path = Path(root, name)
+    # A file name is bytes; what is not UTF-8 in it must still give a location that can be written down.
+    location = os.fsencode(PurePath(name).as_posix()).decode("utf-8", "backslashreplace")
+    known = format_of(name) if file_format == "auto" else file_format
+    return InputFile(str(path), location, known, path.stat().st_size)
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Relative names of all files below ``root`` that are not hidden; linked folders are entered once."""
+    visited: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        for name in names:
+            if not name.startswith("."):
+                yield os.path.relpath(Path(folder, name), root)
+
+
+def _fixed_folder(pattern: str) -> str:
+    """The longest leading folder of a glob that has no wildcard: the source's root."""
+    parts = PurePath(pattern).parts
+    fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return str(PurePath(*parts[:fixed])) if fixed else ""
+
+
+def fingerprint_files(files: Sequence[InputFile], cache: Path) -> str:
+    """Identity of files by location and content (xxh3-128); ``cache`` remembers hashes by size and time stamp."""
+    known = _read_cache(cache)
+    digest = xxhash.xxh3_128()
+    changed = False
+    for file in files:
+        stat = os.stat(file.path)  # noqa: PTH116 - the path is text here
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        key = os.path.realpath(file.path)
+        remembered = known.get(key)
+        if remembered is None or remembered[:2] != stamp:
+            remembered = [*stamp, _hash_or_error(file.path)]
+            changed = changed or time.time() - stat.st_mtime > _SETTLED_SECONDS
+            if time.time() - stat.st_mtime > _SETTLED_SECONDS:
+                known[key] = remembered
+        digest.update(f"{file.location}\0{remembered[2]}\n".encode())
+    if changed:
+        write_json(cache, known)
+    return digest.hexdigest()
+
+
+def _hash_or_error(path: str) -> str:
+    try:
+        return hash_file(Path(path))
+    except OSError as error:
+        return f"unreadable: {error.strerror}"  # its reader will reject it; readable again means another identity
+
+
+def _read_cache(cache: Path) -> dict[str, list[object]]:
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

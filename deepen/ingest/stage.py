@@ -1,0 +1,233 @@
+"""Ingest: files of any supported format become documents; whatever cannot is written down with place and reason.
+
+Work is cut into parts by input bytes only, never by the number of workers, so the same files give the same bytes.
+Each part writes one document file and its rejects; a part that is finished is not read again after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from deepen.engine.map_parts import clear_ledger, map_parts
+from deepen.errors import SourceError
+from deepen.formats.atomic import FileEntry, HashingWriter, writing
+from deepen.formats.documents import Document, content_hash, document_id, write_documents
+from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.records import read_records, write_records
+from deepen.ingest.config import FieldName, IngestConfig, Source
+from deepen.ingest.files import InputFile, fingerprint_files, list_files
+from deepen.ingest.readers import READERS
+from deepen.ingest.records import Record, Reject
+from deepen.ingest.summary import check_counts, print_summary
+from deepen.progress import say
+
+FORMAT = 1
+
+_PART_BYTES = 64 << 20
+_GUESSES = ("text", "content", "body", "article", "document")
+_GUESS_RECORDS = 100
+_PARTIAL, _LEDGER, REJECTED = "partial", "ledger", "rejected.jsonl"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some files of one source; everything that the part's result depends on."""
+
+    source: Source
+    number: int
+    files: tuple[InputFile, ...] = field(repr=True)
+    text_field: str
+    out: str
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """Name of the part's files."""
+        return f"{self.source.name}-{self.number:05d}"
+
+
+def source_fingerprint(source: Source, cache: Path) -> str:
+    """Identity of a source by the relative paths and contents of all its files; ``cache`` is a file that spares reading
+    unchanged files again."""
+    return fingerprint_files(list_files(source.path, source.format), cache)
+
+
+def ingest(config: IngestConfig, job: StageJob) -> Manifest:
+    """Read all sources into ``job.out``: ``documents/{source}-{part}.parquet`` and ``rejected.jsonl``.
+
+    Raises ``SourceError`` when a source has no files, no text, or too many rejects; the finished parts stay.
+    """
+    begin_stage(job, stage="ingest", format_number=FORMAT, config=config)
+    files = {source.name: list_files(source.path, source.format) for source in config.sources}
+    parts = [part for source in config.sources for part in _parts(source, files[source.name], job)]
+    results = map_parts(
+        read_part,
+        parts,
+        workers=job.workers,
+        ledger=job.out / _LEDGER,
+        what="ingest",
+        unit="B",
+        sizes=[float(sum(file.num_bytes for file in part.files)) for part in parts],
+    )
+    rejected = write_records(job.out / REJECTED, _all_rejects(job.out, parts), job.out)
+    counts = {source.name: _count(source, files[source.name], parts, results) for source in config.sources}
+    check_counts(counts, config.max_rejected, job.out / REJECTED)
+    clear_ledger(job.out / _LEDGER)
+    shutil.rmtree(job.out / _PARTIAL, ignore_errors=True)
+    entries = [FileEntry.model_validate(result["file"]) for result in results]
+    manifest = finish_stage(
+        job, stage="ingest", format_number=FORMAT, config=config, files=[*entries, rejected], counts={"sources": counts}
+    )
+    print_summary(counts)
+    return manifest
+
+
+def _parts(source: Source, files: Sequence[InputFile], job: StageJob) -> list[Part]:
+    """Files in groups of about 64 MB; a limited source is one part, because the limit counts through all its files."""
+    text_field = _text_field(source, files)
+    groups: list[list[InputFile]] = []
+    num_bytes = 0
+    for file in files:
+        if not groups or (num_bytes + file.num_bytes > _PART_BYTES and source.limit is None):
+            groups.append([])
+            num_bytes = 0
+        groups[-1].append(file)
+        num_bytes += file.num_bytes
+    return [
+        Part(source, number, tuple(group), text_field, str(job.out), job.fingerprint)
+        for number, group in enumerate(groups)
+    ]
+
+
+def _text_field(source: Source, files: Sequence[InputFile]) -> str:
+    """The field that holds the text: as set, or the first likely one in the source's first records."""
+    tables = [file for file in files if file.format in ("jsonl", "csv", "parquet")]
+    if source.text is not None or not tables:
+        return source.text or "text"
+    seen: Counter[str] = Counter()
+    records = (found for file in tables for found in READERS[str(file.format)](file, None) if isinstance(found, Record))
+    for record in islice(records, _GUESS_RECORDS):
+        seen.update(record.values.keys())
+        for name in _GUESSES:
+            if isinstance(record.values.get(name), str):
+                say(f"ingest: source `{source.name}` has its text in the field `{name}` (set `text` to change this)")
+                return name
+    if not seen:
+        return "text"  # nothing readable: the rejects will say why
+    names = ", ".join(f"`{name}`" for name, _ in seen.most_common(12))
+    raise SourceError(
+        f"source `{source.name}`: cannot tell which field holds the text; its records have {names}",
+        hint="set `text: FIELD` for this source",
+    )
+
+
+def read_part(part: Part) -> dict[str, Any]:
+    """Read one part: write its documents and rejects, and return its counts."""
+    out = Path(part.out)
+    counts: dict[str, Any] = {"bytes": 0, "rejected": Counter()}
+    with writing(out / _PARTIAL / f"{part.name}.jsonl") as rejects:
+        documents = islice(_documents(part, counts, rejects), part.source.limit)
+        entry, num_documents = write_documents(out / "documents" / f"{part.name}.parquet", documents, out)
+    return {"file": entry.model_dump(), "documents": num_documents, **counts}
+
+
+def _documents(part: Part, counts: dict[str, Any], rejects: HashingWriter) -> Iterator[Document]:
+    for file in part.files:
+        for found in _found_in(file, part):
+            made = found if isinstance(found, Reject) else _document(found, file, part)
+            if isinstance(made, Reject):
+                counts["rejected"][made.reason] += made.num_records
+                rejects.write(_line(part.source.name, made))
+            else:
+                counts["bytes"] += len(made.text.encode())
+                yield made
+
+
+def _found_in(file: InputFile, part: Part) -> Iterator[Record | Reject]:
+    if file.format is None:
+        return iter(
+            [Reject(file.location, "unsupported_file", "no reader for this suffix; set `format` or use a glob")]
+        )
+    category = part.source.category
+    fields = [part.text_field, "id", *([category.field] if isinstance(category, FieldName) else [])]
+    return READERS[file.format](file, list(dict.fromkeys(fields)))
+
+
+def _document(record: Record, file: InputFile, part: Part) -> Document | Reject:
+    source, location = part.source, record.location
+    text = record.values.get("text" if file.format in ("text", "markdown") else part.text_field)
+    if text is None:
+        return Reject(location, "no_text_field", f"no field `{part.text_field}`")
+    if not isinstance(text, str):
+        return Reject(location, "text_not_string", f"`{part.text_field}` is a {type(text).__name__}")
+    if not text.strip():
+        return Reject(location, "empty_text")
+    try:
+        digest = content_hash(text)
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell but no file can hold
+        return Reject(location, "invalid_unicode", f"U+{ord(text[error.start]):04X} at position {error.start}")
+    meta = {"location": location}
+    own_id = record.values.get("id")
+    if isinstance(own_id, str | int) and _is_writable(str(own_id)):
+        meta["id"] = str(own_id)
+    return Document(
+        id=document_id(source.name, location),
+        text=text,
+        source=source.name,
+        category=_category(record, source),
+        language=source.language,
+        licence=source.licence,
+        content_hash=digest,
+        meta=meta,
+    )
+
+
+def _category(record: Record, source: Source) -> str | None:
+    if not isinstance(source.category, FieldName):
+        return source.category
+    value = record.values.get(source.category.field)
+    return str(value).encode("utf-8", "replace").decode() if value is not None else None
+
+
+def _is_writable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _line(source: str, reject: Reject) -> bytes:
+    record = {
+        "source": source,
+        "location": reject.location,
+        "reason": reject.reason,
+        "detail": reject.detail,
+        "records": reject.num_records,
+    }
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _all_rejects(out: Path, parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        yield from read_records(out / _PARTIAL / f"{part.name}.jsonl")
+
+
+def _count(
+    source: Source, files: Sequence[InputFile], parts: Sequence[Part], results: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    own = [result for part, result in zip(parts, results, strict=True) if part.source.name == source.name]
+    rejected: Counter[str] = Counter()
+    for result in own:
+        rejected.update(result["rejected"])
+    return {
+        "role": source.role,
+        "licence": source.licence,
+        "files": len(files),
+        "documents": sum(result["documents"] for result in own),
+        "bytes": sum(result["bytes"] for result in own),
+        "rejected": dict(sorted(rejected.items())),
+    }

@@ -1,0 +1,141 @@
+"""Writing and loading checkpoints: weights, optimizer, position in the data, random state. Safetensors, never pickle.
+
+A checkpoint is built in ``step-N.tmp/``, every file hashed while it is written and synced; the manifest goes in last,
+then the directory is renamed. Tensors are streamed one after another, so saving needs no second copy of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.optim import AdamW
+from transformers import PreTrainedModel
+
+from deepen.errors import DamageError
+from deepen.formats.atomic import FileEntry, sync_directory, write_json, writing
+from deepen.formats.checkpoints import (
+    OPTIMIZER,
+    STATE,
+    WEIGHTS,
+    CheckpointInfo,
+    CheckpointManifest,
+    checkpoint_name,
+    list_checkpoints,
+    read_checkpoint,
+    read_state,
+    remove_checkpoint,
+)
+from deepen.formats.manifest import MANIFEST
+from deepen.model.load import load_weights, unique_weights
+
+_DTYPE_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_CPU_RANDOM_STATE = "random.cpu"
+_GPU_RANDOM_STATE = "random.cuda"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
+    """Write tensors as one safetensors file, atomically and hashed, moving one at a time to the CPU."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end],
+        }  # fmt: skip
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with writing(path) as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for tensor in tensors.values():
+            plain = tensor.detach().to("cpu").contiguous().reshape(-1)
+            if plain.numel():
+                file.write(plain.view(torch.uint8).numpy())
+    return file.entry(path.name)
+
+
+def save_checkpoint(
+    directory: Path, model: PreTrainedModel, optimizer: AdamW, state: Mapping[str, Any], *, milestone: bool
+) -> CheckpointInfo:
+    """Write the checkpoint of ``state["step"]`` into ``directory`` (``train/checkpoints``); an equal one is kept."""
+    step = int(state["step"])
+    final = CheckpointInfo(step, directory / checkpoint_name(step))
+    temporary = final.path.with_name(final.path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    files = (
+        write_tensors(temporary / WEIGHTS, unique_weights(model)),
+        write_tensors(temporary / OPTIMIZER, {**_optimizer_tensors(model, optimizer), **_random_state()}),
+        write_json(temporary / STATE, dict(state)),
+    )
+    manifest = CheckpointManifest(step=step, fingerprint=str(state["fingerprint"]), milestone=milestone, files=files)
+    write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
+    temporary.replace(final.path)
+    sync_directory(directory)
+    return final
+
+
+def load_checkpoint(info: CheckpointInfo, model: PreTrainedModel, optimizer: AdamW) -> dict[str, Any]:
+    """Put weights, optimizer and random state back as they were, bit by bit; returns ``state.json``."""
+    load_weights(model, info.weights)
+    with safe_open(info.path / OPTIMIZER, framework="pt") as stored:
+        names = set(stored.keys())
+        for name, parameter in model.named_parameters():
+            if f"step/{name}" in names:
+                optimizer.state[parameter] = {
+                    moment: stored.get_tensor(f"{moment}/{name}").to(parameter.device) for moment in _MOMENTS
+                }
+        torch.set_rng_state(stored.get_tensor(_CPU_RANDOM_STATE))
+        if _GPU_RANDOM_STATE in names and torch.cuda.is_available():
+            torch.cuda.set_rng_state(stored.get_tensor(_GPU_RANDOM_STATE))
+    return read_state(info)
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+    return {
+        f"{moment}/{name}": optimizer.state[parameter][moment]
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for moment in _MOMENTS
+    }
+
+
+def _random_state() -> dict[str, Tensor]:
+    states = {_CPU_RANDOM_STATE: torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states[_GPU_RANDOM_STATE] = torch.cuda.get_rng_state()
+    return states
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the milestones."""
+    for info in list_checkpoints(directory)[:-keep]:
+        if not _is_milestone(info):
+            remove_checkpoint(info)
+
+
+def _is_milestone(info: CheckpointInfo) -> bool:
+    try:
+        return read_checkpoint(info).milestone
+    except DamageError:
+        return False
+
+
+def remove_later(directory: Path, step: int) -> None:
+    """Remove what a resume at ``step`` will write again: unfinished, damaged and pruned-half checkpoints."""
+    known = {info.path.name for info in list_checkpoints(directory) if info.step <= step}
+    for path in sorted(directory.glob("step-*")):
+        if path.name not in known:
+            shutil.rmtree(path)

@@ -1,0 +1,279 @@
+"""The training loop: ``train_step`` is one update, ``training_steps`` one run.
+
+Everything that happens once in a while (evaluate, save, stop) is written in ``training_steps`` as a plain ``if``. What
+a run has done is a small ``Progress``; together with weights, optimizer and random state it is all that a checkpoint
+holds, because the data of a step is a function of its batch index.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from deepen.errors import TrainingError
+from deepen.formats.records import append_record
+from deepen.formats.scores import CheckpointScores, Score
+from deepen.model.loss import LossModel
+from deepen.parallel.process import memory_bytes
+from deepen.train.batches import IGNORED, Batch, Batches
+from deepen.train.checkpoint import prune, save_checkpoint
+from deepen.train.counts import SourceCounts, count_batch, counts_to_json
+from deepen.train.interrupt import Interrupted, StopRequest
+from deepen.train.optimizer import clip_gradients, set_learning_rate
+from deepen.train.schedules import Schedule, Shape
+
+METRICS = "metrics.jsonl"
+SCORES = "scores.jsonl"
+CHECKPOINTS = "checkpoints"
+
+Evaluate = Callable[[LossModel, int, int], list[Score]]
+"""Scores of (model, step, tokens trained)."""
+
+_MOST_SKIPS_IN_A_ROW = 5
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What an update changes, and how."""
+
+    model: LossModel
+    optimizer: AdamW
+    clip: float
+    micro_batch_rows: int
+    precision: str
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an update did."""
+
+    nll_B: npt.NDArray[np.float64]
+    """Sum of negative log-likelihoods (nats) of each row."""
+    loss_tokens: int
+    gradient_norm: float
+    applied: bool
+    """False when loss or gradient was not finite; nothing was changed then."""
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """When what happens once in a while happens, in steps (None: never) or seconds."""
+
+    log_every: int
+    save_every: int | None
+    save_every_seconds: float | None
+    milestone_every: int | None
+    evaluate_every: int | None
+    keep: int
+
+
+@dataclass
+class Progress:
+    """How far a run is: what a checkpoint remembers besides tensors."""
+
+    counts: list[SourceCounts]
+    step: int = 0
+    """Finished steps."""
+    batch_index: int = 0
+    """The next batch of the order."""
+    skipped_steps: int = 0
+    skips_in_a_row: int = 0
+    last_loss: float | None = None
+    last_save: float = field(default_factory=time.monotonic)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained, padding and skipped batches not counted."""
+        return sum(total.tokens for total in self.counts)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to go."""
+
+    out: Path
+    fingerprint: str
+    trainee: Trainee
+    batches: Batches
+    names: tuple[str, ...]
+    """Sources by index."""
+    tokens_per_byte: npt.NDArray[np.float64]
+    """By source index, of the whole shard; turns nats per token into bits per byte."""
+    schedule: Schedule
+    shape: Shape
+    peak_learning_rate: float
+    calendar: Calendar
+    progress: Progress
+    evaluate: Evaluate | None
+
+
+def train_step(trainee: Trainee, batch: Batch, learning_rate: float) -> StepResult:
+    """One update on one batch: the mean loss over *its* valid tokens, however many micro-batches it takes."""
+    num_valid = int((batch.labels_BT != IGNORED).sum())
+    nll_rows: list[Tensor] = []
+    for begin in range(0, len(batch.source_B), trainee.micro_batch_rows):
+        rows = slice(begin, begin + trainee.micro_batch_rows)
+        tokens_BT, labels_BT, positions_BT = (
+            torch.from_numpy(values[rows]).to(trainee.device, non_blocking=True)
+            for values in (batch.tokens_BT, batch.labels_BT, batch.positions_BT)
+        )
+        with torch.autocast(trainee.device.type, torch.bfloat16, enabled=trainee.precision == "bf16"):
+            total, nll_BT = trainee.model(tokens_BT, labels_BT, positions_BT)
+        (total / max(1, num_valid)).backward()
+        nll_rows.append(nll_BT.sum(1, dtype=torch.float64))
+
+    gradient_norm = clip_gradients(list(trainee.model.parameters()), trainee.clip)
+    nll_B = torch.cat(nll_rows).cpu().numpy()
+    applied = math.isfinite(gradient_norm) and bool(np.isfinite(nll_B).all())
+    if applied:
+        set_learning_rate(trainee.optimizer, learning_rate)
+        trainee.optimizer.step()
+    trainee.optimizer.zero_grad(set_to_none=True)
+    return StepResult(nll_B, num_valid, gradient_norm, applied)
+
+
+def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
+    """Train from where ``run.progress`` stands to the end, yielding the record of each step once all of it is done."""
+    progress, total_steps = run.progress, run.shape.total_steps
+    while progress.step < total_steps:
+        started = time.perf_counter()
+        batch_index = run.batches.order.next_batch(progress.batch_index)
+        batch = run.batches[batch_index]
+        data_wait_seconds = time.perf_counter() - started
+
+        learning_rate = run.peak_learning_rate * run.schedule.multiplier(progress.step, run.shape)
+        result = train_step(run.trainee, batch, learning_rate)
+        _advance(progress, batch_index, batch, result)
+
+        record = _record(run, batch, result) | {
+            "learning_rate": learning_rate,
+            "tokens_per_second": int((batch.documents_BT >= 0).sum()) / (time.perf_counter() - started),
+            "data_wait_seconds": data_wait_seconds,
+            "memory_bytes": memory_bytes(run.trainee.device),
+        }
+        is_last = progress.step == total_steps
+        evaluates = run.evaluate is not None and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
+        is_milestone = evaluates or is_last or _is_milestone(run, progress.step)
+        saves = is_milestone or stop.requested or _is_time_to_save(run.calendar, progress)
+
+        if saves or not result.applied or progress.step % run.calendar.log_every == 0:
+            append_record(run.out / METRICS, record, sync=saves)
+        if progress.skips_in_a_row >= _MOST_SKIPS_IN_A_ROW:
+            raise _not_finite(run, batch_index, result)
+        if evaluates:
+            record["scores"] = evaluate_now(run)
+        if saves:
+            save_now(run, milestone=is_milestone)
+        yield record
+        if stop.requested and not is_last:
+            if not saves:  # the signal came after the decision above
+                save_now(run, milestone=False)
+            raise Interrupted(
+                f"stopped after step {progress.step} of {total_steps}, as asked; everything is saved",
+                hint="run the same command again to go on",
+            )
+
+
+def _advance(progress: Progress, batch_index: int, batch: Batch, result: StepResult) -> None:
+    progress.step += 1
+    progress.batch_index = batch_index + 1
+    count_batch(progress.counts, batch, applied=result.applied)
+    if result.applied:
+        progress.skips_in_a_row = 0
+        progress.last_loss = float(result.nll_B.sum()) / max(1, result.loss_tokens)
+    else:
+        progress.skipped_steps += 1
+        progress.skips_in_a_row += 1
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _is_milestone(run: Run, step: int) -> bool:
+    """Regular milestones, and where a decay begins: a longer continuation starts there."""
+    begins_decay = run.schedule.extendable and step == run.shape.decay_start
+    return begins_decay or _is_due(step, run.calendar.milestone_every)
+
+
+def _is_time_to_save(calendar: Calendar, progress: Progress) -> bool:
+    waited = time.monotonic() - progress.last_save
+    return _is_due(progress.step, calendar.save_every) or (
+        calendar.save_every_seconds is not None and waited >= calendar.save_every_seconds
+    )
+
+
+def _record(run: Run, batch: Batch, result: StepResult) -> dict[str, Any]:
+    """What a step measured: losses in nats per token and bits per byte, overall and per source."""
+    num_sources = len(run.names)
+    labels_B = (batch.labels_BT != IGNORED).sum(1)
+    nll_S = np.bincount(batch.source_B, result.nll_B, num_sources)
+    labels_S = np.bincount(batch.source_B, labels_B, num_sources)
+    bytes_S = labels_S / run.tokens_per_byte
+    present = [source for source in range(num_sources) if labels_S[source]]
+    return {
+        "step": run.progress.step,
+        "tokens": run.progress.tokens,
+        "loss": _finite(nll_S.sum() / max(1, labels_S.sum())),
+        "bits_per_byte": _finite(nll_S.sum() / math.log(2) / max(1.0, bytes_S.sum())),
+        "loss_by_source": {run.names[s]: _finite(nll_S[s] / labels_S[s]) for s in present},
+        "bits_per_byte_by_source": {run.names[s]: _finite(nll_S[s] / math.log(2) / bytes_S[s]) for s in present},
+        "gradient_norm": _finite(result.gradient_norm),
+        "skipped": not result.applied,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """A number for JSON, which knows neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _not_finite(run: Run, batch_index: int, result: StepResult) -> TrainingError:
+    bad_rows = set(np.flatnonzero(~np.isfinite(result.nll_B)).tolist())
+    documents = run.batches.document_names(batch_index, bad_rows or None)
+    listed = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
+    return TrainingError(
+        f"loss or gradient was not finite in {_MOST_SKIPS_IN_A_ROW} steps in a row, up to step {run.progress.step}; "
+        f"documents in the last batch: {listed}",
+        hint="look at these documents, lower `train.learning_rate`, or use `train.precision: fp32`; "
+        "the run goes on from its last checkpoint",
+    )
+
+
+def evaluate_now(run: Run) -> list[Score]:
+    """Score the model as it is and append the result to scores.jsonl; training is not affected in any bit."""
+    assert run.evaluate is not None, "nothing to evaluate with"
+    model, progress = run.trainee.model, run.progress
+    devices = [run.trainee.device] if run.trainee.device.type == "cuda" else []
+    model.eval()
+    with torch.random.fork_rng(devices=devices):
+        scores = run.evaluate(model, progress.step, progress.tokens)
+    model.train()
+    record = CheckpointScores(step=progress.step, tokens=progress.tokens, scores=tuple(scores))
+    append_record(run.out / SCORES, record.model_dump(mode="json"), sync=True)
+    return scores
+
+
+def save_now(run: Run, *, milestone: bool) -> None:
+    """Write a checkpoint of the present state and prune old ones."""
+    progress, directory = run.progress, run.out / CHECKPOINTS
+    state = {
+        "step": progress.step, "batch_index": progress.batch_index, "tokens": progress.tokens,
+        "skipped_steps": progress.skipped_steps, "skips_in_a_row": progress.skips_in_a_row,
+        "last_loss": progress.last_loss, "sources": counts_to_json(run.names, progress.counts),
+        "fingerprint": run.fingerprint,
+    }  # fmt: skip
+    save_checkpoint(directory, run.trainee.model.model, run.trainee.optimizer, state, milestone=milestone)
+    prune(directory, run.calendar.keep)
+    progress.last_save = time.monotonic()
