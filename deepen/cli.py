@@ -415,14 +415,15 @@ def rm(path: Annotated[Path, typer.Argument(help="Run, or one stage of a run.")]
 def chat(
     model: Annotated[Path, typer.Argument(help="Run directory, or a model folder.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of an answer at most.")] = 200,
-    temperature: Annotated[float, typer.Option("--temperature", help="0 is greedy.")] = 0.7,
+    temperature: Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token.")] = 0.8,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 17,
 ) -> None:
     """Talk to an exported model."""
+    from deepen.export.chat import Sampling
     from deepen.export.chat import chat as talk
 
     folder = model / "export" if (model / "export" / "manifest.json").is_file() else model
-    talk(folder, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    talk(folder, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
 
 
 @app.command()

@@ -40,7 +40,8 @@ def track(what: str, total: float, unit: str, done: float = 0) -> Iterator[Track
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task(what, total=total, completed=done, rate="", note="")
+            task = progress.add_task(what, total=total, rate="", note="")
+            progress.update(task, completed=done)
             yield _Bar(progress, task, unit, done)
     else:
         yield _Lines(what, total, unit, done)

@@ -62,7 +62,7 @@ def _cards(stages: Mapping[str, Artifact]) -> Iterator[Card]:
             "trained", f"{readable(tokens)} tokens", f"{counts['steps']:,} steps, final loss {counts['final_loss']:.3f}"
         )
     if "export" in stages:
-        difference = stages["export"].counts["max_logit_difference"]
+        difference = stages["export"].counts["largest_logit_difference"]
         mood = "good" if difference == 0 else ""
         yield Card("export", f"{difference:.2g}", "largest difference of logits after reload", mood)
 

@@ -168,10 +168,13 @@ def _mean_score(members: list[Score], probe: str, drawn: list[np.ndarray | None]
     )
 
 
-def status(kept: Score | None, budget: float) -> str:
-    """``ok``, ``warning`` (the estimate is over the budget), ``breach`` (surely over it), or ``not measured``."""
+def status(kept: Score | None, budget: float, *, measured: bool) -> str:
+    """``ok``, ``warning`` (the estimate is over the budget) or ``breach`` (surely over it).
+
+    Without a score: ``not finite`` if kept documents were ``measured``, else ``not measured``.
+    """
     if kept is None:
-        return "not measured"
+        return "not finite" if measured else "not measured"
     if kept.interval is not None and kept.interval[0] > budget:
         return "breach"
     return "warning" if kept.difference > budget else "ok"

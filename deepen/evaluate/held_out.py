@@ -30,7 +30,8 @@ NOTHING_TO_SCORE = "nothing_to_score"
 """Reason of a document without a scorable token: empty, or a single token with nothing before it."""
 
 _DOCUMENTS_AT_ONCE = 256
-_TOKENS_PER_BATCH = 8192
+_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 16_384}
+"""Rows x longest window of one forward pass: enough work per matrix product, little memory for activations."""
 _IGNORED = -100
 
 
@@ -128,7 +129,7 @@ def encoded(text: str, encoding: Encoding, begin_of_document_id: int | None) -> 
     tokens = np.array(encoding.ids, dtype=np.int32)
     first_scored, end_of_unscored = 0, 0
     while first_scored < len(tokens):
-        start, end = encoding.token_to_chars(first_scored)
+        start, end = encoding.token_to_chars(first_scored) or (0, 0)
         if first_scored > 0 and start >= end_of_unscored:
             break
         first_scored, end_of_unscored = first_scored + 1, max(end_of_unscored, end)
@@ -155,7 +156,8 @@ def likelihoods(
     model.eval()
     try:
         with _progress(what, sum(window.end - window.begin for window in windows)) as progress:
-            for batch in batches_of(windows):
+            device = next(model.parameters()).device
+            for batch in batches_of(windows, tokens_per_batch=_TOKENS_PER_BATCH[device.type]):
                 np.add.at(nll, [window.document for window in batch], _window_nll(model, documents, batch))
                 progress.advance(sum(window.end - window.begin for window in batch))
     finally:
@@ -178,12 +180,12 @@ def windows_of(document: Encoded, index: int, *, context: int, step: int) -> Ite
         begin += step
 
 
-def batches_of(windows: list[Window]) -> Iterator[list[Window]]:
-    """Group windows, sorted by falling length, so that rows x longest stays within a fixed number of tokens."""
+def batches_of(windows: list[Window], *, tokens_per_batch: int) -> Iterator[list[Window]]:
+    """Group windows, sorted by falling length, so that rows x longest stays within ``tokens_per_batch``."""
     start = 0
     while start < len(windows):
         longest = windows[start].end - windows[start].begin
-        stop = start + max(1, _TOKENS_PER_BATCH // longest)
+        stop = start + max(1, tokens_per_batch // longest)
         yield windows[start:stop]
         start = stop
 

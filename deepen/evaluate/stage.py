@@ -20,7 +20,14 @@ from deepen.evaluate.config import EvaluateConfig, Probe
 from deepen.evaluate.likelihoods import NOT_FINITE, read_likelihoods, summary, write_likelihoods
 from deepen.evaluate.material import Material, material_of
 from deepen.formats.atomic import FileEntry, entry_of
-from deepen.formats.checkpoints import CheckpointInfo, checkpoint_name, list_checkpoints, read_state, verify
+from deepen.formats.checkpoints import (
+    CheckpointInfo,
+    checkpoint_name,
+    list_checkpoints,
+    read_checkpoint,
+    read_state,
+    verify,
+)
 from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import write_records
 from deepen.formats.scores import CheckpointScores, Score
@@ -76,13 +83,11 @@ def evaluate(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     files = _measure_checkpoints(config, job, material, checkpoints, base=base, compute=compute)
     scored = [_compared(config, job, material, info) for info in checkpoints]
     files.append(write_records(job.out / "scores.jsonl", (one.model_dump(mode="json") for one in scored), job.out))
-    budget = config.forgetting.budget
-    counts = {
-        "sources": _source_counts(config.probes[0], job.inputs["baseline"].path, material),
-        "budget": budget,
-        "checkpoints": [
-            {"step": one.step, "tokens": one.tokens, "status": status(_kept(config, one), budget)} for one in scored
-        ],
+    sources = _source_counts(config.probes[0], job.inputs["baseline"].path, material)
+    counts: dict[str, Any] = {
+        "sources": sources,
+        "budget": config.forgetting.budget,
+        "checkpoints": _statuses(config, scored, sources),
         "damaged": damaged,
     }
     say(summary_table(scored, counts["checkpoints"], probe=config.probes[0].use))
@@ -124,14 +129,17 @@ def likelihood_file(probe: Probe, step: int | None = None) -> str:
 
 
 def _intact_checkpoints(directory: Path) -> tuple[list[CheckpointInfo], dict[str, str]]:
-    """Checkpoints that agree with their hashes, and what is wrong with the others by name."""
+    """Milestones that agree with their hashes, and what is wrong with the others by name.
+
+    Other checkpoints are kept for resuming only, and which ones there are depends on how fast the machine was.
+    """
     intact, damaged = [], {}
     for info in list_checkpoints(directory):
         wrong = verify(info)
         if wrong:
             damaged[info.path.name] = wrong[0]
             say(f"evaluate: checkpoint {info.path.name} is passed over: {wrong[0]}")
-        else:
+        elif read_checkpoint(info).milestone:
             intact.append(info)
     return intact, damaged
 
@@ -172,8 +180,16 @@ def _compared(config: EvaluateConfig, job: StageJob, material: Material, info: C
     return CheckpointScores(step=info.step, tokens=read_state(info)["tokens"], scores=tuple(scores))
 
 
-def _kept(config: EvaluateConfig, scores: CheckpointScores) -> Score | None:
-    return scores.of(config.probes[0].use, "kept")
+def _statuses(
+    config: EvaluateConfig, scored: list[CheckpointScores], sources: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Step, tokens and status of every checkpoint, by the first probe."""
+    measured = any(source["ability"] == "kept" and source["scored"] for source in sources.values())
+    kept = [one.of(config.probes[0].use, "kept") for one in scored]
+    return [
+        {"step": one.step, "tokens": one.tokens, "status": status(score, config.forgetting.budget, measured=measured)}
+        for one, score in zip(scored, kept, strict=True)
+    ]
 
 
 def _say_not_finite(table: pa.Table, step: int) -> None:

@@ -13,7 +13,7 @@ from deepen.parallel.process import set_up
 
 def open_base(base: ResolvedBase, tokenize: Artifact, *, seed: int, compute: Compute) -> LossModel:
     """The untouched base in float32 on its device; a random base is the one that training starts from (same seed)."""
-    device = set_up(compute)
+    device = set_up(compute).device
     model = load_model(base, vocabulary_size=tokenize.counts["vocabulary_size"], seed=seed)
     loss_model = LossModel(model).to(device)
     return loss_model.eval()

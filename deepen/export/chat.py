@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+_TOKENS_OF_CONTEXT = 8
+"""Tokens decoded along with a new one."""
+_TOKENS_HELD_BACK = 16
+"""A character has at most four bytes; what is still unreadable after this many tokens is no text."""
+
 COMMANDS = "/reset forgets the conversation, /quit leaves, an empty line goes on with the last text"
 
 
@@ -79,14 +84,12 @@ def generate(
     used up. Raises ``DeepenError`` when the prompt leaves no room for an answer.
     """
     speaker = _speaker(folder.resolve())
-    tokens = speaker.tokenizer(prompt).input_ids
+    tokens = speaker.tokenizer(prompt, verbose=False).input_ids
     yield from continue_tokens(speaker, tokens, Sampling(max_new_tokens, temperature, seed))
 
 
 def continue_tokens(speaker: Speaker, tokens: list[int], sampling: Sampling) -> Iterator[str]:
     """Pieces of text that follow ``tokens``, each complete in itself: a character is never split between two."""
-    from tokenizers.decoders import DecodeStream
-
     if len(tokens) >= speaker.max_length:
         raise DeepenError(
             f"the prompt has {len(tokens):,} tokens, the model has {speaker.max_length:,} positions",
@@ -94,12 +97,31 @@ def continue_tokens(speaker: Speaker, tokens: list[int], sampling: Sampling) -> 
         )
     if not tokens:
         raise DeepenError("the prompt is empty and the model has no begin token", hint="give at least one character")
-    stream = DecodeStream(skip_special_tokens=True)
-    backend = speaker.tokenizer.backend_tokenizer
-    for token in _next_tokens(speaker, tokens, sampling):
-        piece = stream.step(backend, token)
-        if piece:
+    yield from _pieces(speaker.tokenizer, tokens[-_TOKENS_OF_CONTEXT:], _next_tokens(speaker, tokens, sampling))
+
+
+def _pieces(tokenizer: PreTrainedTokenizerFast, before: list[int], tokens: Iterator[int]) -> Iterator[str]:
+    """Text of ``tokens`` as it becomes readable, given the tokens ``before`` it.
+
+    Each piece is what a token adds to the decoded text of a few tokens before it, because a token's spaces depend on
+    its neighbours. Bytes of an unfinished character are held back; if it is never finished they come out as U+FFFD.
+    """
+    known, num_read = list(before), len(before)
+    for token in tokens:
+        known.append(token)
+        piece = _added_text(tokenizer, known, num_read)
+        if piece and (not piece.endswith("\ufffd") or len(known) - num_read >= _TOKENS_HELD_BACK):
             yield piece
+            known = known[max(0, num_read - _TOKENS_OF_CONTEXT) :]
+            num_read = len(known)
+    if num_read < len(known) and (piece := _added_text(tokenizer, known, num_read)):
+        yield piece
+
+
+def _added_text(tokenizer: PreTrainedTokenizerFast, tokens: list[int], num_read: int) -> str:
+    """What the tokens from ``num_read`` on add to the text of those before."""
+    whole, read = (tokenizer.decode(part, skip_special_tokens=True) for part in (tokens, tokens[:num_read]))
+    return str(whole)[len(read) :]
 
 
 def _next_tokens(speaker: Speaker, tokens: list[int], sampling: Sampling) -> Iterator[int]:
@@ -161,10 +183,10 @@ class Conversation:
         tokenizer = self.speaker.tokenizer
         if not self.has_template:
             self.text = line or self.text
-            return list(tokenizer(self.text).input_ids)
+            return list(tokenizer(self.text, verbose=False).input_ids)
         self.messages.append({"role": "user", "content": line})
         prompt = tokenizer.apply_chat_template(self.messages, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer(prompt, add_special_tokens=False).input_ids)
+        return list(tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids)
 
     def reset(self) -> None:
         """Forget everything that was said."""

@@ -18,4 +18,5 @@ class ExportConfig(Settings):
     """Number format of the weights. `trained`: as in the checkpoint, float32, so nothing is lost; `bfloat16`: half the
     size, each weight rounded to 8 significant bits, as most models are published."""
     max_shard: Annotated[str, Field(pattern=r"^[1-9]\d*(MB|GB)$")] = "5GB"
-    """Largest size of one weight file; larger models are split."""
+    """Largest size of one weight file; larger models are split. A file of 5 GB is quick to fetch again when a transfer
+    breaks."""

@@ -86,7 +86,7 @@ def round_trip(
     ``DeepenError`` when the folder is not the model.
     """
     trained = logits_of(model, tokens)
-    model.to(DTYPES[dtype])
+    _round(model, DTYPES[dtype])
     rounded = logits_of(model, tokens)
     save(model)
     reloaded = reload(folder, model)
@@ -95,6 +95,12 @@ def round_trip(
     allowance = 0.0 if DTYPES[dtype] == torch.float32 else rounding_allowance(model, trained)
     difference = require_equal(trained, in_float32, allowance, f"rounding to {dtype} changes the logits too much")
     return RoundTrip(difference, sum(row.shape[1] for row in tokens), str(DTYPES[dtype]).removeprefix("torch."))
+
+
+def _round(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the weights in place. Buffers stay: rotary frequencies are computed, not stored, and always float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def reload(folder: Path, like: PreTrainedModel) -> PreTrainedModel:

@@ -86,7 +86,7 @@ def _make_folder(
     tokenize = job.inputs["tokenize"]
     special = SpecialIds(tokenize.counts["begin_of_document_id"], tokenize.counts["end_of_document_id"])
     vocabulary_size = tokenize.counts["vocabulary_size"]
-    device = set_up(compute)
+    device = set_up(compute).device
     model = load_model(base, vocabulary_size=vocabulary_size, seed=job.seed)
     if choice.step is not None:
         load_weights(model, _checkpoint(job.inputs["train"], choice.step).weights)

@@ -30,7 +30,8 @@ def write_array(
         np.lib.format.write_array_header_1_0(file, header)
         for block in blocks:
             assert block.shape[1:] == shape[1:], f"block of shape {block.shape} in an array of shape {shape}"
-            file.write(np.ascontiguousarray(block, dtype=kind))
+            if block.size:  # an empty array has no buffer that could be written
+                file.write(np.ascontiguousarray(block, dtype=kind))
             num_rows += len(block)
         assert num_rows == shape[0], f"{num_rows} rows written, {shape[0]} announced"
     return file.entry(path.relative_to(root).as_posix())

@@ -36,7 +36,7 @@ class _Hash(Protocol):
 
 def new_hash(kind: str) -> _Hash:
     """A fresh hash object: ``xxh3`` (128 bit, for data) or ``sha256`` (for exports)."""
-    return cast(_Hash, {"xxh3": xxhash.xxh3_128, "sha256": hashlib.sha256}[kind]())
+    return cast(_Hash, xxhash.xxh3_128() if kind == "xxh3" else hashlib.new(kind))
 
 
 class HashingWriter:

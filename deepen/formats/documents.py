@@ -6,6 +6,7 @@ is run again after a kill gives the same bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,5 +120,11 @@ def num_documents_in(path: Path) -> int:
 
 def document_files(directory: Path, source: str | None = None) -> list[Path]:
     """The document files under ``directory`` in their fixed order, of one source (``NAME-00000.parquet``) or of all."""
-    pattern = "*.parquet" if source is None else f"{source}-[0-9]*.parquet"
-    return sorted(directory.glob(pattern))
+    # A glob would take the parts of `notes-2023` for parts of `notes`.
+    part = re.compile((".+" if source is None else re.escape(source)) + r"-\d{5,}\.parquet")
+    return sorted((path for path in directory.glob("*.parquet") if part.fullmatch(path.name)), key=_part_order)
+
+
+def _part_order(path: Path) -> tuple[str, int]:
+    source, _, part = path.stem.rpartition("-")
+    return source, int(part)

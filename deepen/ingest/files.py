@@ -53,8 +53,8 @@ def list_files(path: str, file_format: str = "auto") -> list[InputFile]:
     else:
         root = _fixed_folder(expanded)
         pattern = os.path.relpath(expanded, root) if root else expanded
-        names = glob.iglob(pattern, root_dir=root or None, recursive=True)
-    files = [_input_file(root, name, file_format) for name in set(names) if Path(root, name).is_file()]
+        names = glob.iglob(pattern, root_dir=root or None, recursive=True)  # noqa: PTH207 - knows absolute patterns
+    files = [_input_file(root, name, file_format) for name in set(names) if _is_readable_kind(Path(root, name))]
     return sorted(files, key=lambda file: file.location)
 
 
@@ -76,7 +76,12 @@ def _input_file(root: str, name: str, file_format: str) -> InputFile:
     # A file name is bytes; what is not UTF-8 in it must still give a location that can be written down.
     location = os.fsencode(PurePath(name).as_posix()).decode("utf-8", "backslashreplace")
     known = format_of(name) if file_format == "auto" else file_format
-    return InputFile(str(path), location, known, path.stat().st_size)
+    return InputFile(str(path), location, known, path.stat().st_size if path.exists() else 0)
+
+
+def _is_readable_kind(path: Path) -> bool:
+    """A file, or a link to nothing (its reader will reject it); not a folder, pipe or socket."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -104,22 +109,28 @@ def _fixed_folder(pattern: str) -> str:
 def fingerprint_files(files: Sequence[InputFile], cache: Path) -> str:
     """Identity of files by location and content (xxh3-128); ``cache`` remembers hashes by size and time stamp."""
     known = _read_cache(cache)
+    added: dict[str, list[object]] = {}
     digest = xxhash.xxh3_128()
-    changed = False
     for file in files:
-        stat = os.stat(file.path)  # noqa: PTH116 - the path is text here
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        key = os.path.realpath(file.path)
-        remembered = known.get(key)
-        if remembered is None or remembered[:2] != stamp:
-            remembered = [*stamp, _hash_or_error(file.path)]
-            changed = changed or time.time() - stat.st_mtime > _SETTLED_SECONDS
-            if time.time() - stat.st_mtime > _SETTLED_SECONDS:
-                known[key] = remembered
-        digest.update(f"{file.location}\0{remembered[2]}\n".encode())
-    if changed:
-        write_json(cache, known)
+        key = os.fsencode(os.path.realpath(file.path)).decode("utf-8", "backslashreplace")
+        stamp = _stamp(file.path)
+        entry = known.get(key)
+        if entry is None or entry[:2] != stamp:
+            entry = [*stamp, _hash_or_error(file.path)]
+            if time.time() - stamp[1] / 1e9 > _SETTLED_SECONDS:
+                added[key] = entry
+        digest.update(f"{file.location}\0{entry[2]}\n".encode())
+    if added:
+        write_json(cache, {**known, **added})
     return digest.hexdigest()
+
+
+def _stamp(path: str) -> list[int]:
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return [0, time.time_ns()]
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _hash_or_error(path: str) -> str:

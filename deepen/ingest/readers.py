@@ -52,7 +52,7 @@ def read_jsonl(file: InputFile, fields: Sequence[str] | None = None) -> Iterator
     number = 0
     try:
         with open_stream(file.path) as stream:
-            for number, line in lines_of(stream):  # noqa: B007 - needed after the loop
+            for number, line in lines_of(stream):
                 if line is None or line.strip():
                     yield _json_record(f"{file.location}:{number}", line)
     except FAULTS as error:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import zstandard
 
@@ -21,6 +21,8 @@ MAX_RECORD_BYTES = 512 << 20
 """Longer lines and text files are rejected: a line of this size is a file of another format."""
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _CHUNK_BYTES = 1 << 18
+_PACKED_BYTES = 1 << 13
+"""Small, because what a damaged piece unpacked to before the damage is lost."""
 _DETAIL_CHARACTERS = 200
 
 
@@ -87,17 +89,22 @@ def open_stream(path: str) -> BinaryIO:
     return file
 
 
+class _Readable(Protocol):
+    def read1(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
 class _Owned(io.RawIOBase):
     """A decompressing stream that closes the file below it as well."""
 
-    def __init__(self, stream: IO[bytes], file: BinaryIO) -> None:
+    def __init__(self, stream: _Readable, file: BinaryIO) -> None:
         self._stream, self._below = stream, file
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
+        data = self._stream.read1(len(buffer))  # read() would lose what was unpacked before an error
         buffer[: len(data)] = data
         return len(data)
 
@@ -119,7 +126,7 @@ class _Zstd(io.RawIOBase):
         self._plain = memoryview(b"")
         self._packed = b""
 
-    def read(self, size: int = -1) -> bytes:
+    def read1(self, size: int) -> bytes:
         while not self._plain and self._fill():
             pass
         data, self._plain = self._plain[:size], self._plain[size:]
@@ -127,7 +134,7 @@ class _Zstd(io.RawIOBase):
 
     def _fill(self) -> bool:
         """Decompress some more; False at the end of the file."""
-        self._packed = self._packed or self._file.read(_CHUNK_BYTES // 4)
+        self._packed = self._packed or self._file.read(_PACKED_BYTES)
         if not self._packed:
             if self._frame is not None:
                 raise StreamError("truncated_zstd", "the file ends before its compressed data does")

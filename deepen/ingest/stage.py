@@ -10,10 +10,10 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.errors import SourceError
@@ -42,7 +42,7 @@ class Part:
 
     source: Source
     number: int
-    files: tuple[InputFile, ...] = field(repr=True)
+    files: tuple[InputFile, ...]
     text_field: str
     out: str
     fingerprint: str
@@ -54,8 +54,7 @@ class Part:
 
 
 def source_fingerprint(source: Source, cache: Path) -> str:
-    """Identity of a source by the relative paths and contents of all its files; ``cache`` is a file that spares reading
-    unchanged files again."""
+    """Identity of a source: relative paths and contents of its files; the file ``cache`` spares reading them again."""
     return fingerprint_files(list_files(source.path, source.format), cache)
 
 

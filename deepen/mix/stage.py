@@ -27,6 +27,8 @@ from deepen.progress import say, track
 FORMAT = 1
 _DEFAULT_DOMAIN_SHARE = 0.7
 _ORDER = "order/000.u64"
+_WORTH_A_PROCESS = 10_000_000
+"""Documents that are packed in the time that starting worker processes takes."""
 
 
 def mix(config: MixConfig, job: StageJob, *, rows_per_batch: int, num_batches: int) -> Manifest:
@@ -123,8 +125,9 @@ def _pack_sources(config: MixConfig, job: StageJob, names: Sequence[str]) -> lis
     shards = job.inputs["tokenize"].path / "shards"
     parts = [PackPart(shards / name, job.out, name, config.sequence_length, config.packing) for name in names]
     sizes = [IndexedDataset.open(part.shard).num_sequences for part in parts]
+    workers = job.workers if sum(sizes) > _WORTH_A_PROCESS else 1
     return map_parts(
-        pack_source, parts, workers=job.workers, ledger=_ledger(job), what="packing", unit="documents", sizes=sizes
+        pack_source, parts, workers=workers, ledger=_ledger(job), what="packing", unit="documents", sizes=sizes
     )
 
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
@@ -75,7 +75,7 @@ def _pretrained_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             folder, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True,
             local_files_only=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DeepenError(
             f"cannot load the model in `{folder}`: {error}",
             hint="the folder must hold a complete causal language model",

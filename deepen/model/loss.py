@@ -21,8 +21,8 @@ from deepen.errors import DeepenError
 IGNORED = -100
 """Label of a position that carries no loss."""
 
-_CHUNK_BYTES = 32 << 20
-"""Logits in memory at a time."""
+_CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
+"""Tokens whose logits exist at a time. Measured on a CPU: fewer are slower, more gain under 5 %."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         total = hidden_ND.new_zeros((), dtype=accumulator)
         nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulator)
-        for rows in _chunks(len(labels_N), len(weight_VD), accumulator.itemsize):
+        for rows in _chunks(len(labels_N), hidden_ND.device.type):
             chunk = hidden_ND[rows].to(compute_dtype)
             logits, slope = _logits(chunk, head)
             nll_N[rows], penalty = _softmax_gradient_(logits, labels_N[rows], rules.z_loss)
@@ -106,10 +106,10 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _chunks(num_tokens: int, vocabulary_size: int, itemsize: int) -> list[slice]:
-    """Equal chunks of at most ``_CHUNK_BYTES`` of logits each."""
-    largest = max(16, _CHUNK_BYTES // (vocabulary_size * itemsize))
-    size = math.ceil(num_tokens / math.ceil(num_tokens / largest)) if num_tokens else 1
+def _chunks(num_tokens: int, device: str) -> list[slice]:
+    """Nearly equal chunks of at most ``_CHUNK_TOKENS``."""
+    num_chunks = max(1, math.ceil(num_tokens / _CHUNK_TOKENS.get(device, 2048)))
+    size = max(1, math.ceil(num_tokens / num_chunks))
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 
@@ -137,13 +137,11 @@ def _softmax_gradient_(logits_CV: Tensor, labels_C: Tensor, z_loss: float) -> tu
     targets_C1 = labels_C.clamp(min=0).unsqueeze(1)
     log_z_C = torch.logsumexp(logits_CV, 1)
     nll_C = (log_z_C - logits_CV.gather(1, targets_C1).squeeze(1)).masked_fill_(~valid_C, 0.0)
-    weight_C = valid_C.to(logits_CV.dtype)
-    penalty = z_loss * (log_z_C.square() * weight_C).sum()
-    logits_CV.sub_(log_z_C.unsqueeze(1)).exp_()
-    scale_C = weight_C * (1 + 2 * z_loss * log_z_C) if z_loss else weight_C
-    if z_loss or not bool(valid_C.all()):
-        logits_CV.mul_(scale_C.unsqueeze(1))
-    logits_CV.scatter_add_(1, targets_C1, -weight_C.unsqueeze(1))
+    penalty = z_loss * log_z_C.square().masked_fill_(~valid_C, 0.0).sum()
+    # softmax * (1 + 2 z log Z), or 0 for ignored rows, as one exponential: each pass over the logits costs.
+    shift_C = log_z_C - torch.log1p(2 * z_loss * log_z_C) if z_loss else log_z_C
+    logits_CV.sub_(shift_C.masked_fill(~valid_C, math.inf).unsqueeze(1)).exp_()
+    logits_CV.scatter_add_(1, targets_C1, -valid_C.to(logits_CV.dtype).unsqueeze(1))
     return nll_C, penalty
 
 
@@ -189,7 +187,7 @@ class LossModel(nn.Module):
         head = _Head(output.weight.to(compute_dtype), output.bias, self.rules)
         accumulator = _accumulation_dtype(compute_dtype)
         nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulator)
-        for rows in _chunks(len(labels_N), len(head.weight), accumulator.itemsize):
+        for rows in _chunks(len(labels_N), hidden_ND.device.type):
             logits, _ = _logits(hidden_ND[rows].to(compute_dtype), head)
             nll_N[rows] = nn.functional.cross_entropy(logits, labels_N[rows], reduction="none", ignore_index=IGNORED)
         return nll_N.view(labels_BT.shape)

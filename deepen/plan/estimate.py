@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from deepen.formats.architecture import ADAMW_BYTES_PER_PARAMETER, Architecture, architecture_from_config
-from deepen.ingest.config import find_files
+from deepen.ingest.files import list_files
 from deepen.model.config import BaseRun, RandomInit
 from deepen.progress import readable
 from deepen.recipe.models import Machine, Recipe
@@ -68,7 +68,7 @@ def _data(recipe: Recipe) -> list[Line]:
     steps = num_steps(recipe.train)
     lines = [Line("training tokens", recipe.train.tokens, readable(recipe.train.tokens), f"{steps} steps")]
     for source in recipe.ingest.sources:
-        num_bytes = sum(path.stat().st_size for path in find_files(source))
+        num_bytes = sum(file.num_bytes for file in list_files(source.path, source.format))
         how = f"{readable(num_bytes)} bytes on disk / {_BYTES_PER_TOKEN:g}; compressed files hold 3-5 times as many"
         tokens = num_bytes / _BYTES_PER_TOKEN
         lines.append(Line(f"tokens in {source.name}", tokens, f"about {readable(tokens)}", how))

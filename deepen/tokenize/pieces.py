@@ -1,8 +1,8 @@
 """Cutting very long texts, so that memory and time of encoding do not grow with one document.
 
-A piece is encoded behind a short context whose tokens are taken off again, so that a tokenizer that treats the beginning
-of a text specially gives the ids of the middle of a text. Cuts lie where words end; whether that changes no id is tested
-for each tokenizer on real text before it is relied on.
+A piece is encoded behind a short context whose tokens are taken off again, so that a tokenizer that treats the
+beginning of a text specially gives the ids of the middle of a text. Cuts lie where words end; whether that changes no
+id is tested for each tokenizer on real text before it is relied on.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from types import FrameType
 from deepen.errors import TrainingError
 
 
-class Interrupted(TrainingError):
+class StoppedError(TrainingError):
     """The run was asked to stop; everything up to the last finished step is saved."""
 
     exit_code = 3

@@ -28,7 +28,7 @@ from deepen.parallel.process import memory_bytes
 from deepen.train.batches import IGNORED, Batch, Batches
 from deepen.train.checkpoint import prune, save_checkpoint
 from deepen.train.counts import SourceCounts, count_batch, counts_to_json
-from deepen.train.interrupt import Interrupted, StopRequest
+from deepen.train.interrupt import StoppedError, StopRequest
 from deepen.train.optimizer import clip_gradients, set_learning_rate
 from deepen.train.schedules import Schedule, Shape
 
@@ -133,7 +133,7 @@ def train_step(trainee: Trainee, batch: Batch, learning_rate: float) -> StepResu
         (total / max(1, num_valid)).backward()
         nll_rows.append(nll_BT.sum(1, dtype=torch.float64))
 
-    gradient_norm = clip_gradients(list(trainee.model.parameters()), trainee.clip)
+    gradient_norm = clip_gradients(trainee.optimizer, trainee.clip)
     nll_B = torch.cat(nll_rows).cpu().numpy()
     applied = math.isfinite(gradient_norm) and bool(np.isfinite(nll_B).all())
     if applied:
@@ -179,7 +179,7 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
         if stop.requested and not is_last:
             if not saves:  # the signal came after the decision above
                 save_now(run, milestone=False)
-            raise Interrupted(
+            raise StoppedError(
                 f"stopped after step {progress.step} of {total_steps}, as asked; everything is saved",
                 hint="run the same command again to go on",
             )

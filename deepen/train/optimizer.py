@@ -39,8 +39,9 @@ def set_learning_rate(optimizer: AdamW, learning_rate: float) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: list[nn.Parameter], largest_norm: float) -> float:
+def clip_gradients(optimizer: AdamW, largest_norm: float) -> float:
     """Scale gradients down to ``largest_norm`` if they are longer; returns the norm before, which may not be finite."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     value = float(norm)

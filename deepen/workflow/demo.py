@@ -42,7 +42,6 @@ train:
   learning_rate: 3e-3
   schedule: {{use: wsd, warmup: 5%, decay: 20%}}
 evaluate: {{every: 50%}}
-select: last
 """
 
 _DOMAIN = """\
@@ -96,7 +95,7 @@ def _describe(name: str, artifacts: dict[str, Artifact]) -> list[str]:
             interval = f"{score['difference']:+.1%} (95 % interval {low:+.1%} to {high:+.1%})"
             lines.append(f"  {score['ability']:<4} {score['probe']:<26} {change}  {interval}")
     export = artifacts["export"]
-    lines.append(f"  exported to {export.path}; largest logit difference {export.counts['max_logit_difference']:.2g}")
+    lines.append(f"  exported to {export.path}; largest logit difference {export.counts['largest_logit_difference']:.2g}")
     return lines
 
 
@@ -122,8 +121,7 @@ def _english() -> Iterator[tuple[str, str]]:
     """Descriptions of installed packages, cut at headings, and the topics of the language reference."""
     pieces: dict[str, str] = {}
     for distribution in metadata.distributions():
-        description = distribution.metadata.get("Description") or distribution.metadata.get_payload() or ""
-        prose = clean_description(str(description))[:_MOST_OF_ONE_PACKAGE]
+        prose = clean_description(str(distribution.metadata.json.get("description", "")))[:_MOST_OF_ONE_PACKAGE]
         for index, piece in enumerate(_pieces(prose)):
             pieces[f"{distribution.metadata['Name']}:{index:03d}"] = piece
     for topic, text in _topics().items():

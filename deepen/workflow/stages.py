@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _baseline(setup: Setup, job: StageJob) -> Manifest:
 
 
 def _train(setup: Setup, job: StageJob) -> Manifest:
-    from deepen.evaluate.in_loop import in_loop_evaluator
+    from deepen.evaluate.stage import in_loop_evaluator
     from deepen.train.stage import train
 
     evaluate = in_loop_evaluator(
@@ -97,7 +98,6 @@ def _train(setup: Setup, job: StageJob) -> Manifest:
         curate=job.inputs["curate"],
         tokenize=job.inputs["tokenize"],
         baseline=job.inputs["baseline"],
-        sequence_length=setup.recipe.mix.sequence_length,
         seed=job.seed,
     )
     return train(
@@ -125,14 +125,13 @@ def _select(setup: Setup, job: StageJob) -> Manifest:
 def _export(setup: Setup, job: StageJob) -> Manifest:
     from deepen.export.stage import export
 
-    return export(setup.recipe.export, job, base=setup.base, compute=setup.machine.compute)
+    lineage = {name: job.inputs[name] for name in STAGES if name in job.inputs}
+    return export(setup.recipe.export, job, base=setup.base, compute=setup.machine.compute, lineage=lineage)
 
 
-def _format_of(room: str) -> Callable[[], int]:
+def _format_of(room: str, name: str = "FORMAT") -> Callable[[], int]:
     def read() -> int:
-        from importlib import import_module
-
-        return int(import_module(f"deepen.{room}.stage").FORMAT)
+        return int(getattr(import_module(f"deepen.{room}.stage"), name))
 
     return read
 
@@ -163,14 +162,15 @@ STAGES: dict[str, Stage] = {
         Stage("tokenize", ("curate",), _seeded("tokenize"), _tokenize, _format_of("tokenize"),
               reads=lambda name: name == "base"),
         Stage("mix", ("tokenize",), _mix_identity, _mix, _format_of("mix")),
-        Stage("baseline", ("curate", "tokenize"), _seeded("evaluate"), _baseline, _format_of("evaluate"),
+        Stage("baseline", ("curate", "tokenize"), _seeded("evaluate"), _baseline,
+              _format_of("evaluate", "BASELINE_FORMAT"),
               reads=lambda name: name == "base"),
         Stage("train", ("curate", "tokenize", "mix", "baseline"), _train_identity, _train, _format_of("train"),
               reads=lambda name: name == "base"),
         Stage("evaluate", ("curate", "tokenize", "baseline", "train"), _seeded("evaluate"), _evaluate,
               _format_of("evaluate"), reads=lambda name: name == "base"),
         Stage("select", ("evaluate",), _select_identity, _select, _format_of("select")),
-        Stage("export", ("ingest", "curate", "tokenize", "mix", "train", "evaluate", "select"),
+        Stage("export", ("ingest", "curate", "tokenize", "mix", "baseline", "train", "evaluate", "select"),
               lambda setup: {"export": identity(setup.recipe.export)}, _export, _format_of("export"),
               reads=lambda name: name == "base"),
     )

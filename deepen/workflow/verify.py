@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepen.formats.atomic import damage
-from deepen.formats.checkpoints import list_checkpoints, verify_checkpoint
+from deepen.formats.checkpoints import list_checkpoints
+from deepen.formats.checkpoints import verify as verify_checkpoint
 from deepen.formats.manifest import Artifact, open_artifact
 from deepen.progress import track
 from deepen.workflow.stages import STAGES, stage_directory

@@ -133,8 +133,9 @@ def test_status_against_the_budget(difference: float, interval: tuple[float, flo
         probe="held_out", ability="kept", value=1, baseline=1, difference=difference, interval=interval,
         higher_is_better=False, items=5,
     )  # fmt: skip
-    assert status(kept, 0.03) == expected
+    assert status(kept, 0.03, measured=True) == expected
 
 
-def test_status_without_kept_sources() -> None:
-    assert status(None, 0.03) == "not measured"
+def test_status_without_a_kept_score() -> None:
+    assert status(None, 0.03, measured=False) == "not measured"
+    assert status(None, 0.03, measured=True) == "not finite"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,10 @@ from deepen.evaluate.held_out import (
     windows_of,
 )
 from deepen.evaluate.likelihoods import NOT_FINITE
-from deepen.evaluate.material import Material
+from deepen.evaluate.material import HeldOutSource, Material
+from deepen.formats.documents import Document, write_documents
+from deepen.model.config import ResolvedBase
+from deepen.model.load import load_model, load_tokenizer
 from deepen.model.loss import LossModel
 
 MakeMaterial = Callable[..., Material]
@@ -144,3 +148,17 @@ def test_a_broken_model_gives_reasons_and_no_numbers(model: LossModel, material:
         broken.model.get_input_embeddings().weight.fill_(float("nan"))
     rows = HeldOut().prepare(material(["a fever"]))(broken, None).to_pylist()
     assert (rows[0]["nll"], rows[0]["reason"]) == (None, NOT_FINITE)
+
+
+@pytest.mark.skipif("DEEPEN_TEST_DATA" not in os.environ, reason="needs the real pretrained model")
+def test_a_real_model_scores_a_story_as_a_plain_forward_does(tmp_path: Path) -> None:
+    folder = Path(os.environ["DEEPEN_TEST_DATA"]) / "model_tinystories_656k"
+    real = LossModel(load_model(ResolvedBase("tinystories", folder, None, "x"), vocabulary_size=2048, seed=0)).eval()
+    text = "Once upon a time, there was a little girl named Lily. She loved to play in the park."
+    path = tmp_path / "stories.parquet"
+    write_documents(path, [Document(id="1", text=text, source="stories")], tmp_path)
+    row = HeldOut().prepare(Material((HeldOutSource("stories", "watch", path),), folder, 1))(real, None).to_pylist()[0]
+    tokens = load_tokenizer(folder)(text).input_ids
+    assert row["tokens"] == len(tokens) - 1 and row["bytes"] == len(text)
+    assert row["nll"] == pytest.approx(naive_nll(real, tokens, 1), rel=1e-5)
+    assert row["nll"] / row["bytes"] / math.log(2) < 1.5

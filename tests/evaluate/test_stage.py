@@ -115,6 +115,27 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(run: Run, capsys: pytest.
     assert "step-000010 is passed over" in capsys.readouterr().err
 
 
+def test_a_diverged_checkpoint_has_no_scores_and_says_so(
+    run: Run, trained: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.inputs = {**run.inputs, "train": trained({20: float("nan")})}
+    run.baseline()
+    manifest = run.evaluate()
+    assert run.scores()[-1].scores == ()
+    assert manifest.counts["checkpoints"][-1]["status"] == "not finite"
+    assert "documents of `web` have no finite likelihood" in capsys.readouterr().err
+
+
+def test_nothing_held_out_at_all_is_said_and_no_crash(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (run.inputs["curate"].path / "held_out").iterdir():
+        file.unlink()
+    run.baseline()
+    run.evaluate()
+    assert [one.scores for one in run.scores()] == [(), ()]
+    assert "no held-out documents can be scored" in capsys.readouterr().err
+    assert run.evaluator()(LossModel(load_model(run.base, vocabulary_size=300, seed=17)), 1, 10) == []
+
+
 def test_without_kept_documents_forgetting_is_not_measured(run: Run, curated: Curate, tmp_path: Path) -> None:
     (run.inputs["curate"].path / "held_out" / "web.parquet").unlink()
     run.inputs = {**run.inputs, "curate": curated({"papers": TEXTS["papers"], "web": []})}

@@ -1,0 +1,83 @@
+"""Settings of ``curate``: the steps in their order, and what is held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, field_validator
+
+from deepen.curate.exact_duplicates import ExactDuplicates
+from deepen.curate.gopher_repetition import GopherRepetition
+from deepen.curate.length import LengthStep
+from deepen.curate.normalize import Normalize
+from deepen.curate.step import CorpusStep, CurateStep, DocumentStep
+from deepen.errors import Problem
+from deepen.plug import Plug, plug_from
+from deepen.settings import Count, Many, Settings, Share
+
+STEPS: dict[str, type[Plug]] = {
+    "normalize": Normalize,
+    "length": LengthStep,
+    "gopher_repetition": GopherRepetition,
+    "exact_duplicates": ExactDuplicates,
+}
+
+
+class HeldOutConfig(Settings):
+    """Documents that are never trained on, to measure bits per byte before, during and after training."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    share: Share = 0.005
+    """Share of each source's documents. Our choice: tight intervals at small cost."""
+    at_least: Annotated[Count, Field(ge=0)] = 100
+    """Smallest number of documents per source: with fewer, intervals by document are wide. A source never loses more
+    than a tenth of its documents to this split, so one of 200 documents gives at most 20."""
+    cap: Annotated[Count, Field(ge=0)] = 2_000_000
+    """Largest number of tokens per source, counted as UTF-8 bytes / 4: what is scored at every evaluation."""
+    from_run: str | None = Field(default=None, alias="from")
+    """Hold out exactly what this earlier run held out (by content), so that scores compare between runs and chained
+    runs never train on it. Sources that the earlier run did not have are split by the rules above."""
+
+
+class CurateConfig(Settings):
+    """What is done to documents before they are trained on."""
+
+    steps: Many[Annotated[CurateStep, plug_from(STEPS)]] = (
+        Normalize(),
+        LengthStep(),
+        GopherRepetition(),
+        ExactDuplicates(),
+    )
+    """Steps on documents run in the order given; then documents are held out; then steps on the corpus
+    (``exact_duplicates``) run in the order given."""
+    held_out: HeldOutConfig = HeldOutConfig()
+    """The split for measuring."""
+
+    @field_validator("steps", mode="after")
+    @classmethod
+    def _are_steps(cls, steps: tuple[Plug, ...]) -> tuple[Plug, ...]:
+        for step in steps:
+            if not isinstance(step, DocumentStep | CorpusStep):
+                raise ValueError(f"`{step.use}` is no curation step (neither a DocumentStep nor a CorpusStep)")
+        return steps
+
+    @property
+    def document_steps(self) -> tuple[DocumentStep, ...]:
+        """The steps that see one document at a time."""
+        return tuple(step for step in self.steps if isinstance(step, DocumentStep))
+
+    @property
+    def corpus_steps(self) -> tuple[CorpusStep, ...]:
+        """The steps that see all documents."""
+        return tuple(step for step in self.steps if isinstance(step, CorpusStep))
+
+
+def problems(config: CurateConfig) -> list[Problem]:
+    """What the disk says against the settings: a run to hold out from that has no held-out documents."""
+    run = config.held_out.from_run
+    if run is None or (Path(run).expanduser() / "curate" / "manifest.json").is_file():
+        return []
+    remedy = "give the folder of a run whose `curate` stage is finished"
+    return [Problem(path="curate.held_out.from", message="no finished curate stage here", remedy=remedy, value=run)]

@@ -1,0 +1,151 @@
+"""Curate: documents worth training on, a reason for every one that is not, and a held-out split without leaks.
+
+Two passes over the texts with decisions between them: first the steps that see one document, then, on hashes and
+signatures of the whole corpus, what is held out and what the corpus steps drop, then the final files. Parts are the
+document files of ingest, so the number of workers changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from deepen.curate.config import CurateConfig
+from deepen.curate.corpus import PartFiles
+from deepen.curate.passes import FirstPart, SecondPart, first_pass, second_pass
+from deepen.curate.summary import check_counts, print_summary
+from deepen.engine.map_parts import clear_ledger, map_parts
+from deepen.formats.atomic import FileEntry
+from deepen.formats.documents import SCHEMA, document_files, num_documents_in, read_tables, write_tables
+from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
+
+FORMAT = 1
+
+_PARTIAL, _LEDGER = "partial", "ledger"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One document file of ingest."""
+
+    source: str
+    name: str
+    path: Path
+    num_documents: int
+
+
+def curate(config: CurateConfig, job: StageJob) -> Manifest:
+    """Filter, deduplicate and split the documents of ``job.inputs["ingest"]`` into ``job.out``.
+
+    Writes ``documents/{source}-{part}.parquet``, ``held_out/{source}.parquet`` and ``dropped/{source}-{part}.parquet``.
+    Raises ``SourceError`` when nothing of a source is left, with its drops by reason.
+    """
+    begin_stage(job, stage="curate", format_number=FORMAT, config=config)
+    ingested = job.inputs["ingest"]
+    sources: dict[str, dict[str, Any]] = ingested.counts["sources"]
+    parts = [
+        _Part(name, path.stem, path, num_documents_in(path))
+        for name in sources
+        for path in document_files(ingested.path / "documents", name)
+    ]
+    first = _run_first_pass(config, job, parts)
+    reasons = _decide(config, job, sources, parts)
+    second = _run_second_pass(job, sources, parts, reasons)
+    counts = {name: _count(name, source, parts, first, second) for name, source in sources.items()}
+    check_counts(counts)
+    entries = [FileEntry.model_validate(entry) for result in second for entry in result["files"]]
+    entries += [_join_held_out(job, name, parts) for name in sources]
+    clear_ledger(job.out / _LEDGER)
+    shutil.rmtree(job.out / _PARTIAL, ignore_errors=True)
+    manifest = finish_stage(
+        job, stage="curate", format_number=FORMAT, config=config, files=entries, counts={"sources": counts}
+    )
+    print_summary(counts)
+    return manifest
+
+
+def _run_first_pass(config: CurateConfig, job: StageJob, parts: Sequence[_Part]) -> list[dict[str, Any]]:
+    partial = str(job.out / _PARTIAL)
+    work = [FirstPart(part.name, str(part.path), partial, config.document_steps, job.fingerprint) for part in parts]
+    return map_parts(
+        first_pass,
+        work,
+        workers=job.workers,
+        ledger=job.out / _LEDGER / "first",
+        what="curate: documents",
+        unit="documents",
+        sizes=[float(part.num_documents) for part in parts],
+    )
+
+
+def _run_second_pass(
+    job: StageJob, sources: dict[str, dict[str, Any]], parts: Sequence[_Part], reasons: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    partial, out = str(job.out / _PARTIAL), str(job.out)
+    work = [
+        SecondPart(part.name, partial, out, sources[part.source]["role"] == "watch", reasons, job.fingerprint)
+        for part in parts
+    ]
+    return map_parts(
+        second_pass,
+        work,
+        workers=job.workers,
+        ledger=job.out / _LEDGER / "second",
+        what="curate: writing",
+        unit="documents",
+        sizes=[float(part.num_documents) for part in parts],
+    )
+
+
+def _decide(
+    config: CurateConfig, job: StageJob, sources: dict[str, dict[str, Any]], parts: Sequence[_Part]
+) -> tuple[str, ...]:
+    """Decide about every document that the first pass kept and write it down per part; returns the drop reasons."""
+    from deepen.curate.decisions import decide  # loads numba
+
+    numbers = {name: number for number, name in enumerate(sources)}
+    files = [(numbers[part.source], PartFiles(job.out / _PARTIAL, part.name)) for part in parts]
+    return decide(config, {name: source["role"] for name, source in sources.items()}, files)
+
+
+def _join_held_out(job: StageJob, source: str, parts: Sequence[_Part]) -> FileEntry:
+    """One file of all held-out documents of a source, in the order of the parts."""
+
+    def tables() -> Iterator[pa.Table]:
+        for part in parts:
+            if part.source == source:
+                yield from read_tables(PartFiles(job.out / _PARTIAL, part.name).held_out)
+
+    entry, _ = write_tables(job.out / "held_out" / f"{source}.parquet", tables(), job.out, SCHEMA)
+    return entry
+
+
+def _count(
+    name: str,
+    source: dict[str, Any],
+    parts: Sequence[_Part],
+    first: Sequence[dict[str, Any]],
+    second: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    own = [number for number, part in enumerate(parts) if part.source == name]
+    dropped: Counter[str] = Counter()
+    for number in own:
+        dropped.update(first[number]["dropped"])
+        dropped.update(second[number]["dropped"])
+    return {
+        "role": source["role"],
+        "licence": source["licence"],
+        "documents_in": sum(first[number]["documents_in"] for number in own),
+        "documents_kept": sum(second[number]["documents_kept"] for number in own),
+        "dropped": {reason: number for reason, number in sorted(dropped.items()) if number},
+        "held_out": sum(second[number]["held_out"] for number in own),
+        "bytes_in": sum(first[number]["bytes_in"] for number in own),
+        "bytes_kept": sum(second[number]["bytes_kept"] for number in own),
+        "held_out_bytes": sum(second[number]["held_out_bytes"] for number in own),
+    }

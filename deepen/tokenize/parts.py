@@ -1,0 +1,173 @@
+"""Encoding one part of a source, and joining a source's parts to one shard.
+
+A part's files depend on its documents and the tokenizer only, and parts are joined in their order, so a shard's bytes
+do not depend on how many workers made it. Memory: a few megabytes of text and ids at a time, and 28 bytes per document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from numba import njit
+
+from deepen.formats.arrays import open_array, write_array
+from deepen.formats.document_ids import pack_ids
+from deepen.formats.documents import read_tables
+from deepen.formats.megatron import IndexedDataset, IndexedDatasetWriter, token_dtype
+from deepen.tokenize.encoder import Encoder, EncoderName
+from deepen.tokenize.pieces import Boundary
+from deepen.tokenize.vocabulary import Vocabulary
+
+Array = npt.NDArray[Any]
+
+BATCH_BYTES = 4_000_000
+CHECK_ONE_IN = 1024
+"""One document in this many (by its id) is encoded by ``tokenizers`` too, when another encoder is used."""
+CHECK_CHARACTERS = 100_000
+
+
+@dataclass(frozen=True)
+class EncodePart:
+    """One file of documents to encode."""
+
+    documents: Path
+    prefix: Path
+    """Where the part's ``.bin``, ``.idx`` and ``.npy`` go."""
+    tokenizer: Path
+    vocabulary: Vocabulary
+    encoder: EncoderName
+    boundary: Boundary
+
+
+@lru_cache(maxsize=2)
+def _encoder(folder: Path, name: EncoderName, control: tuple[int, ...], boundary: Boundary) -> Encoder:
+    return Encoder(folder, name=name, control=control, boundary=boundary)
+
+
+def encode_part(part: EncodePart) -> dict[str, Any]:
+    """Encode the documents of one file, each as one sequence; returns counts and the first sample that differed."""
+    vocabulary = part.vocabulary
+    encoder = _encoder(part.tokenizer, part.encoder, tuple(vocabulary.control), part.boundary)
+    counts: dict[str, Any] = {"documents": 0, "tokens": 0, "bytes": 0, "words": 0, "checked": 0, "differs": None}
+    all_ids: list[Array] = []
+    with IndexedDatasetWriter(part.prefix, token_dtype(vocabulary.size)) as writer:
+        for ids, texts in _batches(part.documents):
+            tokens, lengths = encoder.encode(texts.to_pylist())
+            halves = pack_ids(ids)
+            if part.encoder != "tokenizers":
+                _check_sample(encoder, halves, texts, (tokens, lengths), counts)
+            framed, lengths = frame(tokens, lengths, vocabulary)
+            writer.add_documents(framed, lengths)
+            all_ids.append(halves)
+            counts["bytes"] += _num_bytes(texts)
+            counts["words"] += num_words(texts)
+    halves = np.concatenate([np.empty((0, 2), np.uint64), *all_ids])
+    path = part.prefix.with_name(part.prefix.name + ".npy")
+    write_array(path, [halves], shape=halves.shape, dtype=np.uint64, root=path.parent)
+    return counts | {"documents": len(halves), "tokens": writer.num_tokens}
+
+
+def _batches(path: Path) -> Iterator[tuple[list[str], pa.LargeStringArray]]:
+    """Ids and texts of a file, a few megabytes at a time (one long document may be more)."""
+    for table in read_tables(path, ["id", "text"]):
+        ids = table["id"].to_pylist()
+        texts = pa.concat_arrays(table["text"].cast(pa.large_string()).chunks)
+        ends = _offsets(texts)[1:] - _offsets(texts)[0]
+        begin = 0
+        while begin < len(texts):
+            before = int(ends[begin - 1]) if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, before + BATCH_BYTES, side="right")))
+            yield ids[begin:end], texts[begin:end]
+            begin = end
+
+
+def _offsets(texts: pa.LargeStringArray) -> Array:
+    """int64[len + 1]: where each text begins in the data buffer."""
+    offsets = np.frombuffer(texts.buffers()[1], dtype=np.int64)
+    return offsets[texts.offset : texts.offset + len(texts) + 1]
+
+
+def _num_bytes(texts: pa.LargeStringArray) -> int:
+    offsets = _offsets(texts)
+    return int(offsets[-1] - offsets[0])
+
+
+def num_words(texts: pa.LargeStringArray) -> int:
+    """Words in all texts: runs of bytes that are no ASCII white space."""
+    buffer = texts.buffers()[2]
+    data = np.frombuffer(buffer, dtype=np.uint8) if buffer is not None else np.empty(0, np.uint8)
+    return int(_count_words(data, _offsets(texts)))
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _count_words(data: Array, offsets: Array) -> int:
+    num_found = 0
+    for text in range(len(offsets) - 1):
+        in_word = False
+        for at in range(offsets[text], offsets[text + 1]):
+            is_space = data[at] == 32 or 9 <= data[at] <= 13
+            if not is_space and not in_word:
+                num_found += 1
+            in_word = not is_space
+    return num_found
+
+
+def frame(tokens: Array, lengths: Array, vocabulary: Vocabulary) -> tuple[Array, Array]:
+    """Documents with their begin token (if the tokenizer uses one) and end token around them."""
+    extra = 1 if vocabulary.begin_of_document_id is None else 2
+    framed_lengths = lengths + extra
+    framed = np.empty(len(tokens) + extra * len(lengths), dtype=token_dtype(vocabulary.size))
+    ends = np.cumsum(framed_lengths) - 1
+    is_text = np.ones(len(framed), dtype=bool)
+    is_text[ends] = False
+    framed[ends] = vocabulary.end_of_document_id
+    if vocabulary.begin_of_document_id is not None:
+        is_text[ends + 1 - framed_lengths] = False
+        framed[ends + 1 - framed_lengths] = vocabulary.begin_of_document_id
+    framed[is_text] = tokens
+    return framed, framed_lengths
+
+
+def _check_sample(
+    encoder: Encoder, halves: Array, texts: pa.LargeStringArray, encoded: tuple[Array, Array], counts: dict[str, Any]
+) -> None:
+    """Compare the documents whose id falls into the sample with the reference; note the first that differs."""
+    tokens, lengths = encoded
+    ends = np.cumsum(lengths)
+    for at in np.flatnonzero(halves[:, 1] % np.uint64(CHECK_ONE_IN) == 0):
+        text = texts[int(at)].as_py()
+        if len(text) > CHECK_CHARACTERS:
+            continue
+        counts["checked"] += 1
+        if not np.array_equal(tokens[ends[at] - lengths[at] : ends[at]], encoder.reference_ids(text)):
+            counts["differs"] = counts["differs"] or f"{int(halves[at, 0]):016x}{int(halves[at, 1]):016x}"
+
+
+@dataclass(frozen=True)
+class MergePart:
+    """The parts of one source to join."""
+
+    out: Path
+    source: str
+    prefixes: tuple[Path, ...]
+    vocabulary: Vocabulary
+
+
+def merge_parts(part: MergePart) -> dict[str, Any]:
+    """Join the parts of a source to one pair and one array of document ids; returns their file entries."""
+    with IndexedDatasetWriter(part.out / "shards" / part.source, token_dtype(part.vocabulary.size)) as writer:
+        for prefix in part.prefixes:
+            writer.add_dataset(IndexedDataset.open(prefix))
+    arrays = [open_array(prefix.with_name(prefix.name + ".npy")) for prefix in part.prefixes]
+    path = part.out / "documents" / f"{part.source}.npy"
+    shape = (sum(map(len, arrays)), 2)
+    ids = write_array(path, arrays, shape=shape, dtype=np.uint64, root=part.out)
+    files = [*(entry.model_copy(update={"path": f"shards/{entry.path}"}) for entry in writer.entries), ids]
+    return {"files": [file.model_dump() for file in files]}

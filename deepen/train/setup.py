@@ -1,0 +1,176 @@
+"""Building a run from its settings and inputs, resuming where an earlier start of it left off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from deepen.errors import RunError, TrainingError
+from deepen.formats.checkpoints import newest_intact
+from deepen.formats.manifest import StageJob
+from deepen.formats.records import keep_records
+from deepen.model.attention import check_isolation
+from deepen.model.config import ResolvedBase
+from deepen.model.load import load_model
+from deepen.model.loss import LossModel, check_loss
+from deepen.parallel.config import Compute
+from deepen.parallel.process import Process, resolve_precision, set_up
+from deepen.progress import say
+from deepen.settings import Interval
+from deepen.train.batches import Batches
+from deepen.train.checkpoint import load_checkpoint, remove_later
+from deepen.train.config import TrainConfig, num_steps, rows_per_batch
+from deepen.train.counts import SourceCounts, counts_from_json
+from deepen.train.learning_rate import resolve_peak
+from deepen.train.loop import CHECKPOINTS, METRICS, SCORES, Calendar, Evaluate, Progress, Run, Trainee
+from deepen.train.optimizer import build_optimizer
+from deepen.train.resolved import Resolved, read_resolved, write_resolved
+
+
+def prepare_run(
+    config: TrainConfig,
+    job: StageJob,
+    base: ResolvedBase,
+    compute: Compute,
+    evaluate: Evaluate | None = None,
+    evaluate_every: Interval | None = None,
+) -> Run:
+    """A run that is ready to go, at its newest intact checkpoint or at the beginning.
+
+    Checks first what would be noticed late or never: batches that do not fit the settings, rows longer than the model
+    takes, a loss or an attention that is not what we think. Raises ``DeepenError`` for each.
+    """
+    process = set_up(compute)
+    batches = Batches.open(job.inputs["tokenize"].path, job.inputs["mix"].path)
+    _check_batches(config, batches)
+    resolved = _resolve(config, job, base, process)
+    tokenized = job.inputs["tokenize"].counts
+    model = load_model(base, vocabulary_size=tokenized["vocabulary_size"], seed=job.seed).to(process.device)
+    loss_model = LossModel(model, z_loss=config.z_loss)
+    _check_model(loss_model, batches.sequence_length)
+    optimizer = build_optimizer(model, config)
+    trainee = Trainee(
+        model=loss_model,
+        optimizer=optimizer,
+        clip=config.clip,
+        micro_batch_rows=compute.rows_per_micro_batch(
+            rows_per_batch=batches.rows_per_batch,
+            sequence_length=batches.sequence_length,
+            device=process.device.type,
+        ),
+        precision=resolved.precision,
+        device=process.device,
+    )
+    names = batches.order.sources
+    sizes = [tokenized["sources"][name] for name in names]
+    torch.manual_seed(job.seed)  # for dropout, in bases that have it
+    return Run(
+        out=job.out,
+        fingerprint=job.fingerprint,
+        trainee=trainee,
+        batches=batches,
+        names=names,
+        tokens_per_byte=np.array([size["tokens"] / max(1, size["bytes"]) for size in sizes]),
+        schedule=config.schedule,
+        shape=resolved.shape,
+        peak_learning_rate=resolved.peak_learning_rate,
+        calendar=_calendar(config, evaluate_every),
+        progress=_resume(job, trainee, names),
+        evaluate=evaluate,
+    )
+
+
+def _check_batches(config: TrainConfig, batches: Batches) -> None:
+    """The order must hold the batches that the settings ask for."""
+    asked = rows_per_batch(config, batches.sequence_length)
+    if batches.rows_per_batch != asked:
+        raise RunError(
+            f"the order has {batches.rows_per_batch} rows per batch, `train.batch_tokens` asks for {asked}",
+            hint="run `deepen mix` again",
+        )
+    usable = len(batches) - sum(hole.num_batches for hole in batches.order.holes)
+    if usable < num_steps(config):
+        raise RunError(
+            f"the order has {usable} batches, the run needs {num_steps(config)}", hint="run `deepen mix` again"
+        )
+
+
+def _check_model(loss_model: LossModel, sequence_length: int) -> None:
+    longest = getattr(loss_model.model.config, "max_position_embeddings", None)
+    if longest is not None and sequence_length > longest:
+        raise TrainingError(
+            f"rows of {sequence_length:,} tokens are longer than the {longest:,} that the model takes",
+            hint=f"set `mix.sequence_length` to {longest} or less",
+        )
+    check_loss(loss_model)
+    check_isolation(loss_model)
+
+
+def _resolve(config: TrainConfig, job: StageJob, base: ResolvedBase, process: Process) -> Resolved:
+    """What the first start of this run settled, or settles now."""
+    known = read_resolved(job.out)
+    if known is not None:
+        if known.total_steps != num_steps(config):
+            raise RunError(
+                f"`{job.out}` holds a run of {known.total_steps} steps, not {num_steps(config)}",
+                hint="give --continue to go on with more tokens, or --redo to begin anew",
+            )
+        return known
+    peak = resolve_peak(config.learning_rate, config.base_peak_learning_rate, None if base.init else base.name)
+    if peak is None:
+        raise TrainingError(
+            f"`{config.learning_rate}`: the peak learning rate that `{base.name}` was pretrained with is not known",
+            hint="give an absolute rate such as 3e-5, or `train.base_peak_learning_rate`",
+        )
+    shape = config.schedule.shape(total_steps=num_steps(config), tokens_per_step=config.batch_tokens)
+    resolved = Resolved(
+        total_steps=shape.total_steps,
+        warmup_steps=shape.warmup_steps,
+        decay_steps=shape.decay_steps,
+        peak_learning_rate=peak,
+        precision=resolve_precision(config.precision, process.device),
+    )
+    write_resolved(job.out, resolved)
+    return resolved
+
+
+def _calendar(config: TrainConfig, evaluate_every: Interval | None) -> Calendar:
+    amounts = {"total_steps": num_steps(config), "tokens_per_step": config.batch_tokens}
+    milestones = Interval((config.save.milestones,)) if config.save.milestones is not None else None
+    return Calendar(
+        log_every=config.log,
+        save_every=config.save.every.every_steps(**amounts),
+        save_every_seconds=config.save.every.every_seconds,
+        milestone_every=milestones.every_steps(**amounts) if milestones else None,
+        evaluate_every=evaluate_every.every_steps(**amounts) if evaluate_every else None,
+        keep=config.save.keep,
+    )
+
+
+def _resume(job: StageJob, trainee: Trainee, names: tuple[str, ...]) -> Progress:
+    """Load the newest intact checkpoint, if any, and drop everything that was recorded after it."""
+    directory = job.out / CHECKPOINTS
+    directory.mkdir(parents=True, exist_ok=True)
+    found = newest_intact(directory, say)
+    step = found.step if found else 0
+    remove_later(directory, step)
+
+    def is_kept(record: dict[str, Any]) -> bool:
+        return bool(record["step"] <= step)
+
+    keep_records(job.out / METRICS, is_kept)
+    keep_records(job.out / SCORES, is_kept)
+    if found is None:
+        return Progress([SourceCounts() for _ in names])
+    state = load_checkpoint(found, trainee.model.model, trainee.optimizer)
+    say(f"resuming after step {step}")
+    return Progress(
+        counts=counts_from_json(names, state["sources"]),
+        step=state["step"],
+        batch_index=state["batch_index"],
+        skipped_steps=state["skipped_steps"],
+        skips_in_a_row=state["skips_in_a_row"],
+        last_loss=state["last_loss"],
+    )

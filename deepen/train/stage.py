@@ -1,0 +1,98 @@
+"""The train stage: token shards and training order in, checkpoints, metrics and scores out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepen.formats.atomic import FileEntry, entry_of
+from deepen.formats.checkpoints import list_checkpoints, read_checkpoint
+from deepen.formats.manifest import MANIFEST, Manifest, StageJob, begin_stage, finish_stage
+from deepen.model.config import ResolvedBase
+from deepen.parallel.config import Compute
+from deepen.progress import readable, say, track
+from deepen.settings import Interval
+from deepen.train.config import TrainConfig
+from deepen.train.resolved import SCHEDULE
+
+if TYPE_CHECKING:
+    from deepen.train.loop import Evaluate, Run
+
+FORMAT = 1
+
+
+def train(
+    config: TrainConfig,
+    job: StageJob,
+    *,
+    base: ResolvedBase,
+    compute: Compute,
+    evaluate: Evaluate | None = None,
+    evaluate_every: Interval | None = None,
+) -> Manifest:
+    """Train ``base`` on the batches of ``job.inputs["mix"]`` over the shards of ``job.inputs["tokenize"]``.
+
+    ``evaluate(model, step, tokens)`` is called at every ``evaluate_every`` and at the end; each scored model is saved
+    as a milestone. When ``job.out`` holds checkpoints, the run goes on from the newest intact one, and every later
+    tensor and logged loss is what it would have been without the stop. Raises ``TrainingError`` when the loss stays
+    non-finite, and its subclass ``StoppedError`` (exit code 3) after SIGTERM or SIGINT.
+    """
+    from deepen.train.interrupt import stop_on_signal
+    from deepen.train.loop import training_steps
+    from deepen.train.setup import prepare_run
+
+    begin_stage(job, stage="train", format_number=FORMAT, config=config)
+    run = prepare_run(config, job, base, compute, evaluate, evaluate_every)
+    with stop_on_signal() as stop:
+        total_tokens = run.shape.total_steps * config.batch_tokens
+        done = run.progress.step * config.batch_tokens
+        with track("train", total_tokens, "tokens", done) as tracker:
+            for record in training_steps(run, stop):
+                loss = record["loss"]
+                tracker.advance(config.batch_tokens, f"loss {loss:.3f}" if loss is not None else "loss not finite")
+    counts = _counts(run, job)
+    say(_summary(run))
+    return finish_stage(job, stage="train", format_number=FORMAT, config=config, files=_files(job.out), counts=counts)
+
+
+def _counts(run: Run, job: StageJob) -> dict[str, Any]:
+    from deepen.train.counts import counts_to_json
+
+    progress = run.progress
+    roles = job.inputs["mix"].counts["sources"]
+    sources = counts_to_json(run.names, progress.counts)
+    return {
+        "sources": {name: {"role": roles[name]["role"], **counts} for name, counts in sources.items()},
+        "steps": progress.step,
+        "skipped_batches": progress.skipped_steps,
+        "final_loss": progress.last_loss,
+        "tokens": progress.tokens,
+        "peak_learning_rate": run.peak_learning_rate,
+        "precision": run.trainee.precision,
+        "device": run.trainee.device.type,
+        "parameters": sum(parameter.numel() for parameter in run.trainee.model.parameters()),
+    }
+
+
+def _summary(run: Run) -> str:
+    progress = run.progress
+    skipped = f", {progress.skipped_steps} of them skipped" if progress.skipped_steps else ""
+    loss = f"{progress.last_loss:.3f}" if progress.last_loss is not None else "never finite"
+    lines = [f"trained {progress.step} steps{skipped}, {readable(progress.tokens)} tokens; last loss {loss} nats"]
+    for name, total in zip(run.names, progress.counts, strict=True):
+        lines.append(f"  {name}: {readable(total.tokens)} tokens in {total.rows:,} rows")
+    return "\n".join(lines)
+
+
+def _files(out: Path) -> list[FileEntry]:
+    """Everything the stage wrote; hashes of checkpoint files come from their own manifests."""
+    files = [entry_of(out / SCHEDULE, out)]
+    for name in ("metrics.jsonl", "scores.jsonl"):
+        if (out / name).is_file():
+            files.append(entry_of(out / name, out))
+    for info in list_checkpoints(out / "checkpoints"):
+        prefix = info.path.relative_to(out).as_posix()
+        files.append(entry_of(info.path / MANIFEST, out))
+        for entry in read_checkpoint(info).files:
+            files.append(entry.model_copy(update={"path": f"{prefix}/{entry.path}"}))
+    return files

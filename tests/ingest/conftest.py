@@ -1,0 +1,54 @@
+"""Runs of the ingest stage on files written by the tests."""
+
+from pathlib import Path
+
+import pytest
+
+from deepen.formats.documents import document_files, read_documents
+from deepen.formats.manifest import StageJob
+from deepen.ingest.config import IngestConfig
+from deepen.ingest.stage import ingest
+
+
+@pytest.fixture
+def run(tmp_path):
+    """``run(source, ...)``: ingest sources (paths relative to the test's folder) and return the manifest."""
+
+    def run(*sources, out="out", workers=1, **settings):
+        complete = [
+            {"name": f"s{number}", "role": "domain", **source, "path": str(tmp_path / source["path"])}
+            for number, source in enumerate(sources)
+        ]
+        config = IngestConfig.model_validate({"sources": complete, **settings})
+        return ingest(config, StageJob(out=tmp_path / out, fingerprint="f", workers=workers))
+
+    return run
+
+
+@pytest.fixture
+def documents(tmp_path):
+    """All documents of a finished run."""
+
+    def documents(out="out", source=None):
+        files = document_files(tmp_path / out / "documents", source)
+        return [document for file in files for document in read_documents(file)]
+
+    return documents
+
+
+@pytest.fixture
+def texts(documents):
+    """The texts of a finished run."""
+    return lambda out="out", source=None: [document.text for document in documents(out, source)]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """All files of an artifact but its manifest, which holds times."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def same_bytes(tmp_path):
+    """Whether two artifacts hold the same files."""
+    return lambda first, second: contents(tmp_path / first) == contents(tmp_path / second)

@@ -1,0 +1,135 @@
+"""The stage: parts, counts, limits, errors that name the source, reruns."""
+
+import json
+
+import pytest
+
+from deepen.errors import SourceError
+from deepen.formats.atomic import damage
+from deepen.formats.documents import document_id
+from deepen.formats.records import read_records
+
+
+def write_jsonl(path, number, prefix="text"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": f"{prefix} {i}", "kind": f"k{i % 2}"}) + "\n" for i in range(number)))
+
+
+def test_documents_carry_their_origin(tmp_path, run, documents):
+    write_jsonl(tmp_path / "in/a/b.jsonl", 2)
+    run({"path": "in", "text": "text", "category": {"field": "kind"}, "licence": "CC0", "language": "en"})
+    second = documents()[1]
+    assert second.meta["location"] == "a/b.jsonl:2"
+    assert second.id == document_id("s0", "a/b.jsonl:2")
+    assert (second.category, second.licence, second.language, second.source) == ("k1", "CC0", "en", "s0")
+
+
+def test_counts_and_manifest_describe_the_files(tmp_path, run):
+    write_jsonl(tmp_path / "in/a.jsonl", 3, prefix="é")
+    manifest = run({"path": "in", "text": "text"})
+    assert manifest.counts["sources"]["s0"] == {
+        "role": "domain", "licence": None, "files": 1, "documents": 3, "bytes": 12, "rejected": {},
+    }  # fmt: skip
+    assert [entry.path for entry in manifest.files] == ["documents/s0-00000.parquet", "rejected.jsonl"]
+    assert [damage(entry, tmp_path / "out") for entry in manifest.files] == [None, None]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "documents",
+        "manifest.json",
+        "rejected.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["in", "in/**/*.jsonl", "in/**/*.*"])
+def test_folder_and_glob_name_documents_alike(tmp_path, run, documents, pattern):
+    write_jsonl(tmp_path / "in/x.jsonl", 1)
+    write_jsonl(tmp_path / "in/deep/er/y.jsonl", 1)
+    write_jsonl(tmp_path / "in/.hidden/z.jsonl", 1)
+    run({"path": pattern, "text": "text"})
+    assert [document.meta["location"] for document in documents()] == ["deep/er/y.jsonl:1", "x.jsonl:1"]
+
+
+def test_the_text_field_is_guessed_and_said(tmp_path, run, texts, capsys):
+    (tmp_path / "a.jsonl").write_text('{"title": "t", "body": "the body"}\n')
+    run({"path": "a.jsonl"})
+    assert texts() == ["the body"]
+    assert "field `body`" in capsys.readouterr().err
+
+
+def test_a_text_field_that_cannot_be_guessed_is_an_error_with_the_names(tmp_path, run):
+    (tmp_path / "a.jsonl").write_text('{"title": "t", "inhalt": "x"}\n')
+    with pytest.raises(SourceError, match="`s0`.*`inhalt`"):
+        run({"path": "a.jsonl"})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_limit_counts_through_files_in_order(tmp_path, run, texts, workers):
+    for name in "abc":
+        write_jsonl(tmp_path / f"in/{name}.jsonl", 4, prefix=name)
+    run({"path": "in", "limit": "6 documents"}, {"path": "in/c.jsonl"}, workers=workers)
+    assert texts(source="s0") == ["a 0", "a 1", "a 2", "a 3", "b 0", "b 1"]
+
+
+def test_rejects_are_counted_and_written_in_order(tmp_path, run, texts):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/b.jsonl").write_bytes(b'{"text": "one"}\nnot json\n{"text": "two"}\n\n{"text": "caf\xe9"}\n')
+    (tmp_path / "in/a.txt").write_text("   \n")
+    manifest = run({"path": "in"}, max_rejected=0.9)
+    assert texts() == ["one", "two"]
+    assert manifest.counts["sources"]["s0"]["rejected"] == {"empty_text": 1, "invalid_json": 1, "not_utf8": 1}
+    rejects = [(r["location"], r["reason"]) for r in read_records(tmp_path / "out/rejected.jsonl")]
+    assert rejects == [("a.txt", "empty_text"), ("b.jsonl:2", "invalid_json"), ("b.jsonl:5", "not_utf8")]
+
+
+def test_too_many_rejects_stop_with_a_table_of_reasons(tmp_path, run):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\nbroken\n{"text": ""}\n')
+    with pytest.raises(SourceError, match=r"`s0`: 2 of 3 records") as caught:
+        run({"path": "a.jsonl"})
+    assert "invalid_json" in str(caught.value) and "a.jsonl:2" in str(caught.value)
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_every_unusable_source_is_named_at_once(tmp_path, run):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "good.txt").write_text("good")
+    with pytest.raises(SourceError) as caught:
+        run({"path": "missing"}, {"path": "good.txt"}, {"path": "empty.txt"})
+    assert "`s0` has no files" in str(caught.value) and "`s2` has no text" in str(caught.value)
+    assert "`s1`" not in str(caught.value)
+
+
+def test_files_that_no_reader_knows_are_rejects(tmp_path, run):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text("text")
+    (tmp_path / "in/b.tiff").write_bytes(b"II*")
+    manifest = run({"path": "in"}, max_rejected=0.5)
+    assert manifest.counts["sources"]["s0"]["rejected"] == {"unsupported_file": 1}
+    assert run({"path": "in", "format": "text"}, out="forced").counts["sources"]["s0"]["documents"] == 2
+
+
+@pytest.fixture
+def many_files(tmp_path, monkeypatch):
+    """Five files that make five parts."""
+    monkeypatch.setattr("deepen.ingest.stage._PART_BYTES", 100)
+    for number in range(5):
+        write_jsonl(tmp_path / f"in/{number}.jsonl", 5)
+    (tmp_path / "in/0.jsonl").write_text('{"text": "fine"}\nbroken\n')
+    return {"path": "in", "text": "text"}
+
+
+def test_any_number_of_workers_gives_the_same_bytes(run, many_files, same_bytes):
+    run(many_files, out="one")
+    run(many_files, out="two", workers=2)
+    assert same_bytes("one", "two")
+
+
+def test_a_rerun_after_a_kill_gives_the_same_bytes(tmp_path, run, many_files, same_bytes, monkeypatch):
+    run(many_files, out="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("deepen.ingest.stage.write_records", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(many_files, out="killed")
+    (tmp_path / "killed/ledger/00002.json").unlink()
+    (tmp_path / "killed/documents/s0-00002.parquet.tmp").write_bytes(b"half")
+    (tmp_path / "killed/documents/s0-00002.parquet").unlink()
+    run(many_files, out="killed")
+    assert same_bytes("whole", "killed")

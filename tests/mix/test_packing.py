@@ -1,0 +1,84 @@
+"""Packing keeps every token once, cuts what it must and nothing else."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepen.formats.packs import tokens_per_row
+from deepen.mix.packing import pack
+
+LENGTHS = st.lists(st.integers(0, 40), max_size=60)
+METHODS = st.sampled_from(["best_fit", "concatenate"])
+
+
+def test_published_example_cuts_only_the_long_document() -> None:
+    rows, segments = pack(np.array([14, 7, 5, 2, 3]), 8, "best_fit")
+    pieces = [segments[a:b].tolist() for a, b in zip(rows, rows[1:], strict=False)]
+    assert pieces == [[[0, 0, 8]], [[0, 8, 6], [3, 0, 2]], [[1, 0, 7]], [[2, 0, 5], [4, 0, 3]]]
+
+
+def test_published_example_spliced_cuts_three_documents() -> None:
+    rows, segments = pack(np.array([14, 7, 5, 2, 3]), 8, "concatenate")
+    assert rows.tolist() == [0, 1, 3, 5, 8]
+    assert segments.tolist() == [
+        [0, 0, 8], [0, 8, 6], [1, 0, 2], [1, 2, 5], [2, 0, 3], [2, 3, 2], [3, 0, 2], [4, 0, 3],
+    ]  # fmt: skip
+
+
+@given(LENGTHS, st.integers(2, 17), METHODS)
+@settings(deadline=None)
+def test_every_token_is_in_exactly_one_row(lengths: list[int], length: int, method: str) -> None:
+    rows, segments = pack(np.array(lengths, dtype=np.int32), length, method)
+    tokens = sorted((s, t) for s, start, n in segments.tolist() for t in range(start, start + n))
+    assert tokens == [(s, t) for s, n in enumerate(lengths) for t in range(n)]
+    assert rows[0] == 0
+    assert rows[-1] == len(segments)
+
+
+@given(LENGTHS, st.integers(2, 17), METHODS)
+@settings(deadline=None)
+def test_no_row_is_empty_or_too_long(lengths: list[int], length: int, method: str) -> None:
+    filled = tokens_per_row(*pack(np.array(lengths, dtype=np.int32), length, method))
+    assert ((filled > 0) & (filled <= length)).all()
+
+
+@given(LENGTHS, st.integers(2, 17))
+@settings(deadline=None)
+def test_best_fit_cuts_only_documents_longer_than_a_row(lengths: list[int], length: int) -> None:
+    _, segments = pack(np.array(lengths, dtype=np.int32), length, "best_fit")
+    pieces = np.bincount(segments[:, 0], minlength=len(lengths))
+    assert pieces.tolist() == [-(-n // length) for n in lengths]
+
+
+@given(LENGTHS, st.integers(2, 17))
+@settings(deadline=None)
+def test_best_fit_leaves_no_two_rows_that_would_fit_in_one(lengths: list[int], length: int) -> None:
+    filled = np.sort(tokens_per_row(*pack(np.array(lengths, dtype=np.int32), length, "best_fit")))
+    assert len(filled) < 2 or filled[0] + filled[1] > length
+
+
+@given(LENGTHS, st.integers(2, 17))
+@settings(deadline=None)
+def test_splicing_fills_every_row_but_the_last(lengths: list[int], length: int) -> None:
+    filled = tokens_per_row(*pack(np.array(lengths, dtype=np.int32), length, "concatenate"))
+    assert (filled[:-1] == length).all()
+
+
+@given(LENGTHS, st.integers(2, 17), METHODS)
+@settings(deadline=None)
+def test_rows_and_pieces_follow_the_corpus_not_their_length(lengths: list[int], length: int, method: str) -> None:
+    rows, segments = pack(np.array(lengths, dtype=np.int32), length, method)
+    position = segments[:, 0].astype(np.int64) * 100 + segments[:, 1]
+    assert (np.diff(position[rows[:-1]]) > 0).all()
+    inside = np.ones(len(segments), dtype=bool)
+    inside[rows[:-1]] = False
+    assert (np.diff(position)[inside[1:]] > 0).all()
+
+
+@pytest.mark.parametrize("method", ["best_fit", "concatenate"])
+def test_a_realistic_corpus_wastes_almost_nothing(method: str) -> None:
+    lengths = np.random.RandomState(1).lognormal(6, 1, 20_000).astype(np.int32) + 1
+    rows, segments = pack(lengths, 2048, method)
+    assert lengths.sum() / ((len(rows) - 1) * 2048) > 0.998
+    assert segments.dtype == np.int32

@@ -1,0 +1,105 @@
+"""Looking at a finished run: account, verify, show, trace, report, status."""
+
+import json
+import shutil
+
+import pytest
+
+from deepen.board.report import write_report
+from deepen.errors import RunError
+from deepen.formats.documents import document_files, read_documents
+from deepen.formats.manifest import MANIFEST
+from deepen.workflow.account import account
+from deepen.workflow.batches import open_order, shares_over_time, trace
+from deepen.workflow.show import ShowOptions, show
+from deepen.workflow.verify import verify
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "runs" / "tiny")
+
+
+def test_the_account_balances_to_the_token(finished_run):
+    lines = account(finished_run)
+    assert {line.source for line in lines} == {"code", "prose", "other"}
+    assert len(lines) >= 15
+    assert [str(line) for line in lines if not line.balances] == []
+
+
+def test_a_token_too_many_is_noticed(run_copy):
+    path = run_copy / "train" / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["counts"]["sources"]["code"]["loss_tokens"] += 1
+    path.write_text(json.dumps(manifest))
+    assert [line.what for line in account(run_copy) if not line.balances] == ["tokens trained"]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["tokenize/shards/code.bin", "train/checkpoints/*/model.safetensors", "export/*.safetensors"]
+)
+def test_one_flipped_bit_is_found_and_named(run_copy, pattern):
+    assert verify(run_copy).damages == []
+    damaged = sorted(run_copy.glob(pattern))[-1]
+    flip(damaged)
+    assert any(str(damaged.relative_to(run_copy)) in line for line in verify(run_copy).damages)
+
+
+def test_show_opens_every_stage(finished_run):
+    documents = list(show(finished_run / "curate", ShowOptions(sample=3)))
+    assert len(documents) == 3 and documents[0]["text"]
+    assert [record["stage"] for record in show(finished_run, ShowOptions())][0] == "ingest"
+    assert list(show(finished_run / "evaluate", ShowOptions()))[-1]["scores"]
+    assert next(show(finished_run / "select", ShowOptions()))["reason"]
+    with pytest.raises(RunError, match="no artifact"):
+        show(finished_run / "nothing", ShowOptions())
+
+
+def test_a_batch_shows_the_documents_that_trace_finds_again(finished_run):
+    rows = list(show(finished_run / "mix", ShowOptions(step=4)))
+    assert len(rows) == 6
+    segment = rows[2]["segments"][0]
+    texts = {d.id: d.text for f in document_files(finished_run / "curate" / "documents") for d in read_documents(f)}
+    assert segment["text"].removesuffix("<|endoftext|>") in texts[segment["document"]]
+    visits = trace(finished_run, segment["document"])
+    assert (4, 2, segment["start"], segment["tokens"]) in {(v.step, v.row, v.start, v.tokens) for v in visits}
+
+
+def test_trace_of_an_unknown_document_says_so(finished_run):
+    with pytest.raises(RunError, match="no document with id"):
+        trace(finished_run, "ffffffffffffffffffffffffffffffff0")
+
+
+def test_realised_shares_are_those_asked(finished_run):
+    steps, shares = shares_over_time(open_order(finished_run), 100)
+    assert steps[-1] == 10
+    assert shares["code"][-1] == pytest.approx(0.6, abs=0.1)
+    assert sum(values[-1] for values in shares.values()) == pytest.approx(1)
+
+
+def test_the_report_is_one_file_without_outside_references(run_copy):
+    page = write_report(run_copy).read_text()
+    for title in (
+        "Gain against forgetting",
+        "Scores over time",
+        "Training",
+        "Mixture",
+        "Funnel",
+        "Token account",
+        "Lineage",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    assert 'src="http' not in page and "href=" not in page.partition("</script>")[2]
+
+
+def test_a_report_of_an_unfinished_run_shows_what_is_there(run_copy):
+    for stage in ("train", "evaluate", "select", "export"):
+        shutil.rmtree(run_copy / stage)
+    page = write_report(run_copy).read_text()
+    assert "<h2>Mixture</h2>" in page and "<h2>Training</h2>" not in page
