@@ -8,8 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from deepen import settings
 from deepen.errors import DeepenError
-from deepen.settings import VERSION as __version__
+
+__version__ = settings.VERSION
 
 _HOMES = {
     "Artifact": "deepen.formats.manifest",
@@ -22,7 +24,7 @@ _HOMES = {
     "verify": "deepen.workflow.verify",
 }
 
-__all__ = ["DeepenError", "__version__", *sorted(_HOMES)]  # noqa: PLE0604 - a list built from the table above
+__all__ = ["DeepenError", "__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -47,12 +47,10 @@ DEFAULT_RUNS = Path("runs")
 def main() -> None:
     """Entry point: run a command; users' errors are shown without a traceback."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)
     except DeepenError as error:
         _complain(error)
         sys.exit(error.exit_code)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
     except typer.Abort:
         _error("stopped")
         sys.exit(130)

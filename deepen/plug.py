@@ -147,7 +147,9 @@ def _field(settings: type[Settings], name: str) -> FieldInfo | None:
 
 
 def _settings_in_field(field: FieldInfo) -> list[type[Settings]]:
-    choices: list[type[Settings]] = [plug for mark in field.metadata if isinstance(mark, plug_from) for plug in mark.table.values()]
+    choices: list[type[Settings]] = [
+        plug for mark in field.metadata if isinstance(mark, plug_from) for plug in mark.table.values()
+    ]
     return choices or _settings_in(field.annotation)
 
 

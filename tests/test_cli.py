@@ -40,12 +40,12 @@ def test_explain_prints_meaning_default_and_children():
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("status", "nowhere"), ("account", "nowhere"), ("verify", "nowhere"), ("show", "nowhere"), ("trace", "nowhere", "ff"),
-     ("report", "nowhere"), ("rm", "nowhere"), ("chat", "nowhere"), ("run", "nowhere.yaml"), ("plan", "nowhere.yaml")],
+    "line",
+    ["status nowhere", "account nowhere", "verify nowhere", "show nowhere", "trace nowhere ff", "report nowhere",
+     "rm nowhere", "chat nowhere", "run nowhere.yaml", "plan nowhere.yaml", "fetch nowhere.yaml"],
 )  # fmt: skip
-def test_what_is_not_there_is_a_clear_error(tmp_path, arguments):
-    done = deepen(*arguments, cwd=tmp_path)
+def test_what_is_not_there_is_a_clear_error(tmp_path, line):
+    done = deepen(*line.split(), cwd=tmp_path)
     assert done.returncode in (1, 2)
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -77,7 +77,7 @@ def learning_rate_chart(metrics: Records) -> str:
     )  # fmt: skip
     figure.update_layout(yaxis2={"overlaying": "y", "side": "right", "title": "gradient norm", "showgrid": False})
     figure.update_xaxes(title="tokens trained")
-    figure.update_yaxes(title="learning rate", tickformat=".1e", selector={"overlaying": None})
+    figure.update_yaxes(title="learning rate", tickformat=".1e", selector=0)
     return fragment(figure, 260)
 
 
@@ -98,13 +98,16 @@ def change_chart(checkpoints: Records, budget: float) -> str:
             name=f"{probe.partition(':')[2]} ({ability})",
             line={"dash": "solid" if ability == "new" else "dot"},
         )
-    figure.add_hline(
-        y=budget, line={"color": "#b3261e", "dash": "dash", "width": 1}, annotation_text="forgetting budget"
-    )
+    _draw_budget(figure, budget)
     figure.add_hline(y=0, line={"color": "#5c6b7a", "width": 1})
     figure.update_xaxes(title="tokens trained")
     figure.update_yaxes(title="bits per byte against the base", tickformat="+.0%")
     return fragment(figure)
+
+
+def _draw_budget(figure: go.Figure, budget: float) -> None:
+    line = {"color": "#b3261e", "dash": "dash", "width": 1}
+    figure.add_hline(y=budget, line=line, annotation_text="forgetting budget")
 
 
 def _error_bars(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -132,9 +135,7 @@ def plane_chart(runs: Mapping[str, Records], budget: float, chosen: int | None) 
                 x=[-candidate["new"]], y=[candidate["kept"]], mode="markers", name="chosen",
                 marker={"size": 18, "symbol": "circle-open", "line": {"width": 3, "color": "#1a7f4b"}},
             )  # fmt: skip
-    figure.add_hline(
-        y=budget, line={"color": "#b3261e", "dash": "dash", "width": 1}, annotation_text="forgetting budget"
-    )
+    _draw_budget(figure, budget)
     figure.update_xaxes(title="gain: fewer bits per byte on the domain", tickformat="+.0%")
     figure.update_yaxes(title="forgetting: more bits per byte on kept text", tickformat="+.1%")
     figure.update_layout(hovermode="closest")

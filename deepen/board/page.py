@@ -16,14 +16,16 @@ body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.5
 main { max-width: 1080px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 0 0 6px; }
 p { margin: 4px 0 10px; } .soft { color: var(--soft); }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin-top: 18px; }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px;
+          margin-top: 18px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 12px; margin-top: 18px; }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
 .card .value { font-size: 24px; font-weight: 650; } .card .note { color: var(--soft); font-size: 13px; }
 .good .value { color: var(--good); } .bad .value { color: var(--bad); }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
-th, td { text-align: left; padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--soft); font-weight: 600; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 6px 22px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { color: var(--soft); font-weight: 600; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 pre { background: var(--ground); padding: 12px; border-radius: 8px; overflow-x: auto; font-size: 12.5px; }
 details summary { cursor: pointer; color: var(--accent); } code { font-size: 13px; }
 .scroll { overflow-x: auto; }
@@ -85,9 +87,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def fold(summary: str, body: str) -> str:
+    """HTML behind a line that unfolds it."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+
+
 def preformatted(summary: str, text: str) -> str:
     """Text behind a line that unfolds it."""
-    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+    return fold(summary, f"<pre>{escape(text)}</pre>")
 
 
 def _class(number: bool) -> str:

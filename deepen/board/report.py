@@ -10,7 +10,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from deepen.board import charts
-from deepen.board.page import Card, Section, preformatted, render, table
+from deepen.board.page import Card, Section, fold, preformatted, render, table
 from deepen.errors import RunError
 from deepen.formats.atomic import write_bytes
 from deepen.formats.manifest import Artifact
@@ -129,7 +129,10 @@ def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str,
     lead = (
         "Held-out bits per byte against the untouched base on the same documents; bars are 95 % intervals by document."
     )
-    yield Section("Scores over time", lead, charts.change_chart(checkpoints, budget) + table(columns, rows))
+    shown = choice["step"] if choice["step"] is not None else checkpoints[-1]["step"]
+    chosen, others = [row for row in rows if row[0] == shown], [row for row in rows if row[0] != shown]
+    every = fold(f"scores of the other {len(checkpoints) - 1} checkpoints", table(columns, others))
+    yield Section("Scores over time", lead, charts.change_chart(checkpoints, budget) + table(columns, chosen) + every)
 
 
 def _interval(score: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from deepen.curate.corpus import Corpus, PartFiles, open_corpus, save_array
 from deepen.curate.held_out import SourcePlan, Split, split
 from deepen.curate.passes import DECISION, FIRST_REASON, HELD_OUT
 from deepen.errors import RunError
-from deepen.formats.documents import document_files, read_tables
+from deepen.formats.documents import read_tables
 from deepen.formats.manifest import open_artifact
 from deepen.progress import say
 
@@ -69,7 +69,7 @@ def _frozen(run: str | None) -> dict[str, set[tuple[int, int]]]:
         raise RunError(
             f"`held_out.from`: `{run}` has no finished curate stage", hint="give the folder of a run that was curated"
         )
-    return {path.stem: set(_hashes(path)) for path in document_files(artifact.path / "held_out")}
+    return {path.stem: set(_hashes(path)) for path in sorted((artifact.path / "held_out").glob("*.parquet"))}
 
 
 def _hashes(path: Path) -> Iterator[tuple[int, int]]:

@@ -47,7 +47,7 @@ class Split:
 def split(corpus: Corpus, labels: Labels, sources: Sequence[SourcePlan], config: HeldOutConfig) -> Split:
     """Choose what is held out, source by source in the recipe's order, then find every copy that is left."""
     watched = np.isin(corpus.source, [number for number, source in enumerate(sources) if source.role == "watch"])
-    choice = _Choice(corpus, labels, watched)
+    choice = _Choice(corpus, labels, watched, len(sources))
     for number, source in enumerate(sources):
         if source.frozen is not None:
             choice.take_frozen(number, source)
@@ -62,13 +62,13 @@ def split(corpus: Corpus, labels: Labels, sources: Sequence[SourcePlan], config:
 class _Choice:
     """The split while it is made."""
 
-    def __init__(self, corpus: Corpus, labels: Labels, watched: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, corpus: Corpus, labels: Labels, watched: npt.NDArray[np.bool_], num_sources: int) -> None:
         self.corpus, self.labels, self.watched = corpus, labels, watched
         self.held_out = np.zeros(corpus.num_documents, dtype=np.bool_)
         self.copy_of = np.full(corpus.num_documents, -1, dtype=np.int64)
         self._by_label = np.argsort(labels, kind="stable")
         self._sorted_labels = labels[self._by_label]
-        self._num_sources = int(corpus.source.max(initial=-1)) + 1
+        self._num_sources = num_sources
         self._num_removed = np.zeros(self._num_sources, dtype=np.int64)
         num_documents = np.bincount(corpus.source, minlength=self._num_sources)
         self._most_removed = (num_documents * _LARGEST_SHARE).astype(np.int64)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deepen.errors import Problem
+from deepen.evaluate import config as evaluate_config
 from deepen.formats.yaml_text import Key, YamlText
 from deepen.ingest import config as ingest_config
 from deepen.model.config import BaseRun, RandomInit
@@ -23,6 +24,7 @@ def check(recipe: Recipe, machine: Machine, text: YamlText) -> list[Problem]:
         *_check_mixture(recipe),
         *_check_base(recipe),
         *_check_training(recipe),
+        *_check_evaluation(recipe),
     ]
     return [replace(problem, place=text.place(_key(problem.path))) for problem in found]
 
@@ -113,5 +115,19 @@ def _check_training(recipe: Recipe) -> list[Problem]:
         recipe.train,
         sequence_length=recipe.mix.sequence_length,
         base_name=name,
-        evaluate_every=recipe.evaluate.every,
     )
+
+
+def _check_evaluation(recipe: Recipe) -> Iterator[Problem]:
+    total_steps, tokens_per_step = train_config.num_steps(recipe.train), recipe.train.batch_tokens
+    yield from evaluate_config.problems(recipe.evaluate, total_steps=total_steps, tokens_per_step=tokens_per_step)
+    trained = recipe.mix.sequence_length
+    for index, probe in enumerate(recipe.evaluate.probes):
+        context = getattr(probe, "context", 0)
+        if isinstance(recipe.base, RandomInit) and recipe.base.max_length > trained and context > trained:
+            yield Problem(
+                f"evaluate.probes[{index}].context",
+                f"scores documents at positions beyond the {trained} that this network will ever be trained on",
+                f"set it, or base.max_length, to {trained}",
+                str(context),
+            )

@@ -95,7 +95,9 @@ def _describe(name: str, artifacts: dict[str, Artifact]) -> list[str]:
             interval = f"{score['difference']:+.1%} (95 % interval {low:+.1%} to {high:+.1%})"
             lines.append(f"  {score['ability']:<4} {score['probe']:<26} {change}  {interval}")
     export = artifacts["export"]
-    lines.append(f"  exported to {export.path}; largest logit difference {export.counts['largest_logit_difference']:.2g}")
+    lines.append(
+        f"  exported to {export.path}; largest logit difference {export.counts['largest_logit_difference']:.2g}"
+    )
     return lines
 
 

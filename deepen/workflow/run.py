@@ -152,9 +152,7 @@ def _resolve_conflict(plan: StagePlan, recorded: dict[str, Any], options: RunOpt
     """The directory holds work made from something else: extend it, redo it, or stop and say what changed."""
     name, changes = plan.stage.name, differences(plan, recorded)
     if options.extend and name == "train" and can_continue(plan.identity, recorded, changes):
-        continue_training(
-            plan.directory, recorded, plan.identity, plan.fingerprint, plan.setup.recipe.train
-        )
+        continue_training(plan.directory, recorded, plan.identity, plan.fingerprint, plan.setup.recipe.train)
         remade.add(name)
         return _make(plan, plan.directory)
     extends_mix = options.extend and name == "mix" and set(changes) <= {"num_batches"}

@@ -149,6 +149,11 @@ def _train_identity(setup: Setup) -> dict[str, Any]:
     return _seeded("train")(setup) | {"evaluate": identity(setup.recipe.evaluate)}
 
 
+def _baseline_identity(setup: Setup) -> dict[str, Any]:
+    # Budget and interval do not change how the base scores.
+    return {"baseline": identity(setup.recipe.evaluate.baseline), "seed": setup.recipe.seed}
+
+
 def _select_identity(setup: Setup) -> dict[str, Any]:
     return {"select": identity(setup.recipe.select), "budget": setup.recipe.evaluate.forgetting.budget}
 
@@ -162,7 +167,7 @@ STAGES: dict[str, Stage] = {
         Stage("tokenize", ("curate",), _seeded("tokenize"), _tokenize, _format_of("tokenize"),
               reads=lambda name: name == "base"),
         Stage("mix", ("tokenize",), _mix_identity, _mix, _format_of("mix")),
-        Stage("baseline", ("curate", "tokenize"), _seeded("evaluate"), _baseline,
+        Stage("baseline", ("curate", "tokenize"), _baseline_identity, _baseline,
               _format_of("evaluate", "BASELINE_FORMAT"),
               reads=lambda name: name == "base"),
         Stage("train", ("curate", "tokenize", "mix", "baseline"), _train_identity, _train, _format_of("train"),

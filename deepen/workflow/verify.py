@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepen.errors import RunError
 from deepen.formats.atomic import damage
 from deepen.formats.checkpoints import list_checkpoints
 from deepen.formats.checkpoints import verify as verify_checkpoint
@@ -23,9 +24,14 @@ class VerifyResult:
 
 
 def verify(path: Path) -> VerifyResult:
-    """Hash every file of a run (or of one stage directory) again and compare with the manifests."""
+    """Hash every file of a run (or of one stage directory) again and compare with the manifests.
+
+    Raises ``RunError`` when there is nothing to check.
+    """
     own = open_artifact(path)
     artifacts = [own] if own is not None else _artifacts(path)
+    if not artifacts and not (path / "train" / "checkpoints").is_dir():
+        raise RunError(f"`{path}` has nothing to verify", hint="give a run directory or a finished stage of one")
     num_bytes = sum(entry.bytes for artifact in artifacts for entry in artifact.manifest.files)
     num_files = sum(len(artifact.manifest.files) for artifact in artifacts)
     damages: list[str] = []

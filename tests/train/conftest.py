@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from deepen.formats.document_ids import pack_ids
 from deepen.formats.documents import document_id
@@ -15,8 +16,13 @@ from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
 from deepen.formats.megatron import IndexedDatasetWriter
 from deepen.formats.order import Segment, Segments, row_ids, write_order, write_segments
 from deepen.formats.packs import write_packs
+from deepen.formats.records import read_records
+from deepen.formats.scores import Score
 from deepen.model.config import RandomInit, ResolvedBase
+from deepen.parallel.config import Compute
+from deepen.settings import Amount, Interval
 from deepen.train.config import TrainConfig
+from deepen.train.stage import train
 
 VOCABULARY = 97
 LENGTH = 16
@@ -56,10 +62,8 @@ def artifact(path: Path, counts: dict[str, Any]) -> Artifact:
     return Artifact(path, manifest)
 
 
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+def make_inputs(root: Path) -> dict[str, Artifact]:
     """Two sources of random documents, tokenized, packed and ordered into 24 batches of 4 rows."""
-    root = tmp_path_factory.mktemp("data")
     lengths = np.random.default_rng(0).integers(2, 40, 60).tolist()
     sources = {"papers": write_source(root, "papers", lengths, 1), "web": write_source(root, "web", lengths[:30], 2)}
     pool = np.concatenate([row_ids(index, np.arange(found["rows"])) for index, found in enumerate(sources.values())])
@@ -74,6 +78,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         "tokenize": artifact(root / "tokenize", tokenized),
         "mix": artifact(root / "mix", {"sources": sources}),
     }
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """The finished tokenize and mix stages."""
+    return make_inputs(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
@@ -98,3 +108,50 @@ def settings() -> Callable[..., TrainConfig]:
         return TrainConfig.model_validate(values)
 
     return build
+
+
+def read_tensors(directory: Path, step: int) -> dict[str, bytes]:
+    """Bytes of all tensors of a checkpoint, by file and name."""
+    found = {}
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        with safe_open(directory / f"checkpoints/step-{step:06d}" / file, framework="np") as stored:
+            found |= {f"{file}:{name}": stored.get_tensor(name).tobytes() for name in stored.keys()}  # noqa: SIM118
+    return found
+
+
+TIMES = {"tokens_per_second", "data_wait_seconds", "memory_bytes"}
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """The logged records without what depends on the clock."""
+    return [
+        {name: value for name, value in record.items() if name not in TIMES}
+        for record in read_records(directory / "metrics.jsonl")
+    ]
+
+
+class CrashError(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture
+def run(job: Callable[..., StageJob], base: ResolvedBase) -> Callable[..., Manifest | None]:
+    """Train in the directory ``name``; with ``crash_at`` the run dies in the evaluation after that step."""
+
+    def work(
+        config: TrainConfig, name: str = "train", crash_at: int | None = None, rows: int = 3, **changes: Any
+    ) -> Manifest | None:
+        def evaluate(_model: Any, step: int, _tokens: int) -> list[Score]:
+            if step == crash_at:
+                raise CrashError
+            return []
+
+        if crash_at is not None:
+            changes |= {"evaluate": evaluate, "evaluate_every": Interval((Amount(1, "steps"),))}
+        compute = Compute(device="cpu", threads=1, micro_batch_rows=rows)
+        try:
+            return train(config, job(name), **{"base": base, "compute": compute} | changes)
+        except CrashError:
+            return None
+
+    return work

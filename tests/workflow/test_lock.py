@@ -10,7 +10,14 @@ import pytest
 from deepen.errors import RunError
 from deepen.workflow.lock import locked
 
-HOLD = "import sys, time; from pathlib import Path; from deepen.workflow.lock import locked\nwith locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time
+from pathlib import Path
+from deepen.workflow.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture
