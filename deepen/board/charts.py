@@ -119,12 +119,13 @@ def _error_bars(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def plane_chart(runs: Mapping[str, Records], budget: float, chosen: int | None) -> str:
-    """Gain against forgetting: the path of every run from the base at the origin, with the chosen checkpoint marked."""
+    """Gain against forgetting: the path of every run from the base at the origin; the chosen checkpoint is marked."""
     figure = go.Figure()
     for index, (name, candidates) in enumerate(runs.items()):
         known = [c for c in candidates if c["new"] is not None and c["kept"] is not None]
         figure.add_scatter(
-            x=[0, *(-c["new"] for c in known)], y=[0, *(c["kept"] for c in known)], mode="lines+markers+text", name=name,
+            x=[0, *(-c["new"] for c in known)], y=[0, *(c["kept"] for c in known)], name=name,
+            mode="lines+markers+text",
             text=["base" if index == 0 else "", *(str(c["step"]) for c in known)], textposition="top center",
             marker={"size": 8}, textfont={"size": 11},
         )  # fmt: skip

@@ -13,6 +13,7 @@ from numba import njit
 
 from deepen.curate.corpus import Corpus
 from deepen.curate.shingles import NUM_BANDS, jaccard, similar
+from deepen.progress import track
 
 SIMILARITY = 0.8
 """Jaccard similarity of 5-word shingles from which two documents count as the same text (Lee et al. 2022 use 0.8)."""
@@ -28,10 +29,12 @@ def find_clusters(corpus: Corpus) -> Labels:
     repeats = corpus.repeats(order)
     _join_runs(order, repeats, parents)
     firsts = np.sort(order[~repeats])
-    for number in range(NUM_BANDS):
-        keys = corpus.band(number)[firsts]
-        by_key = np.argsort(keys, kind="stable")
-        _join_band(keys[by_key], firsts[by_key], corpus.shingles, corpus.starts, parents, SIMILARITY)
+    with track("curate: near-duplicates", NUM_BANDS, "bands") as tracker:
+        for number in range(NUM_BANDS):
+            keys = corpus.band(number)[firsts]
+            by_key = np.argsort(keys, kind="stable")
+            _join_band(keys[by_key], firsts[by_key], corpus.shingles, corpus.starts, parents, SIMILARITY)
+            tracker.advance(1)
     return np.asarray(_roots(parents))
 
 

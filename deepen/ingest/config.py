@@ -14,6 +14,10 @@ Role = Literal["domain", "replay", "watch"]
 Format = Literal["auto", "text", "markdown", "jsonl", "csv", "parquet"]
 
 
+HUB = "hf://"
+"""Beginning of a path inside a hub data set: ``hf://OWNER/NAME[@REVISION]/PATTERN``."""
+
+
 class FieldName(Settings):
     """A value taken from each record instead of being the same for the whole source."""
 
@@ -79,8 +83,13 @@ def problems(config: IngestConfig) -> list[Problem]:
 
 
 def _problem(source: Source) -> tuple[str, str] | None:
+    if source.path.startswith(HUB):
+        return None  # resolved to a local folder before anything is read
     if "://" in source.path:
-        return "remote paths cannot be read", "download the files and give their folder"
+        return (
+            "remote paths cannot be read",
+            "download the files and give their folder, or use `hf://OWNER/NAME/PATTERN`",
+        )
     files = list_files(source.path, source.format)
     if not files and is_pattern(source.path):
         return "no file matches this glob", "`**` crosses folders, `*` does not; hidden files are left out"

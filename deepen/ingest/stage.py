@@ -161,11 +161,14 @@ def _found_in(file: InputFile, part: Part) -> Iterator[Record | Reject]:
 
 def _document(record: Record, file: InputFile, part: Part) -> Document | Reject:
     source, location = part.source, record.location
-    text = record.values.get("text" if file.format in ("text", "markdown") else part.text_field)
+    field = "text" if file.format in ("text", "markdown") else part.text_field
+    if field not in record.values:
+        return Reject(location, "no_text_field", f"no field `{field}`")
+    text = record.values[field]
     if text is None:
-        return Reject(location, "no_text_field", f"no field `{part.text_field}`")
+        return Reject(location, "empty_text", f"`{field}` is null")
     if not isinstance(text, str):
-        return Reject(location, "text_not_string", f"`{part.text_field}` is a {type(text).__name__}")
+        return Reject(location, "text_not_string", f"`{field}` is a {type(text).__name__}")
     if not text.strip():
         return Reject(location, "empty_text")
     try:

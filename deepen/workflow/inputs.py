@@ -10,16 +10,15 @@ import json
 import os
 from pathlib import Path
 
-from deepen.errors import OfflineError, RunError, SourceError
+from deepen.errors import DeepenError, OfflineError, RunError, SourceError
 from deepen.formats.atomic import hash_file, write_json
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
-from deepen.ingest.config import IngestConfig, Source
+from deepen.ingest.config import HUB, IngestConfig, Source
 from deepen.model.config import BaseRun, RandomInit, ResolvedBase
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
 from deepen.workflow.stages import Setup
 
-HUB = "hf://"
 _BASE_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -76,21 +75,20 @@ class Pins:
                 name, repo_type=kind, revision=pinned or revision or None, allow_patterns=list(patterns),
                 local_files_only=self._offline,
             )  # fmt: skip
-        except LocalEntryNotFoundError as error:
-            raise OfflineError(
-                f"hub {kind} `{repository}` is not on this machine and cannot be fetched",
-                hint="run `deepen fetch RECIPE` once with network access",
-            ) from error
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise SourceError(
-                f"hub {kind} `{repository}` cannot be fetched: {error}",
-                hint="check the name, or log in with `hf auth login` for a gated repository",
-            ) from error
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+            raise self._not_found(f"hub {kind} `{repository}`", error) from error
         commit = Path(folder).name
         if pinned != commit:
             self._commits[f"{kind}:{repository}"] = commit
             write_json(self._path, self._commits)
         return Path(folder), commit
+
+    def _not_found(self, what: str, error: Exception) -> DeepenError:
+        if self._offline:
+            hint = "run `deepen fetch RECIPE` once with network access"
+            return OfflineError(f"{what} is not on this machine, and the run is offline", hint=hint)
+        hint = "check the name and the network, or log in with `hf auth login` for a gated repository"
+        return SourceError(f"{what} cannot be fetched: {error}", hint=hint)
 
 
 def resolve_base(base: str | BaseRun | RandomInit, pins: Pins, run: Path) -> ResolvedBase:

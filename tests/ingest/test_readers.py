@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepen.ingest.files import InputFile, format_of
+from deepen.ingest.files import InputFile, format_of, list_files
 from deepen.ingest.readers import READERS
 from deepen.ingest.records import Record, lines_of
 
@@ -198,3 +199,20 @@ def test_bytes_that_are_no_utf8_in_parquet_cost_their_row(tmp_path):
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     records, rejects = read(tmp_path / "a.parquet")
     assert texts(records) == ["good", "also good"] and rejects == [("a.parquet:2", "not_utf8")]
+
+
+def test_a_text_file_of_absurd_size_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr("deepen.ingest.readers.MAX_RECORD_BYTES", 10)
+    (tmp_path / "a.txt").write_text("x" * 11)
+    assert read(tmp_path / "a.txt") == ([], [("a.txt", "record_too_long")])
+
+
+@pytest.mark.skipif("DEEPEN_TEST_DATA" not in os.environ, reason="needs real messy files")
+@pytest.mark.parametrize(("folder", "file_format"), [("csv", "auto"), ("jsonl", "auto"), ("text", "text")])
+def test_real_messy_files_give_records_or_reasons(folder, file_format):
+    files = list_files(f"{os.environ['DEEPEN_TEST_DATA']}/messy_inputs/{folder}", file_format)
+    found = [list(READERS[file.format](file, None)) for file in files]
+    assert len(files) > 3 and sum(map(len, found)) >= len(files)
+    assert all(
+        item.location.startswith(file.location) for file, items in zip(files, found, strict=True) for item in items
+    )

@@ -133,3 +133,18 @@ def test_a_rerun_after_a_kill_gives_the_same_bytes(tmp_path, run, many_files, sa
     (tmp_path / "killed/documents/s0-00002.parquet").unlink()
     run(many_files, out="killed")
     assert same_bytes("whole", "killed")
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ('{"body": "x"}', "no_text_field"),
+        ('{"text": null}', "empty_text"),
+        ('{"text": 5}', "text_not_string"),
+        ('{"text": "\\ud800"}', "invalid_unicode"),
+    ],
+)
+def test_records_without_usable_text_are_named(tmp_path, run, record, reason):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "fine", "id": "\\ud800"}}\n{record}\n')
+    manifest = run({"path": "a.jsonl", "text": "text"}, max_rejected=0.5)
+    assert manifest.counts["sources"]["s0"]["rejected"] == {reason: 1}

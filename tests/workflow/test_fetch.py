@@ -24,15 +24,19 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer(send_body=True)
 
+    def listing(self, kind, repository, files, path):
+        if "/tree/" not in path:
+            return {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
+        sizes = {name: len(self.server.files[f"{kind}/{repository}", name]) for name in files}
+        return [{"type": "file", "path": name, "size": sizes[name], "oid": name} for name in files]
+
     def answer(self, send_body):
         path = self.path.partition("?")[0]
         self.server.asked.append(path)
         if path.startswith("/api/"):
             kind, repository = path.split("/")[2], "/".join(path.split("/")[3:5])
             files = [name for key, name in self.server.files if key == f"{kind}/{repository}"]
-            body = json.dumps(
-                {"id": repository, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
-            ).encode()
+            body = json.dumps(self.listing(kind, repository, files, path)).encode()
             found = bool(files)
         else:
             left, _, right = path.strip("/").partition("/resolve/")
@@ -43,6 +47,8 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
+        if not found:
+            self.send_header("X-Error-Code", "RepoNotFound")
         self.end_headers()
         if send_body:
             self.wfile.write(body)
@@ -125,5 +131,5 @@ def test_a_repository_that_is_not_there_is_a_clear_error(hub):
     recipe, environment, _ = hub
     run = deepen(recipe.parent, environment, "fetch", "recipe.yaml", "--set", "base=lab/nothing")
     assert run.returncode == 1
-    assert "`lab/nothing` cannot be fetched" in run.stderr
+    assert "hub model `lab/nothing` cannot be fetched" in run.stderr
     assert "Traceback" not in run.stderr
