@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from deepen import settings
 from deepen.errors import DeepenError, RecipeError
-from deepen.settings import VERSION
 
 if TYPE_CHECKING:
     from deepen.formats.manifest import Artifact
@@ -33,7 +33,7 @@ RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file, or the direct
 RunArgument = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]
 MachineOption = Annotated[Path | None, typer.Option("--machine", help="Machine file (default: this machine as it is).")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Change one key: train.learning_rate=2e-5. Repeatable.")
+    list[str] | None, typer.Option("--set", help="Change a key, such as train.tokens=1M. Repeatable.")
 ]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -44,12 +44,19 @@ OfflineOption = Annotated[bool, typer.Option("--offline", help="Use nothing from
 DEFAULT_RUNS = Path("runs")
 
 
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"deepen {settings.VERSION}")
+        raise typer.Exit
+
+
 def main() -> None:
     """Entry point: run a command; users' errors are shown without a traceback."""
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except DeepenError as error:
-        _complain(error)
+        _error(f"{error.message}\n\nhint: {error.hint}" if error.hint else error.message)
         sys.exit(error.exit_code)
     except typer.Abort:
         _error("stopped")
@@ -69,11 +76,6 @@ def main() -> None:
         sys.exit(2)
 
 
-def _complain(error: DeepenError) -> None:
-    hint = f"\n\nhint: {error.hint}" if error.hint else ""
-    _error(f"{error.message}{hint}")
-
-
 def _error(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
 
@@ -82,10 +84,9 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
 
-def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for index, column in enumerate(columns):
-        table.add_column(column, overflow="fold", justify="left" if index == 0 else "default")
+def _print_table(title: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows under ``columns``, names separated by commas."""
+    table = Table(*columns.split(", "), title=title, title_justify="left", header_style="bold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     Console(highlight=False).print(table)
@@ -98,9 +99,6 @@ def _load(recipe: Path, machine: Path | None, sets: list[str] | None) -> Loaded:
         machine = machine or (recipe / "machine.yaml" if (recipe / "machine.yaml").is_file() else None)
         recipe = recipe / "recipe.yaml"
     return load(recipe, machine, sets or [])
-
-
-# --- before a run ----------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -164,16 +162,15 @@ def plan(
     if as_json:
         _print_json([vars(line) for line in lines])
     else:
-        _print_table(
-            f"plan for {loaded.recipe.name}", ["what", "estimate", "how"], [(e.what, e.shown, e.how) for e in lines]
-        )
+        rows = [(line.what, line.shown, line.how) for line in lines]
+        _print_table(f"plan for {loaded.recipe.name}", "what, estimate, how", rows)
 
 
 @app.command()
 def fetch(
     recipe: RecipeArgument, sets: SetOption = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
 ) -> None:
-    """Download and hash the base model and all data, so that runs work with --offline."""
+    """Download and hash base and data; then runs work offline."""
     from deepen.workflow.inputs import fetch as fetch_inputs
 
     loaded = _load(recipe, None, sets)
@@ -181,10 +178,7 @@ def fetch(
     if as_json:
         _print_json([dict(zip(("what", "where", "identity"), row, strict=True)) for row in rows])
     else:
-        _print_table("fetched", ["what", "where", "identity"], rows)
-
-
-# --- runs ------------------------------------------------------------------------------------------------------------
+        _print_table("fetched", "what, where, identity", rows)
 
 
 @app.command()
@@ -193,9 +187,7 @@ def run(
     machine: MachineOption = None,
     sets: SetOption = None,
     runs: RunsOption = DEFAULT_RUNS,
-    first: Annotated[
-        str, typer.Option("--from", help="First stage to make; earlier ones must be finished.")
-    ] = "ingest",
+    first: Annotated[str, typer.Option("--from", help="First stage to make.")] = "ingest",
     last: Annotated[str, typer.Option("--until", help="Last stage to make.")] = "export",
     redo: RedoOption = False,
     extend: ExtendOption = False,
@@ -203,33 +195,26 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run all stages that are not done yet, then write the report."""
-    from deepen.workflow.run import RunOptions
+    from deepen.workflow.run import RunOptions, run_pipeline
 
+    loaded = _load(recipe, machine, sets)
+    # A run that is given by its directory stays where it is.
+    directory = (recipe.resolve().parent if recipe.is_dir() else runs) / loaded.recipe.name
     options = RunOptions(first=first, last=last, redo=redo, extend=extend, offline=offline)
-    _run(_load(recipe, machine, sets), _runs_folder(recipe, runs), options, as_json)
-
-
-def _runs_folder(recipe: Path, runs: Path) -> Path:
-    """A run given by its directory stays where it is."""
-    return recipe.resolve().parent if recipe.is_dir() else runs
-
-
-def _run(loaded: Loaded, runs: Path, options: Any, as_json: bool) -> None:
-    from deepen.workflow.run import run_pipeline
-
-    directory = runs / loaded.recipe.name
     artifacts = run_pipeline(loaded.recipe, loaded.machine, directory, options)
-    report_path = None
-    if options.last == "export":
-        from deepen.board.report import write_report
-
-        report_path = write_report(directory)
+    report_path = _write_report(directory) if "export" in artifacts else None
     if as_json:
         _print_json({"run": str(directory), "report": report_path, "stages": _summary(artifacts)})
         return
     print(f"run:    {directory}")
     if report_path is not None:
         print(f"model:  {artifacts['export'].path}\nreport: {report_path}")
+
+
+def _write_report(directory: Path) -> Path:
+    from deepen.board.report import write_report
+
+    return write_report(directory)
 
 
 def _summary(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -250,46 +235,37 @@ def _stage_command(name: str, help_text: str) -> None:
         offline: OfflineOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        from deepen.workflow.run import RunOptions
-
-        options = RunOptions(last=name, redo=redo, extend=extend, offline=offline)
-        _run(_load(recipe, machine, sets), _runs_folder(recipe, runs), options, as_json)
+        run(recipe, machine, sets, runs, "ingest", name, redo, extend, offline, as_json)
 
     app.command(name, help=help_text)(command)
 
 
 _STAGE_HELP = {
     "ingest": "Read files of any supported format into documents.",
-    "curate": "Clean, deduplicate and hold out documents; a reason for every drop.",
+    "curate": "Clean, deduplicate and hold out documents.",
     "tokenize": "Turn documents into token shards.",
     "mix": "Pack shards into rows and write down the training order.",
     "baseline": "Score the untouched base on the held-out documents.",
     "train": "Train; resumes at the newest intact checkpoint.",
     "evaluate": "Score every kept checkpoint against the base.",
     "select": "Choose one checkpoint, with the argument for it.",
-    "export": "Write the chosen model as a Hugging Face folder, proven by a reload.",
+    "export": "Write the chosen model as a proven Hugging Face folder.",
 }
 for _name, _help in _STAGE_HELP.items():
-    _stage_command(_name, _help + " Makes earlier stages that are not done.")
+    _stage_command(_name, f"{_help}\n\nEarlier stages that are not done are made first.")
 
 
 @app.command()
 def demo(
     runs: RunsOption = DEFAULT_RUNS,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Also run without replay, to show what replay is for.")
-    ] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Also run without replay.")] = False,
 ) -> None:
-    """Pretrain a tiny base on this machine's own English, then continue it on Python code."""
-    from deepen.board.report import write_report
+    """Run the built-in example: a tiny base, continued on Python code."""
     from deepen.workflow.demo import run_demo
 
     for line in run_demo(runs, compare=compare):
         print(line)
-    print(f"report: {write_report(runs / 'demo')}")
-
-
-# --- looking at runs -------------------------------------------------------------------------------------------------
+    print(f"report: {_write_report(runs / 'demo')}")
 
 
 @app.command()
@@ -313,7 +289,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
         )
         for row in rows
     ]
-    _print_table(str(run), ["stage", "state", "fingerprint", "made from", "bytes", "when or where"], table)
+    _print_table(str(run), "stage, state, fingerprint, made from, bytes, when or where", table)
 
 
 @app.command()
@@ -331,11 +307,10 @@ def account(run: RunArgument, as_json: JsonOption = False) -> None:
         rows = [
             (e.source, e.what, f"{e.left:,}", f"{e.right:,}", e.terms, "yes" if e.balances else "NO") for e in lines
         ]
-        _print_table("token account", ["source", "what", "left", "right", "which is", "balances"], rows)
+        _print_table("token account", "source, what, left, right, which is, balances", rows)
     if not balances:
-        raise DeepenError(
-            "the account does not balance", hint="`deepen verify` checks the files; then run again with --redo"
-        )
+        hint = "`deepen verify` checks the files; then run again with --redo"
+        raise DeepenError("the account does not balance", hint=hint)
 
 
 @app.command()
@@ -365,7 +340,7 @@ def show(
     step: Annotated[int | None, typer.Option("--step", help="Show the batch of this optimizer step.")] = None,
     jsonl: Annotated[bool, typer.Option("--jsonl", "--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Open any artifact: documents, drops with reasons, decoded batches, scores."""
+    """Open any artifact: documents, drops, batches, scores."""
     from deepen.workflow.show import ShowOptions
     from deepen.workflow.show import show as records_of
 
@@ -387,17 +362,13 @@ def trace(
         _print_json([vars(visit) for visit in visits])
     else:
         rows = [(visit.step, visit.row, visit.source, visit.start, visit.tokens) for visit in visits]
-        _print_table(
-            f"document {document}: {len(visits)} visits", ["step", "row", "source", "from token", "tokens"], rows
-        )
+        _print_table(f"document {document}: {len(visits)} visits", "step, row, source, from token, tokens", rows)
 
 
 @app.command()
 def report(run: RunArgument) -> None:
     """Write the report of a run as one HTML file."""
-    from deepen.board.report import write_report
-
-    print(write_report(run))
+    print(_write_report(run))
 
 
 @app.command()
@@ -422,12 +393,6 @@ def chat(
 
     folder = model / "export" if (model / "export" / "manifest.json").is_file() else model
     talk(folder, Sampling(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed))
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    print(f"deepen {VERSION}")
 
 
 if __name__ == "__main__":

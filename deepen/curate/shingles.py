@@ -29,7 +29,6 @@ NUM_BANDS, ROWS_PER_BAND = 16, 8
 _NUM_SLOTS = NUM_BANDS * ROWS_PER_BAND
 _NUM_WORDS = 5
 _S32 = np.uint64(32)
-_ONE = np.uint64(1)
 
 
 def _permutations() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:

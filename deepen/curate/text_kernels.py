@@ -2,7 +2,8 @@
 
 Numba compiles these loops on first use and caches the result on disk. They take bytes, not Python strings, so that a
 whole batch of documents is one call. All arithmetic is spelt in unsigned 64-bit numbers, because numba turns a mix of
-signed and unsigned into floats.
+signed and unsigned into floats. The cache of a function looks at the file of that function only: after a change
+here, delete ``deepen/curate/__pycache__``.
 """
 
 from __future__ import annotations

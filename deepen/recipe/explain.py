@@ -78,7 +78,7 @@ def _kind(field: FieldInfo) -> str:
 
 def _type_name(annotation: Any) -> str:
     names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
-    if annotation in names:
+    if isinstance(annotation, type) and annotation in names:
         return names[annotation]
     arguments = get_args(annotation)
     if get_origin(annotation) is tuple:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepen.errors import TrainingError
 from deepen.formats.atomic import FileEntry, entry_of
 from deepen.formats.checkpoints import list_checkpoints, read_checkpoint
 from deepen.formats.manifest import MANIFEST, Manifest, StageJob, begin_stage, finish_stage
@@ -44,15 +46,26 @@ def train(
     begin_stage(job, stage="train", format_number=FORMAT, config=config)
     run = prepare_run(config, job, base, compute, evaluate, evaluate_every)
     with stop_on_signal() as stop:
-        total_tokens = run.shape.total_steps * config.batch_tokens
-        done = run.progress.step * config.batch_tokens
-        with track("train", total_tokens, "tokens", done) as tracker:
-            for record in training_steps(run, stop):
-                loss = record["loss"]
-                tracker.advance(config.batch_tokens, f"loss {loss:.3f}" if loss is not None else "loss not finite")
+        steps = training_steps(run, stop)
+        try:
+            _follow(steps, run, config.batch_tokens)
+        except OSError as error:
+            raise TrainingError(
+                f"after step {run.progress.step}: {error}",
+                hint="make room (or mend the disk) and run the same command again: it goes on from the last checkpoint",
+            ) from error
     counts = _counts(run, job)
     say(_summary(run))
     return finish_stage(job, stage="train", format_number=FORMAT, config=config, files=_files(job.out), counts=counts)
+
+
+def _follow(steps: Iterator[dict[str, Any]], run: Run, tokens_per_step: int) -> None:
+    """Let the loop run, showing how far it is."""
+    total_tokens, done = run.shape.total_steps * tokens_per_step, run.progress.step * tokens_per_step
+    with track("train", total_tokens, "tokens", done) as tracker:
+        for record in steps:
+            loss = record["loss"]
+            tracker.advance(tokens_per_step, f"loss {loss:.3f}" if loss is not None else "loss not finite")
 
 
 def _counts(run: Run, job: StageJob) -> dict[str, Any]:

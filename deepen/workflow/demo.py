@@ -32,16 +32,17 @@ base: {{init: random, architecture: llama, hidden_size: 128, layers: 4, heads: 4
        max_length: 256}}
 ingest:
   sources:
-    - {{name: english, role: domain, path: {data}/english_trained.jsonl, licence: as each package states}}
-curate: {{held_out: {{share: 2%, at_least: 5 documents, cap: 10k tokens}}}}
+    - {{name: english, role: domain, path: {data}/english_trained.jsonl, text: text, licence: as each package states}}
+curate: {{held_out: {{share: 2%, at_least: 10 documents, cap: 10k tokens}}}}
 tokenize: {{vocabulary: {{train: 2048}}}}
 mix: {{sequence_length: 256, max_epochs: 16}}
 train:
-  tokens: {base_tokens}
-  batch_tokens: 4096
+  tokens: 1.6M tokens
+  batch_tokens: 2048
   learning_rate: 3e-3
   schedule: {{use: wsd, warmup: 5%, decay: 20%}}
-evaluate: {{every: 50%}}
+  save: {{milestones: null}}
+evaluate: {{every: 50%, probes: [{{use: held_out, in_loop_tokens: 5000}}]}}
 """
 
 _DOMAIN = """\
@@ -49,17 +50,21 @@ name: {name}
 base: {{run: {runs}/demo-base}}
 ingest:
   sources:
-    - {{name: python, role: domain, path: {data}/python.jsonl, licence: PSF-2.0}}
-    - {{name: english, role: replay, path: {data}/english_trained.jsonl, licence: as each package states}}
-    - {{name: unseen_english, role: watch, path: {data}/english_unseen.jsonl, licence: as each package states}}
-curate: {{held_out: {{share: 2%, at_least: 20 documents, cap: 12k tokens}}}}
+    - {{name: python, role: domain, path: {data}/python.jsonl, text: text, licence: PSF-2.0}}
+    - {{name: english, role: replay, path: {data}/english_trained.jsonl, text: text, licence: as each package states}}
+    - {{name: unseen_english, role: watch, path: {data}/english_unseen.jsonl, text: text, licence: as each package states}}
+curate: {{held_out: {{share: 5%, at_least: 30 documents, cap: 15k tokens}}}}
 mix: {{sequence_length: 256, domain_share: {domain_share}, max_epochs: 8}}
 train:
-  tokens: {tokens}
-  batch_tokens: 4096
+  tokens: 500k tokens
+  batch_tokens: 2048
   learning_rate: 1e-3
   schedule: {{use: cosine, warmup: 2%, floor: 0.1x}}
-evaluate: {{every: 20%, forgetting: {{budget: 3%}}}}
+  save: {{milestones: null}}
+evaluate:
+  every: 10%
+  probes: [{{use: held_out, in_loop_tokens: 5000}}]
+  forgetting: {{budget: 3%}}
 """
 
 
@@ -67,8 +72,8 @@ def run_demo(runs: Path, *, compare: bool) -> list[str]:
     """Run the example under ``runs`` and return a summary for people; ``compare`` adds a run without replay."""
     data = runs / "demo-data"
     write_corpus(data)
-    _run(runs, "demo-base", _BASE.format(data=data, base_tokens="600k tokens"))
-    values: dict[str, Any] = {"data": data, "runs": runs, "tokens": "250k tokens"}
+    _run(runs, "demo-base", _BASE.format(data=data))
+    values: dict[str, Any] = {"data": data, "runs": runs}
     lines = _describe("demo", _run(runs, "demo", _DOMAIN.format(name="demo", domain_share=0.7, **values)))
     if compare:
         text = _DOMAIN.format(name="demo-no-replay", domain_share=1.0, **values)

@@ -52,6 +52,9 @@ class RunOptions:
 
 def run_pipeline(recipe: Recipe, machine: Machine, run: Path, options: RunOptions) -> dict[str, Artifact]:
     """Bring the run directory ``run`` up to date from ``options.first`` to ``options.last``; returns its artifacts."""
+    for name in (options.first, options.last):
+        if name not in STAGES:
+            raise RunError(f"there is no stage `{name}`", hint=f"stages are {', '.join(STAGES)}")
     with locked(run):
         setup = resolve_setup(recipe, machine, run, offline=options.offline)
         for name in STAGES:

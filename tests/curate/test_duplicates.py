@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepen.curate.clusters import SIMILARITY, find_clusters
@@ -58,11 +58,13 @@ def corpus(tmp_path):
 words = st.lists(st.sampled_from(["a", "b", "Cc", "d1", "e,"]), min_size=1, max_size=120).map(" ".join)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(words, words)
 def test_similarity_is_that_of_plain_sets(first, second):
     assert jaccard(*sets(first, second)) == pytest.approx(plain_jaccard(first, second))
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_any_text_has_sorted_shingles_of_its_own(first, second):
     for own in sets(first, second, first):

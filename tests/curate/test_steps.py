@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -47,6 +47,7 @@ def test_normalize_repairs(before, after):
     assert normalized(before) == after
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.text())
 def test_normalizing_twice_changes_nothing_more(text):
     once = normalized(text, mojibake=False)
@@ -104,6 +105,7 @@ def plain_measure(text):
     return dict(zip(QUANTITIES, shares, strict=True))
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.sampled_from(["a", "bé", "c.", "\n", "\n\n", " ", "\u3000", "щ"]), min_size=1, max_size=60))
 def test_repetition_is_counted_as_the_rules_say(pieces):
     text = "".join(piece if piece.isspace() else piece + " " for piece in pieces)

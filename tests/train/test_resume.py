@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepen.errors import RunError
+from deepen.errors import RunError, TrainingError
 from deepen.formats.checkpoints import list_checkpoints, newest_intact, verify
 from deepen.formats.scores import Score
 from deepen.model.config import RandomInit, ResolvedBase
@@ -55,7 +56,10 @@ def test_dropout_goes_on_with_the_same_random_numbers(run: Run, settings: Config
     same_result(tmp_path / "whole", tmp_path / "broken")
 
 
-def test_a_killed_process_leaves_only_whole_checkpoints(run: Run, settings: Configure, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rename", [20, *(pytest.param(n, marks=pytest.mark.slow) for n in (16, 17, 18, 19, 21, 22))])
+def test_a_killed_process_leaves_only_whole_checkpoints(
+    run: Run, settings: Configure, tmp_path: Path, rename: int
+) -> None:
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
@@ -65,7 +69,7 @@ from deepen.formats.manifest import StageJob
 renames, replace = [], Path.replace
 def replace_or_die(self, target):
     renames.append(self)
-    if len(renames) == 20:
+    if len(renames) == {rename}:
         os.kill(os.getpid(), signal.SIGKILL)
     return replace(self, target)
 Path.replace = replace_or_die
@@ -82,7 +86,7 @@ conftest.train(config, StageJob(root / "killed", "run", inputs), base=base, comp
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     checkpoints = tmp_path / "killed/checkpoints"
     assert list_checkpoints(checkpoints) and not any(map(verify, list_checkpoints(checkpoints)))
-    assert any(path.name.endswith(".tmp") for path in checkpoints.rglob("*"))
+    assert rename != 20 or any(path.name.endswith(".tmp") for path in checkpoints.rglob("*"))
     config = settings(**EVERY_TWO)
     manifest = run(config, "killed")
     assert not any(".tmp" in entry.path for entry in manifest.files)
@@ -162,3 +166,22 @@ def test_evaluation_changes_no_bit_of_training(run: Run, settings: Configure, tm
     run(settings(), "whole")
     run(settings(), "scored", evaluate=evaluate, evaluate_every=Interval((Amount(0.5, "share"),)))
     assert read_tensors(tmp_path / "whole", 8) == read_tensors(tmp_path / "scored", 8)
+
+
+def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(run: Run, settings: Configure, tmp_path: Path) -> None:
+    config = settings(**EVERY_TWO)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk(_model: Any, step: int, _tokens: int) -> list[Score]:
+        if step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        return []
+
+    try:
+        with pytest.raises(TrainingError, match="after step 6.*File too large"):
+            run(config, "broken", evaluate=fill_disk, evaluate_every=Interval((Amount(6, "steps"),)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run(config, "broken")
+    run(config, "whole")
+    same_result(tmp_path / "whole", tmp_path / "broken")
