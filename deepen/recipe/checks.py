@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from deepen.curate import config as curate_config
 from deepen.errors import Problem
 from deepen.evaluate import config as evaluate_config
 from deepen.formats.yaml_text import Key, YamlText
@@ -21,6 +22,7 @@ def check(recipe: Recipe, machine: Machine, text: YamlText) -> list[Problem]:
     del machine  # nothing of the machine can contradict a recipe yet
     found = [
         *_check_sources(recipe),
+        *curate_config.problems(recipe.curate),
         *_check_mixture(recipe),
         *_check_base(recipe),
         *_check_training(recipe),

@@ -75,10 +75,10 @@ def _tokenize_to_mix(counts: Counts) -> Iterator[AccountLine]:
 
 def _mix_to_train(counts: Counts) -> Iterator[AccountLine]:
     mixed = _sources(counts, "mix")
-    skipped = bool(counts.get("train", {}).get("skipped_batches"))
     for name, source in _sources(counts, "train").items():
-        if not skipped:
-            yield AccountLine(name, "rows in the order", mixed[name]["order_rows"], source["rows"], "rows trained")
+        terms = f"{source['rows']} trained + {source['skipped_rows']} in skipped batches"
+        rows = source["rows"] + source["skipped_rows"]
+        yield AccountLine(name, "rows in the order", mixed[name]["order_rows"], rows, terms)
         loss = source["loss_tokens"] + source["masked"] + source["without_label"]
         terms = f"{source['loss_tokens']} in the loss + {source['masked']} masked"
         terms += f" + {source['without_label']} without a label"

@@ -32,7 +32,7 @@ base: {{init: random, architecture: llama, hidden_size: 128, layers: 4, heads: 4
        max_length: 256}}
 ingest:
   sources:
-    - {{name: english, role: domain, path: {data}/english_trained.jsonl, text: text, licence: as each package states}}
+    - {{name: english, role: domain, path: {data}/english_trained.jsonl, text: text, licence: various}}
 curate: {{held_out: {{share: 2%, at_least: 10 documents, cap: 10k tokens}}}}
 tokenize: {{vocabulary: {{train: 2048}}}}
 mix: {{sequence_length: 256, max_epochs: 16}}
@@ -51,9 +51,9 @@ base: {{run: {runs}/demo-base}}
 ingest:
   sources:
     - {{name: python, role: domain, path: {data}/python.jsonl, text: text, licence: PSF-2.0}}
-    - {{name: english, role: replay, path: {data}/english_trained.jsonl, text: text, licence: as each package states}}
-    - {{name: unseen_english, role: watch, path: {data}/english_unseen.jsonl, text: text, licence: as each package states}}
-curate: {{held_out: {{share: 5%, at_least: 30 documents, cap: 15k tokens}}}}
+    - {{name: english, role: replay, path: {data}/english_trained.jsonl, text: text, licence: various}}
+    - {{name: unseen_english, role: watch, path: {data}/english_unseen.jsonl, text: text, licence: various}}
+curate: {{held_out: {{share: 5%, at_least: 30 documents, cap: 30k tokens}}}}
 mix: {{sequence_length: 256, domain_share: {domain_share}, max_epochs: 8}}
 train:
   tokens: 500k tokens
@@ -62,7 +62,7 @@ train:
   schedule: {{use: cosine, warmup: 2%, floor: 0.1x}}
   save: {{milestones: null}}
 evaluate:
-  every: 10%
+  every: 20%
   probes: [{{use: held_out, in_loop_tokens: 5000}}]
   forgetting: {{budget: 3%}}
 """
@@ -145,7 +145,7 @@ def _topics() -> dict[str, str]:
         return {}
 
 
-def _pieces(text: str, length: int = 4_000) -> Iterator[str]:
+def _pieces(text: str, length: int = 1_500) -> Iterator[str]:
     """Cut at blank lines into pieces of about ``length`` characters, so that there are enough documents to hold out."""
     piece = ""
     for paragraph in text.split("\n\n"):

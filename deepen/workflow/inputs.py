@@ -41,6 +41,9 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
     for source, found in zip(recipe.ingest.sources, sources.sources, strict=True):
         entry = InputEntry(path=source.path, fingerprint=identify_source(found, run))
         raw_inputs[f"source:{source.name}"] = entry
+    frozen = recipe.curate.held_out.from_run
+    if frozen is not None:
+        raw_inputs["held_out"] = _held_out_of_run(Path(frozen))
     return Setup(recipe, machine, base, sources, raw_inputs)
 
 
@@ -104,6 +107,15 @@ def resolve_base(base: str | BaseRun | RandomInit, pins: Pins, run: Path) -> Res
         return ResolvedBase(name=folder.name, path=folder, init=None, fingerprint=identify_folder(folder, run))
     folder, commit = pins.snapshot(base, kind="model", patterns=(*_BASE_FILES, *_TOKENIZER_FILES))
     return ResolvedBase(name=base, path=folder, init=None, fingerprint=f"hub:{base}@{commit}")
+
+
+def _held_out_of_run(run: Path) -> InputEntry:
+    artifact = open_artifact(run / "curate")
+    if artifact is None:
+        raise RunError(
+            f"`curate.held_out.from: {run}`: that run has no finished curate stage", hint=f"`deepen curate {run}`"
+        )
+    return InputEntry(path=str(artifact.path), fingerprint=artifact.fingerprint)
 
 
 def _base_of_run(run: Path) -> ResolvedBase:

@@ -29,7 +29,7 @@ class Setup:
     sources: IngestConfig
     """The recipe's sources with hub addresses replaced by the folders they were fetched to."""
     raw_inputs: Mapping[str, InputEntry]
-    """Identity of every source and of the base, by ``source:NAME`` and ``base``."""
+    """Identity of what is no stage of this run: ``base``, ``source:NAME``, ``held_out`` (another run's)."""
 
     @property
     def rows_per_batch(self) -> int:
@@ -149,6 +149,13 @@ def _train_identity(setup: Setup) -> dict[str, Any]:
     return _seeded("train")(setup) | {"evaluate": identity(setup.recipe.evaluate)}
 
 
+def _ingest_identity(setup: Setup) -> dict[str, Any]:
+    # Sources are identified by their contents; where they lie does not matter.
+    whole = identity(setup.recipe.ingest)
+    whole["sources"] = [{k: v for k, v in source.items() if k != "path"} for source in whole["sources"]]
+    return {"ingest": whole}
+
+
 def _baseline_identity(setup: Setup) -> dict[str, Any]:
     # Budget and interval do not change how the base scores.
     return {"baseline": identity(setup.recipe.evaluate.baseline), "seed": setup.recipe.seed}
@@ -161,9 +168,10 @@ def _select_identity(setup: Setup) -> dict[str, Any]:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("ingest", (), lambda setup: {"ingest": identity(setup.recipe.ingest)}, _ingest, _format_of("ingest"),
+        Stage("ingest", (), _ingest_identity, _ingest, _format_of("ingest"),
               reads=lambda name: name.startswith("source:")),
-        Stage("curate", ("ingest",), _seeded("curate"), _curate, _format_of("curate")),
+        Stage("curate", ("ingest",), _seeded("curate"), _curate, _format_of("curate"),
+              reads=lambda name: name == "held_out"),
         Stage("tokenize", ("curate",), _seeded("tokenize"), _tokenize, _format_of("tokenize"),
               reads=lambda name: name == "base"),
         Stage("mix", ("tokenize",), _mix_identity, _mix, _format_of("mix")),
