@@ -6,13 +6,16 @@ once by the caller.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 _COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#8a6d00", "#5c6b7a")
+_OUTCOME_COLOURS = ("#0b6e99", "#7fb7a3", "#d9730d", "#e8b04b", "#ad1a72", "#6940a5", "#b07d62", "#b8c2cc")
 _MOST_POINTS = 1_500
+_MOST_REASONS = len(_OUTCOME_COLOURS) - 3
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -29,7 +32,7 @@ def fragment(figure: go.Figure, height: int = 340) -> str:
         hovermode="x unified" if figure.layout.hovermode is None else figure.layout.hovermode,
     )
     return str(
-        figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+        figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
     )
 
 
@@ -75,7 +78,16 @@ def learning_rate_chart(metrics: Records) -> str:
         x=tokens, y=[record["gradient_norm"] for record in thinned], name="gradient norm", yaxis="y2",
         line={"color": "#d9730d", "width": 1},
     )  # fmt: skip
-    figure.update_layout(yaxis2={"overlaying": "y", "side": "right", "title": "gradient norm", "showgrid": False})
+    figure.update_layout(
+        yaxis2={
+            "overlaying": "y",
+            "side": "right",
+            "title": "gradient norm",
+            "showgrid": False,
+            "tickmode": "auto",
+            "tickformat": ".2g",
+        }
+    )
     figure.update_xaxes(title="tokens trained")
     figure.update_yaxes(title="learning rate", tickformat=".1e", selector=0)
     return fragment(figure, 260)
@@ -134,7 +146,7 @@ def plane_chart(runs: Mapping[str, Records], budget: float, chosen: int | None) 
         if candidate["step"] == chosen and candidate["new"] is not None and candidate["kept"] is not None:
             figure.add_scatter(
                 x=[-candidate["new"]], y=[candidate["kept"]], mode="markers", name="chosen",
-                marker={"size": 18, "symbol": "circle-open", "line": {"width": 3, "color": "#1a7f4b"}},
+                marker={"size": 18, "symbol": "circle-open", "color": "#1a7f4b", "line": {"width": 3}},
             )  # fmt: skip
     _draw_budget(figure, budget)
     figure.update_xaxes(title="gain: fewer bits per byte on the domain", tickformat="+.0%")
@@ -154,16 +166,36 @@ def mixture_chart(shares: Mapping[str, Sequence[float]], steps: Sequence[int]) -
 
 
 def funnel_chart(flows: Mapping[str, Mapping[str, int]]) -> str:
-    """What became of each source's documents: kept, held out and dropped by reason, as shares of what was read."""
+    """What became of each source's documents: kept, held out and dropped by reason, as shares of what was read.
+
+    ``flows`` holds ``kept`` and ``held out`` first; all but the most frequent reasons are drawn as one.
+    """
     figure = go.Figure()
-    outcomes = list(dict.fromkeys(outcome for flow in flows.values() for outcome in flow))
     totals = {name: max(1, sum(flow.values())) for name, flow in flows.items()}
-    for outcome in outcomes:
-        counts = [flow.get(outcome, 0) for flow in flows.values()]
+    for index, (outcome, counts) in enumerate(_outcomes(flows).items()):
         figure.add_bar(
-            y=list(flows), x=[count / totals[name] for count, name in zip(counts, flows, strict=True)], name=outcome,
-            orientation="h", customdata=counts, hovertemplate="%{customdata:,} documents (%{x:.1%})",
-        )  # fmt: skip
-    figure.update_layout(barmode="stack", hovermode="closest")
+            y=list(flows),
+            x=[count / totals[name] for count, name in zip(counts, flows, strict=True)],
+            name=outcome,
+            orientation="h",
+            marker={"color": _OUTCOME_COLOURS[index]},
+            customdata=counts,
+            hovertemplate="%{customdata:,} documents (%{x:.1%})",
+        )
+    figure.update_layout(barmode="stack", hovermode="closest", legend_traceorder="normal")
     figure.update_xaxes(title="share of the documents read", tickformat=".0%")
-    return fragment(figure, 150 + 45 * len(flows))
+    return fragment(figure, 170 + 45 * len(flows))
+
+
+def _outcomes(flows: Mapping[str, Mapping[str, int]]) -> dict[str, list[int]]:
+    """Counts per source by outcome: kept, held out, the most frequent reasons, all others."""
+    sums = Counter({outcome: 0 for flow in flows.values() for outcome in flow})
+    for flow in flows.values():
+        sums.update(flow)
+    fixed = ["kept", "held out"]
+    reasons = [reason for reason, _ in sums.most_common() if reason not in fixed]
+    shown = [*fixed, *reasons[:_MOST_REASONS]]
+    outcomes = {outcome: [flow.get(outcome, 0) for flow in flows.values()] for outcome in shown}
+    if others := reasons[_MOST_REASONS:]:
+        outcomes["other reasons"] = [sum(flow.get(reason, 0) for reason in others) for flow in flows.values()]
+    return outcomes

@@ -49,7 +49,12 @@ def _subtitle(recipe: Mapping[str, Any], stages: Mapping[str, Artifact]) -> str:
     base = recipe["base"]
     name = base if isinstance(base, str) else base.get("run") or f"random {base.get('architecture')}"
     last = list(stages.values())[-1].manifest
-    return f"base: {name} · seed {recipe['seed']} · last stage {last.stage}, finished {last.finished.replace('T', ' ')}"
+    return f"base: {name} · seed {recipe['seed']} · last stage {last.stage}, finished {_when(last.finished)} UTC"
+
+
+def _when(time: str) -> str:
+    """A time to the minute, for people."""
+    return time.replace("T", " ")[:16]
 
 
 def _cards(stages: Mapping[str, Artifact]) -> Iterator[Card]:
@@ -59,7 +64,7 @@ def _cards(stages: Mapping[str, Artifact]) -> Iterator[Card]:
         counts = stages["train"].counts
         tokens = sum(source["tokens"] for source in counts["sources"].values())
         yield Card(
-            "trained", f"{readable(tokens)} tokens", f"{counts['steps']:,} steps, final loss {counts['final_loss']:.3f}"
+            "trained", readable(tokens), f"tokens in {counts['steps']:,} steps; last loss {counts['final_loss']:.3f}"
         )
     if "export" in stages:
         difference = stages["export"].counts["largest_logit_difference"]
@@ -109,7 +114,7 @@ def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str,
     choice, budget = _choice(stages), float(recipe["evaluate"]["forgetting"]["budget"])
     paths = {recipe["name"]: choice["candidates"]} | _neighbours(run, stages)
     body = charts.plane_chart(paths, budget, choice["step"])
-    yield Section("Gain against forgetting", choice["reason"], body)
+    yield Section("Gain against forgetting", _reading(choice), body)
     checkpoints = list(read_records(stages["evaluate"].path / "scores.jsonl"))
     rows = [
         (
@@ -137,6 +142,15 @@ def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str,
 
 def _interval(score: Mapping[str, Any]) -> str:
     return "{:+.2%} to {:+.2%}".format(*score["interval"]) if score["interval"] else "not computed"
+
+
+def _reading(choice: Mapping[str, Any]) -> str:
+    """The argument of the choice, with a word on what a surely improved kept ability means."""
+    chosen = next((c for c in choice["candidates"] if c["step"] == choice["step"]), None)
+    reason = f"{choice['reason']} Changes are of bits per byte against the untouched base: less is better."
+    if chosen is not None and chosen["kept_upper"] is not None and chosen["kept_upper"] < 0:
+        reason += " General text improved as well: the base was under-trained there and still learns from the replay."
+    return reason
 
 
 def _neighbours(run: Path, stages: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -190,8 +204,14 @@ def _funnel_section(stages: Mapping[str, Artifact]) -> Section:
         for name, s in stages["ingest"].counts["sources"].items()
     ]
     columns = ("source", "role", "licence", "files", "documents", "bytes", "rejected")
+    drops = [
+        (name, reason, count)
+        for name, s in stages["curate"].counts["sources"].items()
+        for reason, count in sorted(s["dropped"].items(), key=lambda item: -item[1])
+    ]
+    every = fold("documents dropped, by reason", table(("source", "reason", "documents"), drops))
     lead = "From files to training documents; every drop has a reason."
-    return Section("Funnel", lead, table(columns, rows) + charts.funnel_chart(flows))
+    return Section("Funnel", lead, table(columns, rows) + charts.funnel_chart(flows) + every)
 
 
 def _account_section(run: Path) -> Section:
@@ -210,7 +230,7 @@ def _lineage_section(rows: list[StageStatus]) -> Section:
             r.fingerprint[:8],
             ", ".join(f"{k} {v.fingerprint[:8]}" for k, v in r.inputs.items()),
             readable(r.num_bytes),
-            r.finished or r.detail,
+            _when(r.finished) or r.detail,
         )
         for r in rows
     ]

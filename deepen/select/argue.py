@@ -10,7 +10,7 @@ from deepen.formats.scores import Candidate
 def argue_choice(candidates: Sequence[Candidate], index: int, budget: float) -> str:
     """Why the candidate at ``index`` was chosen."""
     chosen = candidates[index]
-    sentences = [f"Step {chosen.step} of {_counted(candidates)} is chosen."]
+    sentences = [f"Step {chosen.step} is chosen among {_counted(candidates)}."]
     if chosen.new is None:
         sentences.append("No new ability was measured, so it is simply the last one that qualifies.")
     else:
@@ -78,4 +78,4 @@ def _counted(candidates: Sequence[Candidate]) -> str:
 def _change(change: float | None, upper: float | None) -> str:
     if change is None:
         return "an unknown amount"
-    return f"{change:+.2%}" + ("" if upper is None else f" (95 % interval up to {upper:+.2%})")
+    return f"{change:+.2%}" + ("" if upper is None else f" (at worst {upper:+.2%})")

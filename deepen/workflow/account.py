@@ -49,7 +49,7 @@ def _ingest_to_curate(counts: Counts) -> Iterator[AccountLine]:
         yield AccountLine(name, "documents read", read[name]["documents"], source["documents_in"], "curated")
         dropped = sum(source["dropped"].values())
         total = source["documents_kept"] + dropped + source["held_out"]
-        terms = f"{source['documents_kept']} kept + {dropped} dropped + {source['held_out']} held out"
+        terms = f"{source['documents_kept']:,} kept + {dropped:,} dropped + {source['held_out']:,} held out"
         yield AccountLine(name, "documents in", source["documents_in"], total, terms)
 
 
@@ -66,22 +66,22 @@ def _tokenize_to_mix(counts: Counts) -> Iterator[AccountLine]:
         yield AccountLine(name, "tokens in shards", shards[name]["tokens"], source["shard_tokens"], "tokens to pack")
         yield AccountLine(name, "tokens to pack", source["shard_tokens"], source["packed_tokens"], "packed tokens")
         filled = source["packed_tokens"] + source["padding"]
-        terms = f"{source['packed_tokens']} packed + {source['padding']} padding"
+        terms = f"{source['packed_tokens']:,} packed + {source['padding']:,} padding"
         yield AccountLine(name, f"rows x {length}", source["rows"] * length, filled, terms)
         seen = source["seen_tokens"] + source["unused_tokens"]
-        terms = f"{source['seen_tokens']} in the order + {source['unused_tokens']} unused"
+        terms = f"{source['seen_tokens']:,} in the order + {source['unused_tokens']:,} unused"
         yield AccountLine(name, "packed tokens", source["packed_tokens"], seen, terms)
 
 
 def _mix_to_train(counts: Counts) -> Iterator[AccountLine]:
     mixed = _sources(counts, "mix")
     for name, source in _sources(counts, "train").items():
-        terms = f"{source['rows']} trained + {source['skipped_rows']} in skipped batches"
+        terms = f"{source['rows']:,} trained + {source['skipped_rows']:,} in skipped batches"
         rows = source["rows"] + source["skipped_rows"]
         yield AccountLine(name, "rows in the order", mixed[name]["order_rows"], rows, terms)
         loss = source["loss_tokens"] + source["masked"] + source["without_label"]
-        terms = f"{source['loss_tokens']} in the loss + {source['masked']} masked"
-        terms += f" + {source['without_label']} without a label"
+        terms = f"{source['loss_tokens']:,} in the loss + {source['masked']:,} masked"
+        terms += f" + {source['without_label']:,} without a label"
         yield AccountLine(name, "tokens trained", source["tokens"], loss, terms)
 
 

@@ -33,7 +33,7 @@ base: {{init: random, architecture: llama, hidden_size: 128, layers: 4, heads: 4
 ingest:
   sources:
     - {{name: english, role: domain, path: {data}/english_trained.jsonl, text: text, licence: various}}
-curate: {{held_out: {{share: 2%, at_least: 10 documents, cap: 10k tokens}}}}
+curate: {{held_out: {{share: 5%, at_least: 30 documents, cap: 30k tokens}}}}
 tokenize: {{vocabulary: {{train: 2048}}}}
 mix: {{sequence_length: 256, max_epochs: 16}}
 train:
@@ -53,7 +53,8 @@ ingest:
     - {{name: python, role: domain, path: {data}/python.jsonl, text: text, licence: PSF-2.0}}
     - {{name: english, role: replay, path: {data}/english_trained.jsonl, text: text, licence: various}}
     - {{name: unseen_english, role: watch, path: {data}/english_unseen.jsonl, text: text, licence: various}}
-curate: {{held_out: {{share: 5%, at_least: 30 documents, cap: 30k tokens}}}}
+curate:   # English that the base never saw stays held out
+  held_out: {{share: 5%, at_least: 30 documents, cap: 30k tokens, from: {runs}/demo-base}}
 mix: {{sequence_length: 256, domain_share: {domain_share}, max_epochs: 8}}
 train:
   tokens: 500k tokens
