@@ -70,16 +70,17 @@ class IngestConfig(Settings):
 
 def problems(config: IngestConfig) -> list[Problem]:
     """What the disk says against the settings: missing paths, globs without a match, files that nothing can read."""
-    found: list[Problem] = []
-    for number, source in enumerate(config.sources):
-        problem = _problem(source)
-        if problem is not None:
-            message, remedy = problem
-            path = f"ingest.sources[{number}].path"
-            found.append(
-                Problem(path=path, message=f"source `{source.name}`: {message}", remedy=remedy, value=source.path)
-            )
-    return found
+    return [problem for index, source in enumerate(config.sources) for problem in problems_of(source, index)]
+
+
+def problems_of(source: Source, index: int) -> list[Problem]:
+    """What the disk says against one source, the one at ``index`` of the list."""
+    problem = _problem(source)
+    if problem is None:
+        return []
+    message, remedy = problem
+    path = f"ingest.sources[{index}].path"
+    return [Problem(path=path, message=f"source `{source.name}`: {message}", remedy=remedy, value=source.path)]
 
 
 def _problem(source: Source) -> tuple[str, str] | None:

@@ -3,91 +3,147 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from deepen.curate import config as curate_config
+from deepen.curate.config import CurateConfig
 from deepen.errors import Problem
 from deepen.evaluate import config as evaluate_config
+from deepen.evaluate.config import EvaluateConfig
 from deepen.formats.yaml_text import Key, YamlText
 from deepen.ingest import config as ingest_config
-from deepen.model.config import BaseRun, RandomInit
-from deepen.recipe.models import Machine, Recipe
+from deepen.ingest.config import Source
+from deepen.mix.config import MixConfig
+from deepen.model.config import BaseRun, BaseSetting, RandomInit
+from deepen.recipe.models import Recipe
+from deepen.tokenize.config import TokenizeConfig
 from deepen.train import config as train_config
+from deepen.train.config import TrainConfig
 
 
-def check(recipe: Recipe, machine: Machine, text: YamlText) -> list[Problem]:
-    """Everything that is wrong with a recipe whose values are each valid; places come from ``text``."""
-    del machine  # nothing of the machine can contradict a recipe yet
-    found = [
-        *_check_sources(recipe),
-        *curate_config.problems(recipe.curate),
-        *_check_mixture(recipe),
-        *_check_base(recipe),
-        *_check_training(recipe),
-        *_check_evaluation(recipe),
-    ]
-    return [replace(problem, place=text.place(_key(problem.path))) for problem in found]
+@dataclass(frozen=True)
+class Sections:
+    """The parts of a recipe that are each valid; what is not is None, so that the rest can still be checked."""
+
+    base: str | BaseRun | RandomInit | None
+    sources: tuple[Source | None, ...]
+    curate: CurateConfig | None
+    tokenize: TokenizeConfig | None
+    mix: MixConfig | None
+    train: TrainConfig | None
+    evaluate: EvaluateConfig | None
 
 
-def _key(dotted: str) -> Key:
+def sections_of(recipe: Recipe) -> Sections:
+    """All parts of a valid recipe."""
+    return Sections(
+        base=recipe.base,
+        sources=recipe.ingest.sources,
+        curate=recipe.curate,
+        tokenize=recipe.tokenize,
+        mix=recipe.mix,
+        train=recipe.train,
+        evaluate=recipe.evaluate,
+    )
+
+
+def salvage(data: Mapping[str, Any], wrong: Iterable[Key]) -> Sections:
+    """The parts of a recipe that are valid once the ``wrong`` keys are taken out of its ``data``."""
+    data = deepcopy(dict(data))
+    for key in wrong:
+        _take_out(data, key)
+    ingest = data.get("ingest")
+    sources = ingest.get("sources") if isinstance(ingest, dict) else None
+    return Sections(
+        base=_valid(BaseSetting, data.get("base")),
+        sources=tuple(_valid(Source, source) for source in sources) if isinstance(sources, list) else (),
+        curate=_valid(CurateConfig, data.get("curate", {})),
+        tokenize=_valid(TokenizeConfig, data.get("tokenize", {})),
+        mix=_valid(MixConfig, data.get("mix", {})),
+        train=_valid(TrainConfig, data.get("train", {})),
+        evaluate=_valid(EvaluateConfig, data.get("evaluate", {})),
+    )
+
+
+def _take_out(data: Any, key: Key) -> None:
+    for part in key[:-1]:
+        reachable = part in data if isinstance(data, dict) else isinstance(data, list) and part in range(len(data))
+        if not reachable:
+            return
+        data = data[part]
+    if isinstance(data, dict) and key:
+        data.pop(str(key[-1]), None)
+
+
+def _valid(kind: Any, value: Any) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return None
+
+
+def check(sections: Sections, text: YamlText) -> list[Problem]:
+    """Everything that is wrong between settings that are each valid, and with inputs; places come from ``text``."""
+    found = [*_check_sources(sections), *_check_mixture(sections), *_check_base(sections)]
+    if sections.curate is not None:
+        found += curate_config.problems(sections.curate)
+    if sections.train is not None and sections.mix is not None and sections.base is not None:
+        found += _check_training(sections.train, sections.mix, sections.base)
+        if sections.evaluate is not None:
+            found += _check_evaluation(sections.evaluate, sections.train, sections.mix, sections.base)
+    return [replace(problem, place=text.place(key_of(problem.path))) for problem in found]
+
+
+def key_of(dotted: str) -> Key:
+    """``curate.steps[0].min`` as ``("curate", "steps", 0, "min")``."""
     parts = dotted.replace("[", ".").replace("]", "").split(".")
     return tuple(int(part) if part.isdigit() else part for part in parts)
 
 
-def _check_sources(recipe: Recipe) -> Iterator[Problem]:
-    for problem in ingest_config.problems(recipe.ingest):
-        path = problem.path if problem.path.startswith("ingest") else f"ingest.{problem.path}"
-        yield replace(problem, path=path)
-    if not any(source.role in ("domain", "replay") for source in recipe.ingest.sources):
-        yield Problem(
-            "ingest.sources",
-            "there is nothing to train on: every source has the role `watch`",
-            "give one `role: domain`",
-        )
+def _check_sources(sections: Sections) -> Iterator[Problem]:
+    for index, source in enumerate(sections.sources):
+        if source is not None:
+            yield from ingest_config.problems_of(source, index)
+    roles = [source.role for source in sections.sources if source is not None]
+    if roles and len(roles) == len(sections.sources) and set(roles) == {"watch"}:
+        message = "there is nothing to train on: every source has the role `watch`"
+        yield Problem("ingest.sources", message, "give one `role: domain`")
 
 
-def _check_mixture(recipe: Recipe) -> Iterator[Problem]:
-    roles = {source.role for source in recipe.ingest.sources}
-    share = recipe.mix.domain_share
-    if share is None:
+def _check_mixture(sections: Sections) -> Iterator[Problem]:
+    share = sections.mix.domain_share if sections.mix is not None else None
+    if share is None or not sections.sources or None in sections.sources:
         return
-    if share < 1 and "replay" not in roles:
-        remedy = "add a source with `role: replay`, or set domain_share to 1"
-        yield Problem(
-            "mix.domain_share", f"asks for {1 - share:.0%} replay, and no source has that role", remedy, str(share)
-        )
-    if share > 0 and "domain" not in roles:
-        remedy = "add a source with `role: domain`, or set domain_share to 0"
-        yield Problem(
-            "mix.domain_share", f"asks for {share:.0%} domain text, and no source has that role", remedy, str(share)
-        )
+    roles = {source.role for source in sections.sources if source is not None}
+    for role, part in (("replay", 1 - share), ("domain", share)):
+        if part > 0 and role not in roles:
+            remedy = f"add a source with `role: {role}`, or set domain_share to {1 if role == 'replay' else 0}"
+            message = f"asks for {part:.0%} {role} text, and no source has that role"
+            yield Problem("mix.domain_share", message, remedy, str(share))
 
 
-def _check_base(recipe: Recipe) -> Iterator[Problem]:
-    base, length = recipe.base, recipe.mix.sequence_length
-    trains_vocabulary = recipe.tokenize.vocabulary != "keep"
+def _check_base(sections: Sections) -> Iterator[Problem]:
+    base, length = sections.base, sections.mix.sequence_length if sections.mix is not None else 0
+    trains_vocabulary = sections.tokenize is not None and sections.tokenize.vocabulary != "keep"
     if isinstance(base, RandomInit):
-        if not trains_vocabulary:
-            yield Problem(
-                "tokenize.vocabulary",
-                "a base with `init: random` has no tokenizer to keep",
-                "set {train: 4096}",
-                "keep",
-            )
+        if sections.tokenize is not None and not trains_vocabulary:
+            message = "a base with `init: random` has no tokenizer to keep"
+            yield Problem("tokenize.vocabulary", message, "set {train: 4096}", "keep")
         if base.max_length < length:
-            yield Problem(
-                "base.max_length", f"is shorter than mix.sequence_length ({length})", "", str(base.max_length)
-            )
-        return
-    if trains_vocabulary:
+            message = f"is shorter than mix.sequence_length ({length})"
+            yield Problem("base.max_length", message, f"at least {length}", str(base.max_length))
+    elif trains_vocabulary:
         yield Problem("tokenize.vocabulary", "a new vocabulary does not fit a trained base", "set it to `keep`")
-    if isinstance(base, BaseRun):
-        if not (Path(base.run) / "recipe.yaml").is_file():
-            yield Problem("base.run", "there is no such run", "give the run's folder, for example runs/NAME", base.run)
-        return
-    yield from _check_base_folder(base, length)
+    if isinstance(base, BaseRun) and not (Path(base.run) / "recipe.yaml").is_file():
+        yield Problem("base.run", "there is no such run", "give the run's folder, for example runs/NAME", base.run)
+    if isinstance(base, str):
+        yield from _check_base_folder(base, length)
 
 
 def _check_base_folder(base: str, length: int) -> Iterator[Problem]:
@@ -110,23 +166,20 @@ def _check_base_folder(base: str, length: int) -> Iterator[Problem]:
         )
 
 
-def _check_training(recipe: Recipe) -> list[Problem]:
-    base = recipe.base
+def _check_training(train: TrainConfig, mix: MixConfig, base: str | BaseRun | RandomInit) -> list[Problem]:
     name = None if isinstance(base, RandomInit) else base.run if isinstance(base, BaseRun) else base
-    return train_config.problems(
-        recipe.train,
-        sequence_length=recipe.mix.sequence_length,
-        base_name=name,
-    )
+    return train_config.problems(train, sequence_length=mix.sequence_length, base_name=name)
 
 
-def _check_evaluation(recipe: Recipe) -> Iterator[Problem]:
-    total_steps, tokens_per_step = train_config.num_steps(recipe.train), recipe.train.batch_tokens
-    yield from evaluate_config.problems(recipe.evaluate, total_steps=total_steps, tokens_per_step=tokens_per_step)
-    trained = recipe.mix.sequence_length
-    for index, probe in enumerate(recipe.evaluate.probes):
+def _check_evaluation(
+    evaluate: EvaluateConfig, train: TrainConfig, mix: MixConfig, base: str | BaseRun | RandomInit
+) -> Iterator[Problem]:
+    total_steps = train_config.num_steps(train)
+    yield from evaluate_config.problems(evaluate, total_steps=total_steps, tokens_per_step=train.batch_tokens)
+    trained = mix.sequence_length
+    for index, probe in enumerate(evaluate.probes):
         context = getattr(probe, "context", 0)
-        if isinstance(recipe.base, RandomInit) and recipe.base.max_length > trained and context > trained:
+        if isinstance(base, RandomInit) and base.max_length > trained and context > trained:
             yield Problem(
                 f"evaluate.probes[{index}].context",
                 f"scores documents at positions beyond the {trained} that this network will ever be trained on",

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from deepen.errors import Problem, RecipeError
 from deepen.formats.yaml_text import Key, YamlText, dotted_path, read_yaml, set_value, write_yaml
 from deepen.plug import field_names
-from deepen.recipe.checks import check
+from deepen.recipe.checks import check, key_of, salvage, sections_of
 from deepen.recipe.models import Machine, Recipe
 from deepen.settings import Settings
 
@@ -35,13 +35,22 @@ def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str
     for assignment in sets:
         set_value(machine_text if assignment.startswith("machine.") else text, assignment.removeprefix("machine."))
     problems += [*text.problems, *machine_text.problems]
-    recipe = _validate(Recipe, text, problems)
     machine = _validate(Machine, machine_text, problems)
-    if recipe is not None and machine is not None:
-        problems += check(recipe, machine, text)
+    recipe = _validate(Recipe, text, problems)
+    if recipe is not None:
+        problems += check(sections_of(recipe), text)
+    elif text.data:
+        wrong = [key_of(problem.path) for problem in problems]
+        known = {problem.path for problem in problems}
+        problems += [problem for problem in check(salvage(text.data, wrong), text) if problem.path not in known]
     if problems or recipe is None or machine is None:
-        raise RecipeError(problems)
+        raise RecipeError(sorted(problems, key=_line))
     return Loaded(recipe, machine, text)
+
+
+def _line(problem: Problem) -> tuple[str, int]:
+    name, _, line = problem.place.rpartition(":")
+    return name, int(line) if line.isdigit() else 0
 
 
 def _read(path: Path, what: str, problems: list[Problem]) -> YamlText:

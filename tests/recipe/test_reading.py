@@ -80,6 +80,13 @@ def test_what_cannot_work_is_found_before_any_work(recipe, old, new, path):
     assert path in problems(recipe(GOOD.replace(old, new)))
 
 
+def test_missing_files_and_wrong_values_are_reported_together(recipe):
+    text = GOOD.replace("FOLDER/code.txt", "FOLDER/nothing.txt").replace("domain_share: 0.7", "domain_share: 7")
+    text = text.replace("learning_rate: 5e-5", "learning_rate: 5e-5\n  save: {every: 9000 steps}\n  colour: red")
+    found = problems(recipe(text))
+    assert set(found) == {"ingest.sources[0].path", "mix.domain_share", "train.colour", "train.save.every"}
+
+
 def test_an_unknown_plug_is_refused_with_the_known_ones(recipe):
     found = problems(recipe(GOOD + "select: bst\n"))
     assert "known: `best_new_within_budget`" in found["select"].message
