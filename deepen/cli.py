@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -86,7 +87,9 @@ def _print_json(value: Any) -> None:
 
 def _print_table(title: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
     """Print rows under ``columns``, names separated by commas."""
-    table = Table(*columns.split(", "), title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns.split(", "):
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     Console(highlight=False).print(table)
@@ -279,17 +282,10 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
         _print_json([{**vars(row), "inputs": {k: v.fingerprint for k, v in row.inputs.items()}} for row in rows])
         return
     table = [
-        (
-            row.name,
-            row.state,
-            row.fingerprint[:8],
-            ", ".join(row.inputs),
-            readable(row.num_bytes),
-            row.finished or row.detail,
-        )
-        for row in rows
+        (r.name, r.state, r.fingerprint[:8], r.made_from, readable(r.num_bytes), r.detail or r.finished[:16])
+        for r in rows
     ]
-    _print_table(str(run), "stage, state, fingerprint, made from, bytes, when or where", table)
+    _print_table(str(run), "stage, state, identity, made from, bytes, when or where", table)
 
 
 @app.command()

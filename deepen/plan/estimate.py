@@ -79,16 +79,30 @@ def _time(flops: float, machine: Machine) -> list[Line]:
     speed = matmul_flops_per_second() * _SHARE_OF_MATMUL
     hours = flops / speed / 3600
     how = f"{speed / 1e9:.0f} GFLOP/s: {_SHARE_OF_MATMUL:.0%} of a matrix product measured now"
-    lines = [Line("time on this CPU", hours, f"{hours:.3g} h", how)]
+    lines = [Line("time on this CPU", hours, duration(hours), how), *_cost("this CPU", hours, machine, "cpu")]
     for name, peak in _PEAK_BF16.items():
         gpu_hours = flops / (peak * _MODEL_FLOPS_UTILISATION) / 3600
         how = f"{peak / 1e12:.0f} TFLOP/s bf16 at {_MODEL_FLOPS_UTILISATION:.0%} utilisation"
-        lines.append(Line(f"GPU-hours on {name}", gpu_hours, f"{gpu_hours:.3g} h", how))
-    if machine.price is not None:
-        cost = hours * machine.price.per_hour
-        how = f"{machine.price.per_hour} an hour ({machine.price.date}), at the time on this CPU"
-        lines.append(Line("cost", cost, f"{cost:.2f} {machine.price.currency}", how))
+        lines.append(Line(f"time on one {name}", gpu_hours, duration(gpu_hours), how))
+        lines += _cost(f"one {name}", gpu_hours, machine, "cuda")
     return lines
+
+
+def _cost(where: str, hours: float, machine: Machine, device: str) -> list[Line]:
+    """The price of so many hours, where the machine file has a price for a machine with such a device."""
+    price, kind = machine.price, "cuda" if machine.compute.device == "cuda" else "cpu"
+    if price is None or kind != device:
+        return []
+    cost = hours * price.per_hour
+    how = f"{price.per_hour:g} {price.currency} an hour ({price.date})"
+    return [Line(f"cost on {where}", cost, f"{cost:,.2f} {price.currency}", how)]
+
+
+def duration(hours: float) -> str:
+    """Hours for people: seconds and minutes where those read better."""
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.2g} s"
 
 
 def _memory(shape: Architecture, recipe: Recipe) -> list[Line]:

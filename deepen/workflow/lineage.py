@@ -30,6 +30,13 @@ class StageStatus:
     detail: str
     """For referenced stages where the files are; for unfinished ones how far the work is."""
 
+    @property
+    def made_from(self) -> str:
+        """The inputs for people, all sources in one word."""
+        sources = sum(name.startswith("source:") for name in self.inputs)
+        others = [name for name in self.inputs if not name.startswith("source:")]
+        return " ".join([f"{sources} sources"] * bool(sources) + others)
+
 
 def status(run: Path) -> list[StageStatus]:
     """The state of every stage of ``run`` in pipeline order; raises ``RunError`` when it is no run directory."""
@@ -48,7 +55,7 @@ def _stage_status(run: Path, name: str) -> StageStatus:
         assert artifact is not None, "a manifest that was just read is gone"
         num_bytes = sum(entry.bytes for entry in artifact.manifest.files)
         state: State = "referenced" if manifest.location else "finished"
-        detail = str(artifact.path) if manifest.location else ""
+        detail = manifest.location or ""
         return StageStatus(name, state, manifest.fingerprint, manifest.finished, num_bytes, manifest.inputs, detail)
     if record is None:
         return StageStatus(name, "missing", "", "", 0, {}, "")

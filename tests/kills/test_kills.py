@@ -69,12 +69,16 @@ def finish(process):
 
 def without_times(value):
     if isinstance(value, dict):
-        return {key: without_times(item) for key, item in value.items() if key not in TIMING | {"started", "finished"}}
+        return {
+            key: without_times(item)
+            for key, item in value.items()
+            if key not in TIMING | {"started", "finished", "code"}
+        }
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def snapshot(run):
-    """Every file of a run in a form that must not depend on when, or how often, it was started."""
+    """Every file of a run in a form that must not depend on when, how often or from which commit it was started."""
     found = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
@@ -84,8 +88,11 @@ def snapshot(run):
             found[name] = {key: tensor.tobytes() for key, tensor in load_file(path).items()}
         elif path.name == "manifest.json":
             manifest = without_times(json.loads(path.read_text()))
-            manifest["files"] = [entry for entry in manifest.get("files", []) if entry["path"] != "metrics.jsonl"]
+            loose = ("metrics.jsonl", "deepen.json")
+            manifest["files"] = [entry for entry in manifest.get("files", []) if entry["path"] not in loose]
             found[name] = manifest
+        elif path.name == "deepen.json":
+            found[name] = without_times(json.loads(path.read_text()))
         elif path.suffix == ".jsonl":
             found[name] = [without_times(json.loads(line)) for line in path.read_text().splitlines()]
         else:
