@@ -59,9 +59,22 @@ def architecture_of(recipe: Recipe) -> Architecture | None:
         vocabulary = recipe.tokenize.vocabulary
         size = 0 if isinstance(vocabulary, str) else vocabulary.train
         return architecture_from_config(base.config_json(size))
-    folder = Path(base.run) / "export" if isinstance(base, BaseRun) else Path(base).expanduser()
-    path = folder / "config.json"
+    path = _config_file(base)
     return architecture_from_config(json.loads(path.read_text())) if path.is_file() else None
+
+
+def _config_file(base: str | BaseRun) -> Path:
+    """The base's ``config.json``: in its folder, in the export of its run, or in the hub's cache once fetched."""
+    if isinstance(base, BaseRun):
+        return Path(base.run) / "export" / "config.json"
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return folder / "config.json"
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = base.partition("@")
+    cached = try_to_load_from_cache(name, "config.json", revision=revision or None)
+    return Path(cached) if isinstance(cached, str) else folder / "config.json"
 
 
 def _data(recipe: Recipe) -> list[Line]:

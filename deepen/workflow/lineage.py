@@ -11,6 +11,7 @@ from deepen.errors import RunError
 from deepen.formats.manifest import InputEntry, open_artifact, read_manifest
 from deepen.formats.records import read_records
 from deepen.workflow.lock import locked
+from deepen.workflow.references import refuse_if_referenced
 from deepen.workflow.run import record_of
 from deepen.workflow.stages import STAGES, stage_directory
 
@@ -70,20 +71,6 @@ def _how_far(directory: Path, name: str) -> str:
     return f"since {record['started']}" if (record := record_of(directory)) else ""
 
 
-def references_to(target: Path) -> list[Path]:
-    """Stage directories of neighbouring runs that refer to ``target`` or to a stage inside it."""
-    target = target.resolve()
-    referring = []
-    for directory in sorted(target.parents[0].glob("*/*")) + sorted(target.parents[1].glob("*/*")):
-        manifest = read_manifest(directory) if directory.is_dir() else None
-        if manifest is None or manifest.location is None:
-            continue
-        place = (directory / manifest.location).resolve()
-        if (place == target or target in place.parents) and target not in directory.resolve().parents:
-            referring.append(directory)
-    return sorted(set(referring))
-
-
 def remove(target: Path) -> None:
     """Remove a run or one of its stages; refuses what other runs refer to and what is no artifact of deepen."""
     run = target if (target / "recipe.yaml").is_file() else target.parent
@@ -91,7 +78,5 @@ def remove(target: Path) -> None:
     if not (is_stage or run == target):
         raise RunError(f"`{target}` is neither a run nor a stage of one", hint="give runs/NAME or runs/NAME/STAGE")
     with locked(run):
-        if referring := references_to(target):
-            names = ", ".join(f"`{directory}`" for directory in referring)
-            raise RunError(f"`{target}` is referred to by {names}", hint="remove those first")
+        refuse_if_referenced(target)
         shutil.rmtree(target)

@@ -33,6 +33,7 @@ from deepen.recipe.reading import write_machine, write_recipe
 from deepen.workflow.continuing import can_continue, continue_training, is_extension
 from deepen.workflow.inputs import resolve_setup
 from deepen.workflow.lock import locked
+from deepen.workflow.references import find_neighbour, refuse_if_referenced
 from deepen.workflow.stages import STAGES, Setup, Stage, stage_directory
 
 
@@ -127,7 +128,7 @@ def bring_up_to_date(plan: StagePlan, options: RunOptions, remade: set[str]) -> 
     recorded = record_of(plan.directory)
     if recorded is not None and recorded["fingerprint"] != plan.fingerprint:
         return _resolve_conflict(plan, recorded, options, remade)
-    if recorded is None and (neighbour := find_neighbour(plan)) is not None:
+    if recorded is None and (neighbour := find_neighbour(plan.run, plan.stage.name, plan.fingerprint)) is not None:
         say(f"{name}: the same work is finished in `{neighbour.path}`; referring to it")
         refer_to(plan.directory, neighbour)
         return neighbour
@@ -206,17 +207,9 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
-def find_neighbour(plan: StagePlan) -> Artifact | None:
-    """A finished artifact with the wanted fingerprint in another run under the same root."""
-    for directory in sorted(plan.run.parent.glob(f"*/{plan.stage.name}")):
-        manifest = read_manifest(directory) if directory.parent != plan.run else None
-        if manifest is not None and manifest.location is None and manifest.fingerprint == plan.fingerprint:
-            return Artifact(directory, manifest)
-    return None
-
-
 def _redo(plan: StagePlan, *, must_extend: bool) -> Artifact:
     """Make the result beside the old one and swap; a kill at any moment leaves one of the two, whole."""
+    refuse_if_referenced(plan.directory)
     aside = plan.directory.with_name(plan.directory.name + ".redo")
     recorded = record_of(aside)
     if recorded is not None and recorded["fingerprint"] != plan.fingerprint:

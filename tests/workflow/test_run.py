@@ -53,6 +53,8 @@ def test_another_run_refers_to_equal_work_and_keeps_it_from_being_removed(tiny):
     assert [row.state for row in status(tiny.parent / "runs" / "second")][:4] == ["referenced"] * 3 + ["finished"]
     with pytest.raises(RunError, match="referred to by"):
         remove(tiny.parent / "runs" / "tiny")
+    with pytest.raises(RunError, match="tokenize` is referred to by"):
+        run(tiny, "tokenize.vocabulary.train=300", options=RunOptions(last="mix", redo=True, offline=True))
     remove(tiny.parent / "runs" / "second")
     remove(tiny.parent / "runs" / "tiny")
     assert [path.name for path in (tiny.parent / "runs").iterdir() if path.is_dir()] == []

@@ -1,0 +1,38 @@
+"""Reuse between runs: equal finished work is referred to by path, and what is referred to is not taken away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deepen.errors import RunError
+from deepen.formats.manifest import Artifact, read_manifest
+
+
+def find_neighbour(run: Path, stage: str, fingerprint: str) -> Artifact | None:
+    """A finished artifact of ``stage`` with this fingerprint in another run under the same root."""
+    for directory in sorted(run.parent.glob(f"*/{stage}")):
+        manifest = read_manifest(directory) if directory.parent != run else None
+        if manifest is not None and manifest.location is None and manifest.fingerprint == fingerprint:
+            return Artifact(directory, manifest)
+    return None
+
+
+def references_to(target: Path) -> list[Path]:
+    """Stage directories of neighbouring runs that refer to ``target`` or to a stage inside it."""
+    target = target.resolve()
+    referring = []
+    for directory in sorted(target.parents[0].glob("*/*")) + sorted(target.parents[1].glob("*/*")):
+        manifest = read_manifest(directory) if directory.is_dir() else None
+        if manifest is None or manifest.location is None:
+            continue
+        place = (directory / manifest.location).resolve()
+        if (place == target or target in place.parents) and target not in directory.resolve().parents:
+            referring.append(directory)
+    return sorted(set(referring))
+
+
+def refuse_if_referenced(target: Path) -> None:
+    """Raise ``RunError`` when other runs refer to ``target`` or to a stage inside it."""
+    if referring := references_to(target):
+        names = ", ".join(f"`{directory}`" for directory in referring)
+        raise RunError(f"`{target}` is referred to by {names}", hint="remove those first, with `deepen rm`")

@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from deepen.plan.estimate import architecture_of, duration, estimate
+from deepen.recipe.models import Machine, Recipe
+
+LLAMA_1B = {
+    "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 64, "intermediate_size": 8192, "vocab_size": 128256,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def recipe(tmp_path, base):
+    (tmp_path / "d.txt").write_text("x" * 4000)
+    return Recipe.model_validate(
+        {
+            "name": "n",
+            "base": base,
+            "ingest": {"sources": [{"name": "d", "role": "domain", "path": str(tmp_path / "d.txt")}]},
+            "tokenize": {"vocabulary": {"train": 1000}} if isinstance(base, dict) else {},
+            "train": {"tokens": "1B tokens", "batch_tokens": 65536, "learning_rate": 1e-4},
+        }
+    )
+
+
+def test_the_page_of_a_model_folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_1B))
+    machine = Machine.model_validate({"compute": {"device": "cuda"}, "price": {"per_hour": 3, "date": "2026-05-01"}})
+    lines = {line.what: line for line in estimate(recipe(tmp_path, str(tmp_path)), machine)}
+    assert lines["parameters"].value == pytest.approx(1.236e9, rel=0.001)
+    assert lines["tokens in d"].value == 1000
+    assert lines["memory for state"].value == 16 * lines["parameters"].value
+    hours = lines["time on one H100 / H200"].value
+    assert hours == pytest.approx(lines["compute"].value / (989e12 * 0.4) / 3600)
+    assert lines["cost on one H100 / H200"].value == pytest.approx(3 * hours)
+
+
+def test_a_random_network_takes_its_vocabulary_from_the_recipe(tmp_path):
+    base = {"init": "random", "hidden_size": 64, "layers": 2, "heads": 4, "max_length": 2048}
+    shape = architecture_of(recipe(tmp_path, base))
+    assert shape is not None
+    assert shape.vocabulary_size == 1000
+
+
+def test_a_base_that_is_not_here_is_said_to_be_unknown(tmp_path):
+    lines = {line.what: line for line in estimate(recipe(tmp_path, "nobody/nothing"), Machine())}
+    assert "fetch" in lines["model"].how
+
+
+@pytest.mark.parametrize(("hours", "shown"), [(2.5, "2.5 h"), (0.5, "30.0 min"), (0.001, "3.6 s")])
+def test_durations(hours, shown):
+    assert duration(hours) == shown
