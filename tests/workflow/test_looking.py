@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -103,3 +105,22 @@ def test_a_report_of_an_unfinished_run_shows_what_is_there(run_copy):
         shutil.rmtree(run_copy / stage)
     page = write_report(run_copy).read_text()
     assert "<h2>Mixture</h2>" in page and "<h2>Training</h2>" not in page
+
+
+LOOKING = ["status RUN", "account RUN", "verify RUN", "show RUN", "show RUN/curate", "show RUN/mix --step 2"]
+LOOKING += ["report RUN", "check RUN", "plan RUN", "explain mix.packing"]
+PROBE = """
+import sys
+from deepen.cli import main
+try:
+    main()
+finally:
+    print({"torch", "transformers"} & set(sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", LOOKING)
+def test_looking_loads_neither_torch_nor_transformers(run_copy, command):
+    arguments = command.replace("RUN", str(run_copy)).split()
+    done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "set()"), done.stderr
