@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from deepen.errors import DeepenError, OfflineError, RunError, SourceError
@@ -30,10 +32,25 @@ _TOKENIZER_FILES = (
 )
 
 
-def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool) -> Setup:
-    """Find base and sources (fetching them unless ``offline``) and identify them; raises for what is missing."""
+@contextmanager
+def without_network(offline: bool) -> Iterator[None]:
+    """Tell the hub libraries to connect to nothing while the block runs, if ``offline``.
+
+    They read the variable when they are first imported, so this must come before.
+    """
+    before = os.environ.get("HF_HUB_OFFLINE")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        if offline:
+            os.environ.pop("HF_HUB_OFFLINE")
+            os.environ.update({"HF_HUB_OFFLINE": before} if before is not None else {})
+
+
+def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool) -> Setup:
+    """Find base and sources (fetching them unless ``offline``) and identify them; raises for what is missing."""
     pins = Pins(run / "pins.json", offline=offline)
     base = resolve_base(recipe.base, pins, run)
     sources = resolve_sources(recipe.ingest, pins)

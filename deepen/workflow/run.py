@@ -31,7 +31,7 @@ from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
 from deepen.recipe.reading import write_machine, write_recipe
 from deepen.workflow.continuing import can_continue, continue_training, is_extension
-from deepen.workflow.inputs import resolve_setup
+from deepen.workflow.inputs import resolve_setup, without_network
 from deepen.workflow.lock import locked
 from deepen.workflow.references import find_neighbour, refuse_if_referenced
 from deepen.workflow.stages import STAGES, Setup, Stage, stage_directory
@@ -56,7 +56,7 @@ def run_pipeline(recipe: Recipe, machine: Machine, run: Path, options: RunOption
     for name in (options.first, options.last):
         if name not in STAGES:
             raise RunError(f"there is no stage `{name}`", hint=f"stages are {', '.join(STAGES)}")
-    with locked(run):
+    with locked(run), without_network(options.offline):
         setup = resolve_setup(recipe, machine, run, offline=options.offline)
         for name in STAGES:
             recover_swap(stage_directory(run, name))
