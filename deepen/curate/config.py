@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, field_validator
 from deepen.curate.exact_duplicates import ExactDuplicates
 from deepen.curate.gopher_repetition import GopherRepetition
 from deepen.curate.length import LengthStep
+from deepen.curate.near_duplicates import NearDuplicates
 from deepen.curate.normalize import Normalize
 from deepen.curate.step import CorpusStep, CurateStep, DocumentStep
 from deepen.errors import Problem
@@ -21,6 +22,7 @@ STEPS: dict[str, type[Plug]] = {
     "length": LengthStep,
     "gopher_repetition": GopherRepetition,
     "exact_duplicates": ExactDuplicates,
+    "near_duplicates": NearDuplicates,
 }
 
 
@@ -51,7 +53,7 @@ class CurateConfig(Settings):
         ExactDuplicates(),
     )
     """Steps on documents run in the order given; then documents are held out; then steps on the corpus
-    (``exact_duplicates``) run in the order given."""
+    (``exact_duplicates``, ``near_duplicates``) run in the order given."""
     held_out: HeldOutConfig = HeldOutConfig()
     """The split for measuring."""
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from deepen.curate.corpus import INDEX, PartFiles, save_array
 from deepen.curate.step import DocumentStep, Drop
 from deepen.formats.atomic import FileEntry, HashingWriter, writing
+from deepen.formats.document_ids import DocumentIds, pack_ids
 from deepen.formats.documents import (
     SCHEMA,
     Document,
@@ -37,13 +38,15 @@ DROPPED_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("value", pa.float64(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
     ]
 )
 SHOWN_CHARACTERS = 200
 """How much of a dropped document's text is kept to look at."""
-DECISION = np.dtype([("code", "u1"), ("value", "<f8")])
-"""0: kept; 1: held out; more: dropped for ``SecondPart.reasons[code - 2]`` with ``value``."""
+DECISION = np.dtype([("code", "u1"), ("value", "<f8"), ("kept_id", "<u8", (2,))])
+"""0: kept; 1: held out; more: dropped for ``SecondPart.reasons[code - 2]`` with ``value``; the id of the document that
+stays in its place, if there is one (else zeros)."""
 KEPT, HELD_OUT, FIRST_REASON = 0, 1, 2
 
 _BATCH_CHARACTERS = 4_000_000
@@ -82,8 +85,10 @@ def first_pass(part: FirstPart) -> dict[str, Any]:
         drops = stack.enter_context(writing(files.dropped))
         kept = signer.signing(_kept(part, count, drops))
         write_documents(files.documents, kept, files.partial)
-    save_array(files.bands, signer.bands())
+        signer.write_bands(stack.enter_context(writing(files.bands)))
+    signer.save_sorted(files)
     save_array(files.index, signer.index())
+    save_array(files.ids, signer.ids())
     return {
         "documents_in": count.documents,
         "bytes_in": count.num_bytes,
@@ -127,6 +132,7 @@ def _drop_row(document: Document, drop: Drop) -> dict[str, Any]:
         "source": document.source,
         "reason": drop.reason,
         "value": float(drop.value),
+        "detail": drop.detail,
         "text": document.text[:SHOWN_CHARACTERS],
     }
 
@@ -138,6 +144,7 @@ class _Signer:
         self._shingles = shingles
         self._bands: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
         self._index: list[np.ndarray[Any, np.dtype[np.void]]] = []
+        self._ids: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
 
     def signing(self, documents: Iterable[Document]) -> Iterator[Document]:
         batch: list[Document] = []
@@ -164,13 +171,25 @@ class _Signer:
         index["num_bytes"] = [len(document.text.encode()) for document in batch]
         index["num_shingles"] = signatures.sizes
         self._index.append(index)
+        self._ids.append(pack_ids([document.id for document in batch]))
         self._bands.append(signatures.bands)
         self._shingles.write(signatures.shingles)
 
-    def bands(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    def write_bands(self, file: HashingWriter) -> None:
+        for bands in self._bands:
+            file.write(np.ascontiguousarray(bands.T))
+
+    def save_sorted(self, files: PartFiles) -> None:
+        """Each band's keys in order and the rows they belong to."""
         from deepen.curate.shingles import NUM_BANDS
 
-        return np.concatenate([np.empty((NUM_BANDS, 0), dtype=np.uint64), *self._bands], axis=1)
+        keys = np.concatenate([np.empty((NUM_BANDS, 0), dtype=np.uint64), *self._bands], axis=1)
+        rows = np.argsort(keys, axis=1, kind="stable")
+        save_array(files.sorted_rows, rows.astype(np.uint32))
+        save_array(files.sorted_keys, np.take_along_axis(keys, rows, axis=1))
+
+    def ids(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        return np.concatenate([np.empty((0, 2), dtype=np.uint64), *self._ids])
 
     def index(self) -> np.ndarray[Any, np.dtype[np.void]]:
         return np.concatenate([np.empty(0, dtype=INDEX), *self._index])
@@ -251,6 +270,11 @@ def _decided(
         "source": part["source"],
         "reason": pa.array([reasons[code - FIRST_REASON] for code in decisions["code"][chosen].tolist()]),
         "value": pa.array(decisions["value"][chosen].astype(np.float64)),
+        "detail": pa.array(_names(decisions["kept_id"][chosen]), pa.string()),
         "text": pa.array([text[:SHOWN_CHARACTERS] for text in part["text"].to_pylist()], pa.string()),
     }
     return pa.table(columns, schema=DROPPED_SCHEMA)
+
+
+def _names(kept_ids: np.ndarray[Any, Any]) -> list[str]:
+    return [name if name.strip("0") else "" for name in DocumentIds(kept_ids)]
