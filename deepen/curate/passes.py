@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from deepen.curate.corpus import INDEX, PartFiles, save_array
+from deepen.curate.corpus import PartFiles
+from deepen.curate.signatures import Signer
 from deepen.curate.step import DocumentStep, Drop
 from deepen.formats.atomic import FileEntry, HashingWriter, writing
-from deepen.formats.document_ids import DocumentIds, pack_ids
+from deepen.formats.document_ids import DocumentIds
 from deepen.formats.documents import (
     SCHEMA,
     Document,
@@ -49,7 +50,6 @@ DECISION = np.dtype([("code", "u1"), ("value", "<f8"), ("kept_id", "<u8", (2,))]
 stays in its place, if there is one (else zeros)."""
 KEPT, HELD_OUT, FIRST_REASON = 0, 1, 2
 
-_BATCH_CHARACTERS = 4_000_000
 _ROWS_PER_GROUP = 1_000
 
 
@@ -81,14 +81,11 @@ def first_pass(part: FirstPart) -> dict[str, Any]:
     files = PartFiles(Path(part.partial), part.name)
     count = _Incoming()
     with ExitStack() as stack:
-        signer = _Signer(stack.enter_context(writing(files.shingles)))
+        signer = Signer(stack.enter_context(writing(files.shingles)))
         drops = stack.enter_context(writing(files.dropped))
         kept = signer.signing(_kept(part, count, drops))
         write_documents(files.documents, kept, files.partial)
-        signer.write_bands(stack.enter_context(writing(files.bands)))
-    signer.save_sorted(files)
-    save_array(files.index, signer.index())
-    save_array(files.ids, signer.ids())
+    signer.save(files)
     return {
         "documents_in": count.documents,
         "bytes_in": count.num_bytes,
@@ -135,64 +132,6 @@ def _drop_row(document: Document, drop: Drop) -> dict[str, Any]:
         "detail": drop.detail,
         "text": document.text[:SHOWN_CHARACTERS],
     }
-
-
-class _Signer:
-    """Signatures of the documents that pass through, taken in batches."""
-
-    def __init__(self, shingles: HashingWriter) -> None:
-        self._shingles = shingles
-        self._bands: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
-        self._index: list[np.ndarray[Any, np.dtype[np.void]]] = []
-        self._ids: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
-
-    def signing(self, documents: Iterable[Document]) -> Iterator[Document]:
-        batch: list[Document] = []
-        num_characters = 0
-        for document in documents:
-            batch.append(document)
-            num_characters += len(document.text)
-            if num_characters >= _BATCH_CHARACTERS:
-                self._sign(batch)
-                yield from batch
-                batch, num_characters = [], 0
-        self._sign(batch)
-        yield from batch
-
-    def _sign(self, batch: list[Document]) -> None:
-        from deepen.curate.shingles import sign  # loads numba
-
-        if not batch:
-            return
-        signatures = sign([document.text for document in batch])
-        index = np.empty(len(batch), dtype=INDEX)
-        index["hash_high"] = [int(document.content_hash[:16], 16) for document in batch]
-        index["hash_low"] = [int(document.content_hash[16:], 16) for document in batch]
-        index["num_bytes"] = [len(document.text.encode()) for document in batch]
-        index["num_shingles"] = signatures.sizes
-        self._index.append(index)
-        self._ids.append(pack_ids([document.id for document in batch]))
-        self._bands.append(signatures.bands)
-        self._shingles.write(signatures.shingles)
-
-    def write_bands(self, file: HashingWriter) -> None:
-        for bands in self._bands:
-            file.write(np.ascontiguousarray(bands.T))
-
-    def save_sorted(self, files: PartFiles) -> None:
-        """Each band's keys in order and the rows they belong to."""
-        from deepen.curate.shingles import NUM_BANDS
-
-        keys = np.concatenate([np.empty((NUM_BANDS, 0), dtype=np.uint64), *self._bands], axis=1)
-        rows = np.argsort(keys, axis=1, kind="stable")
-        save_array(files.sorted_rows, rows.astype(np.uint32))
-        save_array(files.sorted_keys, np.take_along_axis(keys, rows, axis=1))
-
-    def ids(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        return np.concatenate([np.empty((0, 2), dtype=np.uint64), *self._ids])
-
-    def index(self) -> np.ndarray[Any, np.dtype[np.void]]:
-        return np.concatenate([np.empty(0, dtype=INDEX), *self._index])
 
 
 def second_pass(part: SecondPart) -> dict[str, Any]:
