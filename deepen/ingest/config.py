@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from deepen.errors import Problem
+from deepen.ingest.encodings import is_text_encoding
 from deepen.ingest.files import SUFFIXES, is_pattern, list_files
 from deepen.settings import Count, Many, Settings, Share
 
 Role = Literal["domain", "replay", "watch"]
-Format = Literal["auto", "text", "markdown", "jsonl", "csv", "parquet"]
+Format = Literal[
+    "auto", "text", "markdown", "rst", "html", "pdf", "docx", "pptx", "xlsx", "epub",
+    "csv", "json", "jsonl", "parquet", "arrow",
+]  # fmt: skip
 
 
 HUB = "hf://"
@@ -36,10 +40,19 @@ class Source(Settings):
     path: Annotated[str, Field(min_length=1)]
     """A file, a folder (with all its subfolders) or a glob such as ``data/**/*.jsonl``. Hidden files are left out."""
     format: Format = "auto"
-    """How to read every file of the source; ``auto`` tells it from the suffix. ``.gz`` and ``.zst`` are unpacked."""
+    """How to read every file of the source; ``auto`` tells it from the suffix. Files packed with gzip, zstandard, bzip2
+    or xz are unpacked; the members of zip and tar archives are read like files, by this format or their own suffix."""
+    encoding: str = "auto"
+    """Encoding of text, html, csv and json files, for example ``windows-1251``; ``auto`` tells it from the bytes: mark,
+    UTF-8, declared charset, guess. What is not UTF-8 is noted with the document and counted."""
+    extractor: Literal["trafilatura", "resiliparse"] = "trafilatura"
+    """What takes the main text out of html pages: ``trafilatura`` leaves less of what stands around it, ``resiliparse``
+    is several times faster."""
+    passwords: Many[str] = ()
+    """Tried on pdf files and zip archives that are encrypted."""
     text: str | None = None
-    """Field that holds the text in jsonl, csv and parquet. Without it, the first of ``text``, ``content``, ``body``,
-    ``article``, ``document`` that the source's first records have; the choice is printed."""
+    """Field that holds the text in jsonl, json, csv, parquet and arrow. Without it, the first of ``text``, ``content``,
+    ``body``, ``article``, ``document`` that the source's first records have; the choice is printed."""
     category: str | FieldName | None = None
     """A label for every document, or ``{field: NAME}`` to take it from each record."""
     language: str | None = None
@@ -48,6 +61,23 @@ class Source(Settings):
     """Licence of the source, kept with every document and named in the model card."""
     limit: Annotated[Count, Field(gt=0)] | None = None
     """Keep only the first so many documents, in the order of the files. A limited source is read by one process."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, name: str) -> str:
+        if name != "auto" and not is_text_encoding(name):
+            raise ValueError(f"no text encoding is called `{name}`")
+        return name
+
+
+class Extraction(Settings):
+    """What one file may cost when its text is extracted by a large library (html, pdf, office files, epub)."""
+
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+    """CPU seconds for one file; more is the reject ``extraction_timeout``. Our choice: hundreds of pages of pdf take
+    one or two seconds."""
+    memory_MB: Annotated[int, Field(ge=100)] = 2000
+    """Memory for one file in MB (Linux only); more is the reject ``extraction_memory``. Our choice."""
 
 
 class IngestConfig(Settings):
@@ -58,6 +88,9 @@ class IngestConfig(Settings):
     max_rejected: Share = 0.05
     """Largest share of a source's records that may be unusable; above it the stage stops with a table of reasons.
     Our choice: a few broken records are normal in exports, one in twenty is a wrong setting or a damaged file."""
+    extraction: Extraction = Extraction()
+    """Limits for one file of the formats that need large libraries. They decide which files are read, so they are part
+    of the recipe."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> IngestConfig:
@@ -97,5 +130,8 @@ def _problem(source: Source) -> tuple[str, str] | None:
         return "no such file, or an empty folder", "relative paths are looked up from the working directory"
     if all(file.format is None for file in files):
         suffixes = ", ".join(SUFFIXES)
-        return "no file has a known suffix", f"set `format`, or name files that end in {suffixes} (also .gz, .zst)"
+        return (
+            "no file has a known suffix",
+            f"set `format`, or name files that end in {suffixes} (also .gz, .bz2, .xz, .zst)",
+        )
     return None

@@ -21,14 +21,15 @@ from deepen.formats.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.documents import Document, content_hash, document_id, write_documents
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import read_records, write_records
-from deepen.ingest.config import FieldName, IngestConfig, Source
-from deepen.ingest.files import InputFile, fingerprint_files, list_files
+from deepen.ingest.config import Extraction, FieldName, IngestConfig, Source
+from deepen.ingest.files import CONTAINERS, TABLES, InputFile, fingerprint_files, list_files
 from deepen.ingest.readers import READERS
+from deepen.ingest.reading import Reading
 from deepen.ingest.records import Record, Reject
 from deepen.ingest.summary import check_counts, print_summary
 from deepen.progress import say
 
-FORMAT = 1
+FORMAT = 2
 
 _PART_BYTES = 64 << 20
 _GUESSES = ("text", "content", "body", "article", "document")
@@ -44,6 +45,7 @@ class Part:
     number: int
     files: tuple[InputFile, ...]
     text_field: str
+    extraction: Extraction
     out: str
     fingerprint: str
 
@@ -65,7 +67,7 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
     """
     begin_stage(job, stage="ingest", format_number=FORMAT, config=config)
     files = {source.name: list_files(source.path, source.format) for source in config.sources}
-    parts = [part for source in config.sources for part in _parts(source, files[source.name], job)]
+    parts = [part for source in config.sources for part in _parts(source, files[source.name], config.extraction, job)]
     results = map_parts(
         read_part,
         parts,
@@ -88,7 +90,7 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
     return manifest
 
 
-def _parts(source: Source, files: Sequence[InputFile], job: StageJob) -> list[Part]:
+def _parts(source: Source, files: Sequence[InputFile], extraction: Extraction, job: StageJob) -> list[Part]:
     """Files in groups of about 64 MB; a limited source is one part, because the limit counts through all its files."""
     text_field = _text_field(source, files)
     groups: list[list[InputFile]] = []
@@ -100,18 +102,20 @@ def _parts(source: Source, files: Sequence[InputFile], job: StageJob) -> list[Pa
         groups[-1].append(file)
         num_bytes += file.num_bytes
     return [
-        Part(source, number, tuple(group), text_field, str(job.out), job.fingerprint)
+        Part(source, number, tuple(group), text_field, extraction, str(job.out), job.fingerprint)
         for number, group in enumerate(groups)
     ]
 
 
 def _text_field(source: Source, files: Sequence[InputFile]) -> str:
     """The field that holds the text: as set, or the first likely one in the source's first records."""
-    tables = [file for file in files if file.format in ("jsonl", "csv", "parquet")]
+    tables = [file for file in files if file.format in (*TABLES, *CONTAINERS)]
     if source.text is not None or not tables:
         return source.text or "text"
     seen: Counter[str] = Counter()
-    records = (found for file in tables for found in READERS[str(file.format)](file, None) if isinstance(found, Record))
+    reading = _reading(source, Extraction(), tables_only=True)
+    every = (found for file in tables for found in READERS[str(file.format)](file, reading))
+    records = (found for found in every if isinstance(found, Record))
     for record in islice(records, _GUESS_RECORDS):
         seen.update(record.values.keys())
         for name in _GUESSES:
@@ -130,7 +134,7 @@ def _text_field(source: Source, files: Sequence[InputFile]) -> str:
 def read_part(part: Part) -> dict[str, Any]:
     """Read one part: write its documents and rejects, and return its counts."""
     out = Path(part.out)
-    counts: dict[str, Any] = {"bytes": 0, "rejected": Counter()}
+    counts: dict[str, Any] = {"bytes": 0, "rejected": Counter(), "encodings": Counter()}
     with writing(out / _PARTIAL / f"{part.name}.jsonl") as rejects:
         documents = islice(_documents(part, counts, rejects), part.source.limit)
         entry, num_documents = write_documents(out / "documents" / f"{part.name}.parquet", documents, out)
@@ -140,12 +144,14 @@ def read_part(part: Part) -> dict[str, Any]:
 def _documents(part: Part, counts: dict[str, Any], rejects: HashingWriter) -> Iterator[Document]:
     for file in part.files:
         for found in _found_in(file, part):
-            made = found if isinstance(found, Reject) else _document(found, file, part)
+            made = found if isinstance(found, Reject) else _document(found, part)
             if isinstance(made, Reject):
                 counts["rejected"][made.reason] += made.num_records
                 rejects.write(_line(part.source.name, made))
             else:
                 counts["bytes"] += len(made.text.encode())
+                if "encoding" in made.meta:
+                    counts["encodings"][made.meta["encoding"]] += 1
                 yield made
 
 
@@ -156,12 +162,26 @@ def _found_in(file: InputFile, part: Part) -> Iterator[Record | Reject]:
         )
     category = part.source.category
     fields = [part.text_field, "id", *([category.field] if isinstance(category, FieldName) else [])]
-    return READERS[file.format](file, list(dict.fromkeys(fields)))
+    return READERS[file.format](file, _reading(part.source, part.extraction, fields=tuple(dict.fromkeys(fields))))
 
 
-def _document(record: Record, file: InputFile, part: Part) -> Document | Reject:
+def _reading(
+    source: Source, extraction: Extraction, *, fields: tuple[str, ...] | None = None, tables_only: bool = False
+) -> Reading:
+    return Reading(
+        fields=fields,
+        format=source.format,
+        encoding=source.encoding,
+        extractor=source.extractor,
+        passwords=source.passwords,
+        limits=extraction,
+        tables_only=tables_only,
+    )
+
+
+def _document(record: Record, part: Part) -> Document | Reject:
     source, location = part.source, record.location
-    field = "text" if file.format in ("text", "markdown") else part.text_field
+    field = "text" if record.whole_file else part.text_field
     if field not in record.values:
         return Reject(location, "no_text_field", f"no field `{field}`")
     text = record.values[field]
@@ -175,7 +195,7 @@ def _document(record: Record, file: InputFile, part: Part) -> Document | Reject:
         digest = content_hash(text)
     except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell but no file can hold
         return Reject(location, "invalid_unicode", f"U+{ord(text[error.start]):04X} at position {error.start}")
-    meta = {"location": location}
+    meta = {"location": location, **record.meta}
     own_id = record.values.get("id")
     if isinstance(own_id, str | int) and _is_writable(str(own_id)):
         meta["id"] = str(own_id)
@@ -223,8 +243,10 @@ def _count(
 ) -> dict[str, Any]:
     own = [result for part, result in zip(parts, results, strict=True) if part.source.name == source.name]
     rejected: Counter[str] = Counter()
+    encodings: Counter[str] = Counter()
     for result in own:
         rejected.update(result["rejected"])
+        encodings.update(result["encodings"])
     return {
         "role": source.role,
         "licence": source.licence,
@@ -232,4 +254,5 @@ def _count(
         "documents": sum(result["documents"] for result in own),
         "bytes": sum(result["bytes"] for result in own),
         "rejected": dict(sorted(rejected.items())),
+        **({"encodings": dict(sorted(encodings.items()))} if encodings else {}),
     }
