@@ -8,6 +8,8 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, field_validator
 
 from deepen.curate.exact_duplicates import ExactDuplicates
+from deepen.curate.fineweb import FineWeb
+from deepen.curate.gopher_quality import GopherQuality
 from deepen.curate.gopher_repetition import GopherRepetition
 from deepen.curate.length import LengthStep
 from deepen.curate.near_duplicates import NearDuplicates
@@ -20,7 +22,9 @@ from deepen.settings import Count, Many, Settings, Share
 STEPS: dict[str, type[Plug]] = {
     "normalize": Normalize,
     "length": LengthStep,
+    "gopher_quality": GopherQuality,
     "gopher_repetition": GopherRepetition,
+    "fineweb": FineWeb,
     "exact_duplicates": ExactDuplicates,
     "near_duplicates": NearDuplicates,
 }

@@ -106,7 +106,7 @@ def plain_measure(text):
 
 
 @settings(deadline=None)  # the first call compiles
-@given(st.lists(st.sampled_from(["a", "bé", "c.", "\n", "\n\n", " ", "\u3000", "щ"]), min_size=1, max_size=60))
+@given(st.lists(st.sampled_from(["a", "bé", "c", "\n", "\n\n", " ", "\u3000", "щ"]), min_size=1, max_size=60))
 def test_repetition_is_counted_as_the_rules_say(pieces):
     text = "".join(piece if piece.isspace() else piece + " " for piece in pieces)
     assert dict(zip(QUANTITIES, measure(text).tolist(), strict=True)) == pytest.approx(plain_measure(text))
