@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -49,7 +50,8 @@ class Source(Settings):
     """What takes the main text out of html pages: ``trafilatura`` leaves less of what stands around it, ``resiliparse``
     is several times faster."""
     passwords: Many[str] = ()
-    """Tried on pdf files and zip archives that are encrypted."""
+    """Tried on pdf files and zip archives that are encrypted; ``$NAME`` is read from the environment, so that the
+    password is written down nowhere."""
     text: str | None = None
     """Field that holds the text in jsonl, json, csv, parquet and arrow. Without it, the first of ``text``, ``content``,
     ``body``, ``article``, ``document`` that the source's first records have; the choice is printed."""
@@ -105,6 +107,10 @@ def problems(config: IngestConfig) -> list[Problem]:
     """What the disk says against the settings: missing paths, globs without a match, files that nothing can read."""
     found: list[Problem] = []
     for number, source in enumerate(config.sources):
+        for name in (password[1:] for password in source.passwords if password.startswith("$")):
+            if name not in os.environ:
+                message = f"source `{source.name}`: the environment variable `{name}` is not set"
+                found.append(Problem(f"ingest.sources[{number}].passwords", message, f"export {name}=...", f"${name}"))
         problem = _problem(source)
         if problem is not None:
             message, remedy = problem

@@ -175,7 +175,7 @@ def _declared(sample: bytes) -> str | None:
     found = _DECLARED.search(head) if head.lstrip().startswith(b"<") else None
     try:
         name = codecs.lookup(found[1].decode()).name if found else None
-        return name if name is not None and name != UTF_8 and _decodes(sample, name) else None
+        return name if name is not None and name != UTF_8 and fits(sample, name) else None
     except LookupError:
         return None
 
@@ -189,10 +189,11 @@ def _guessed(sample: bytes) -> str | None:
         return None
     if name == "iso8859-1" and any(0x80 <= byte < 0xA0 for byte in sample):
         name = "cp1252"  # Windows text; what Latin-1 has at these places no text uses
-    return name if _decodes(sample, name) else None
+    return name if fits(sample, name) else None
 
 
-def _decodes(sample: bytes, name: str) -> bool:
+def fits(sample: bytes, name: str) -> bool:
+    """Whether ``name`` is a text encoding in which these bytes (but perhaps the last) are text."""
     try:
         return is_text_encoding(name) and bool(codecs.getincrementaldecoder(name)("strict").decode(sample, final=False))
     except (UnicodeError, LookupError):

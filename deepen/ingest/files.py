@@ -34,13 +34,14 @@ SUFFIXES = {
     ".csv": "csv", ".tsv": "csv",
     ".parquet": "parquet", ".pq": "parquet",
     ".arrow": "arrow", ".feather": "arrow",
+    ".warc": "warc", ".wet": "warc",
     ".zip": "zip",
     ".tar": "tar", ".tgz": "tar", ".tbz2": "tar", ".txz": "tar",
 }  # fmt: skip
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 TABLES = ("jsonl", "json", "csv", "parquet", "arrow")
 """Formats whose records have named fields, one of which is the text."""
-CONTAINERS = ("zip", "tar")
+CONTAINERS = ("zip", "tar", "warc")
 """Formats that hold files of other formats; a source's ``format`` is that of the files inside."""
 _SETTLED_SECONDS = 2.0
 """A file changed less than this before it was hashed could change again without a new time stamp: not cached."""

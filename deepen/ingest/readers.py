@@ -14,6 +14,7 @@ from deepen.ingest.read_columns import read_arrow, read_parquet
 from deepen.ingest.read_csv import read_csv
 from deepen.ingest.read_extracted import read_extracted
 from deepen.ingest.read_json import read_json
+from deepen.ingest.read_warc import read_warc
 from deepen.ingest.reading import Reader, Reading
 from deepen.ingest.records import MAX_RECORD_BYTES, Record, Reject, brief, decode, lines_of
 from deepen.ingest.streams import FAULTS, Input, open_stream, stream_reject
@@ -95,4 +96,5 @@ READERS: dict[str, Reader] = {
     "arrow": read_arrow,
     "zip": lambda file, reading: read_zip(file, reading, _read_member),
     "tar": lambda file, reading: read_tar(file, reading, _read_member),
+    "warc": lambda file, reading: read_warc(file, reading, _read_member),
 }

@@ -7,6 +7,7 @@ Each part writes one document file and its rejects; a part that is finished is n
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -173,7 +174,7 @@ def _reading(
         format=source.format,
         encoding=source.encoding,
         extractor=source.extractor,
-        passwords=source.passwords,
+        passwords=tuple(os.environ.get(word[1:], "") if word.startswith("$") else word for word in source.passwords),
         limits=extraction,
         tables_only=tables_only,
     )

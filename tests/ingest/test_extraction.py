@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from random import Random
 
 import docx
 import openpyxl
@@ -9,7 +10,7 @@ import pptx
 import pytest
 
 from deepen.ingest.extract_pdf import join_pages
-from tests.ingest.made_files import pdf_of
+from tests.ingest.made_files import hanging_pdf, pdf_of
 
 ARTICLE = "".join(f"<p>This is paragraph {n} of the story, and it has quite a few words in it.</p>" for n in range(8))
 PAGE = (
@@ -57,6 +58,32 @@ def test_pdf_without_text_layer_is_named(tmp_path, read):
     (tmp_path / "b.pdf").write_bytes(b"%PDF-1.4 and then nothing of use")
     assert read("a.pdf")[1] == [("a.pdf", "no_text_layer")]
     assert read("b.pdf")[1] == [("b.pdf", "corrupt_pdf")]
+
+
+def test_a_born_digital_pdf_gives_its_text_back(tmp_path, text_of):
+    random = Random(1)
+    words = ["".join(random.choices("aeinorst", k=random.randint(2, 9))) for _ in range(2000)]
+    lines = [" ".join(words[start : start + 10]) for start in range(0, len(words), 10)]
+    pages = [
+        [f"A paper {number + 1}", *lines[start : start + 40], f"- {number + 1} -"]
+        for number, start in enumerate(range(0, len(lines), 40))
+    ]
+    (tmp_path / "a.pdf").write_bytes(pdf_of(pages))
+    assert text_of("a.pdf").split() == words
+
+
+def test_many_formats_give_the_same_bytes_on_any_number_of_workers(tmp_path, run, documents, same_bytes, monkeypatch):
+    monkeypatch.setattr("deepen.ingest.stage._PART_BYTES", 1000)
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        (tmp_path / f"in/{number}.html").write_text(PAGE.format(meta="", more=f"page {number}"))
+        (tmp_path / f"in/{number}.pdf").write_bytes(pdf_of([[f"paper {number}"]]))
+    (tmp_path / "in/hang.pdf").write_bytes(hanging_pdf())
+    limits = {"extraction": {"seconds": 1.0, "memory_MB": 300}, "max_rejected": 0.2}
+    run({"path": "in"}, out="one", **limits)
+    manifest = run({"path": "in"}, out="two", workers=2, **limits)
+    assert same_bytes("one", "two") and len(documents("two")) == 8
+    assert manifest.counts["sources"]["s0"]["rejected"] == {"extraction_memory": 1}
 
 
 def test_hyphens_at_line_ends_are_joined_unless_the_word_has_one():
