@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from deepen.formats.atomic import writing
 
+_ROWS_AT_ONCE = 32
+
 Positions = npt.NDArray[np.int64]
 """Documents by their number in the corpus."""
 
@@ -129,6 +131,12 @@ class StoredSets:
         keys = np.empty((len(documents), num_bands), dtype=np.uint64)
         for number, chosen in self.by_part(documents):
             rows = documents[chosen] - self.first_documents[number]
+            first, span = int(rows[0]), int(rows[-1] - rows[0]) + 1
+            if span <= _ROWS_AT_ONCE * len(rows):  # one read of all between costs less than one each
+                offset = first * num_bands * keys.itemsize
+                stretch = np.fromfile(self.parts[number].bands, np.uint64, span * num_bands, offset=offset)
+                keys[chosen] = stretch.reshape(span, num_bands)[rows - first]
+                continue
             flat = keys.reshape(-1)
             _gather(self.parts[number].bands, rows * num_bands, flat, chosen * num_bands, (chosen + 1) * num_bands)
         return keys

@@ -10,8 +10,9 @@ from deepen.curate.corpus import Corpus, Positions
 from deepen.curate.pairs import blocks
 from deepen.curate.shingles import similar
 
-_NUM_COMPARED = 64
-"""A document is compared with so many of its cluster's kept ones, the latest; more occur in chains of pairs only."""
+_NUM_COMPARED = 512
+"""A document is compared with so many of its cluster's kept ones, the latest. More are kept only where pairs chain
+thousands of unlike documents together, as pages of one template with other contents."""
 
 
 def keep_best(

@@ -1,9 +1,9 @@
 """Pairs of near-duplicates: candidates from MinHash bands, each verified exactly, written to disk.
 
 The work is cut into parts by band and by range of keys; a part reads its slice of every file's sorted keys, so its
-memory depends on neither corpus nor workers. Documents with equal keys form a group. In small groups every two are
+memory depends on neither corpus nor workers. Documents with equal keys form a group. Every two of a group are
 compared, unless they met in an earlier band or are joined already; in a group of a hundred thousand pages of one
-template a page is compared with the latest 64 unlike ones only.
+template a page is compared with the latest 1,024 that resembled none before.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PAIR = np.dtype([("first", "<i8"), ("second", "<i8"), ("similarity", "<f8")])
 _DOCUMENTS_PER_PART = 1_000_000
 _BANDS_TOGETHER_UP_TO = 20_000
 _DOCUMENTS_PER_BLOCK, _SHINGLES_PER_BLOCK = 16_384, 4_000_000
-_LARGE_GROUP = 64
-_NUM_COMPARED = 64
+_LARGE_GROUP = 1024
+_NUM_COMPARED = 1024
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def find_pairs(part: PairPart) -> dict[str, Any]:
 
 def _pairs_of_band(stored: StoredSets, band: int, part: PairPart) -> Iterator[npt.NDArray[np.void]]:
     documents, groups = _groups(stored, band, part.slice_number, part.num_slices)
+    documents, groups = _without_known_pairs(stored, band, documents, groups)
     sizes = np.bincount(groups) if len(groups) else np.zeros(0, dtype=np.int64)
     limits = np.array([part.weakest, part.strongest])
     compared = np.zeros(0, dtype=np.int64)
@@ -100,6 +101,23 @@ def _pairs_of_band(stored: StoredSets, band: int, part: PairPart) -> Iterator[np
         result["first"], result["second"] = np.minimum(one, other), np.maximum(one, other)
         result["similarity"] = pairs[:, 2]
         yield result
+
+
+def _without_known_pairs(
+    stored: StoredSets, band: int, documents: Positions, groups: Positions
+) -> tuple[Positions, Positions]:
+    """Leave out groups of two that met in an earlier band, as most did, so that their sets are not read again."""
+    if not len(groups):
+        return documents, groups
+    in_pair = (np.bincount(groups) == 2)[groups]
+    firsts = np.flatnonzero(in_pair)[::2]
+    known = np.zeros(len(documents), dtype=np.bool_)
+    for begin in range(0, len(firsts), _DOCUMENTS_PER_BLOCK):
+        own = firsts[begin : begin + _DOCUMENTS_PER_BLOCK]
+        one, other = stored.bands(documents[own], NUM_BANDS), stored.bands(documents[own + 1], NUM_BANDS)
+        met = np.any(one[:, :band] == other[:, :band], axis=1)
+        known[own], known[own + 1] = met, met
+    return documents[~known], groups[~known]
 
 
 def blocks(stored: StoredSets, documents: Positions) -> Iterator[tuple[int, int]]:

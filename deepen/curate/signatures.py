@@ -50,7 +50,7 @@ class Signer:
         index = np.empty(len(batch), dtype=INDEX)
         index["hash_high"] = [int(document.content_hash[:16], 16) for document in batch]
         index["hash_low"] = [int(document.content_hash[16:], 16) for document in batch]
-        index["num_bytes"] = [len(document.text.encode()) for document in batch]
+        index["num_bytes"] = signatures.num_bytes
         index["num_shingles"] = signatures.sizes
         self._index.append(index)
         self._ids.append(pack_ids([document.id for document in batch]))

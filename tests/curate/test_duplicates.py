@@ -90,7 +90,7 @@ def test_any_text_has_sorted_shingles_of_its_own(first, second):
 
 def test_case_punctuation_and_invisible_characters_do_not_count():
     first = "The Über-model, in 2024: ΑΘΗΝΑ, Москва and so on; it goes well."
-    second = "the über model in 2024 αθηνα москва and so\u00ad on it\u200b goes    WELL"
+    second = "the über model in 2024 αθη\u200bνα мос\u00adква a\u00adnd so\u00ad on it\u200b goes    WELL"
     assert jaccard(*sets(first, second)) == 1
 
 
