@@ -55,6 +55,9 @@ class Source(Settings):
     text: str | None = None
     """Field that holds the text in jsonl, json, csv, parquet and arrow. Without it, the first of ``text``, ``content``,
     ``body``, ``article``, ``document`` that the source's first records have; the choice is printed."""
+    conversations: Literal["as_text"] | None = None
+    """``as_text``: the records are conversations or instructions (``messages``, ShareGPT, Alpaca, Colossal-LLaMA), and
+    all of their words are trained on, questions as well as answers. ``text`` is not used then."""
     category: str | FieldName | None = None
     """A label for every document, or ``{field: NAME}`` to take it from each record."""
     language: str | None = None

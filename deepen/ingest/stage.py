@@ -23,6 +23,7 @@ from deepen.formats.documents import Document, content_hash, document_id, write_
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import read_records, write_records
 from deepen.ingest.config import Extraction, FieldName, IngestConfig, Source
+from deepen.ingest.conversations import FIELDS, conversation_text, looks_like_conversation
 from deepen.ingest.files import CONTAINERS, TABLES, InputFile, fingerprint_files, list_files
 from deepen.ingest.readers import READERS
 from deepen.ingest.reading import Reading
@@ -111,14 +112,20 @@ def _parts(source: Source, files: Sequence[InputFile], extraction: Extraction, j
 def _text_field(source: Source, files: Sequence[InputFile]) -> str:
     """The field that holds the text: as set, or the first likely one in the source's first records."""
     tables = [file for file in files if file.format in (*TABLES, *CONTAINERS)]
-    if source.text is not None or not tables:
+    if source.text is not None or source.conversations is not None or not tables:
         return source.text or "text"
     seen: Counter[str] = Counter()
+    hint = "set `text: FIELD` for this source"
     reading = _reading(source, Extraction(), tables_only=True)
     every = (found for file in tables for found in READERS[str(file.format)](file, reading))
     records = (found for found in every if isinstance(found, Record))
     for record in islice(records, _GUESS_RECORDS):
         seen.update(record.values.keys())
+        if looks_like_conversation(record.values):
+            hint = (
+                "these look like conversations: set `conversations: as_text` to train on all of their words"
+                " (training on the answers alone is not supported)"
+            )
         for name in _GUESSES:
             if isinstance(record.values.get(name), str):
                 say(f"ingest: source `{source.name}` has its text in the field `{name}` (set `text` to change this)")
@@ -128,7 +135,7 @@ def _text_field(source: Source, files: Sequence[InputFile]) -> str:
     names = ", ".join(f"`{name}`" for name, _ in seen.most_common(12))
     raise SourceError(
         f"source `{source.name}`: cannot tell which field holds the text; its records have {names}",
-        hint="set `text: FIELD` for this source",
+        hint=hint,
     )
 
 
@@ -162,7 +169,8 @@ def _found_in(file: InputFile, part: Part) -> Iterator[Record | Reject]:
             [Reject(file.location, "unsupported_file", "no reader for this suffix; set `format` or use a glob")]
         )
     category = part.source.category
-    fields = [part.text_field, "id", *([category.field] if isinstance(category, FieldName) else [])]
+    texts = [part.text_field] if part.source.conversations is None else FIELDS
+    fields = [*texts, "id", *([category.field] if isinstance(category, FieldName) else [])]
     return READERS[file.format](file, _reading(part.source, part.extraction, fields=tuple(dict.fromkeys(fields))))
 
 
@@ -182,14 +190,9 @@ def _reading(
 
 def _document(record: Record, part: Part) -> Document | Reject:
     source, location = part.source, record.location
-    field = "text" if record.whole_file else part.text_field
-    if field not in record.values:
-        return Reject(location, "no_text_field", f"no field `{field}`")
-    text = record.values[field]
-    if text is None:
-        return Reject(location, "empty_text", f"`{field}` is null")
-    if not isinstance(text, str):
-        return Reject(location, "text_not_string", f"`{field}` is a {type(text).__name__}")
+    text = _text_of(record, part)
+    if isinstance(text, Reject):
+        return text
     if not text.strip():
         return Reject(location, "empty_text")
     try:
@@ -209,6 +212,22 @@ def _document(record: Record, part: Part) -> Document | Reject:
         licence=source.licence,
         content_hash=digest,
         meta=meta,
+    )
+
+
+def _text_of(record: Record, part: Part) -> str | Reject:
+    location = record.location
+    if part.source.conversations is not None and not record.whole_file:
+        conversation = conversation_text(record.values)
+        return conversation if conversation is not None else Reject(location, "not_a_conversation")
+    field = "text" if record.whole_file else part.text_field
+    if field not in record.values:
+        return Reject(location, "no_text_field", f"no field `{field}`")
+    text = record.values[field]
+    if text is None:
+        return Reject(location, "empty_text", f"`{field}` is null")
+    return (
+        text if isinstance(text, str) else Reject(location, "text_not_string", f"`{field}` is a {type(text).__name__}")
     )
 
 
