@@ -41,8 +41,10 @@ class _Part:
     num_documents: int
 
 
-def curate(config: CurateConfig, job: StageJob) -> Manifest:
+def curate(config: CurateConfig, job: StageJob, *, preview: bool = False) -> Manifest:
     """Filter, deduplicate and split the documents of ``job.inputs["ingest"]`` into ``job.out``.
+
+    ``preview`` is for a look at a sample: a source may end up empty, and no summary is printed.
 
     Writes ``documents/{source}-{part}.parquet``, ``held_out/{source}.parquet`` and ``dropped/{source}-{part}.parquet``.
     Raises ``SourceError`` when nothing of a source is left, with its drops by reason.
@@ -59,7 +61,8 @@ def curate(config: CurateConfig, job: StageJob) -> Manifest:
     reasons = _decide(config, job, sources, parts)
     second = _run_second_pass(job, sources, parts, reasons)
     counts = {name: _count(name, source, parts, first, second) for name, source in sources.items()}
-    check_counts(counts)
+    if not preview:
+        check_counts(counts)
     entries = [FileEntry.model_validate(entry) for result in second for entry in result["files"]]
     entries += [_join_held_out(job, name, parts) for name in sources]
     clear_ledger(job.out / _LEDGER)
@@ -67,7 +70,8 @@ def curate(config: CurateConfig, job: StageJob) -> Manifest:
     manifest = finish_stage(
         job, stage="curate", format_number=FORMAT, config=config, files=entries, counts={"sources": counts}
     )
-    print_summary(counts)
+    if not preview:
+        print_summary(counts)
     return manifest
 
 
