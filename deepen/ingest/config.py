@@ -39,7 +39,8 @@ class Source(Settings):
     """``domain``: what the model shall learn. ``replay``: general text trained along against forgetting.
     ``watch``: curated and scored, never trained, so that it shows forgetting without bias."""
     path: Annotated[str, Field(min_length=1)]
-    """A file, a folder (with all its subfolders) or a glob such as ``data/**/*.jsonl``. Hidden files are left out."""
+    """A file, a folder (with all its subfolders) or a glob such as ``data/**/*.jsonl``. Hidden files are left out.
+    Addresses (``hf://OWNER/NAME/PATTERN``, ``s3://``, ``gs://``, ``https://``) are pinned and fetched first."""
     format: Format = "auto"
     """How to read every file of the source; ``auto`` tells it from the suffix. Files packed with gzip, zstandard, bzip2
     or xz are unpacked; the members of zip and tar archives are read like files, by this format or their own suffix."""
@@ -128,10 +129,7 @@ def _problem(source: Source) -> tuple[str, str] | None:
     if source.path.startswith(HUB):
         return None  # resolved to a local folder before anything is read
     if "://" in source.path:
-        return (
-            "remote paths cannot be read",
-            "download the files and give their folder, or use `hf://OWNER/NAME/PATTERN`",
-        )
+        return _address_problem(source.path)
     files = list_files(source.path, source.format)
     if not files and is_pattern(source.path):
         return "no file matches this glob", "`**` crosses folders, `*` does not; hidden files are left out"
@@ -143,4 +141,16 @@ def _problem(source: Source) -> tuple[str, str] | None:
             "no file has a known suffix",
             f"set `format`, or name files that end in {suffixes} (also .gz, .bz2, .xz, .zst)",
         )
+    return None
+
+
+def _address_problem(address: str) -> tuple[str, str] | None:
+    from fsspec.registry import get_filesystem_class
+
+    try:
+        get_filesystem_class(address.partition("://")[0])
+    except ImportError as error:
+        return f"the client of this store is not installed: {error}", "pip install 'deepen[remote]'"
+    except ValueError:
+        return "no store is known by this name", "s3://, gs://, https:// or `hf://OWNER/NAME/PATTERN`; or a local path"
     return None

@@ -40,7 +40,7 @@ def test_problems_name_the_source_the_key_and_a_remedy(tmp_path):
     (tmp_path / "a.doc").write_bytes(b"x")
     (tmp_path / "b.txt").write_text("x")
     (tmp_path / "empty").mkdir()
-    paths = ["missing.txt", "*.jsonl", "empty", "a.doc", "b.txt", "s3://bucket/x"]
+    paths = ["missing.txt", "*.jsonl", "empty", "a.doc", "b.txt", "nosuch://bucket/x"]
     sources = [{"path": path if "://" in path else str(tmp_path / path)} for path in paths]
     found = problems(config(*sources))
     assert [problem.path for problem in found] == [f"ingest.sources[{number}].path" for number in (0, 1, 2, 3, 5)]
