@@ -5,20 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
 from deepen import settings
+from deepen.board.console import print_account, print_explanation, print_pair, print_preview, print_status, print_table
 from deepen.errors import DeepenError, RecipeError
 
 if TYPE_CHECKING:
-    from deepen.formats.manifest import Artifact
     from deepen.recipe.reading import Loaded
 
 app = typer.Typer(
@@ -85,22 +81,9 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
 
-def _print_table(title: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows under ``columns``, names separated by commas."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns.split(", "):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console(highlight=False).print(table)
-
-
 def _load(recipe: Path, machine: Path | None, sets: list[str] | None) -> Loaded:
     from deepen.recipe.reading import load
 
-    if recipe.is_dir():
-        machine = machine or (recipe / "machine.yaml" if (recipe / "machine.yaml").is_file() else None)
-        recipe = recipe / "recipe.yaml"
     return load(recipe, machine, sets or [])
 
 
@@ -143,14 +126,7 @@ def explain(
     from deepen.recipe.explain import explain as look_up
 
     found = look_up(key)
-    if as_json:
-        _print_json(vars(found))
-        return
-    print(f"{found.path}: {found.meaning}")
-    if found.kind:
-        print(f"  takes:   {found.kind}\n  default: {found.default}")
-    for name, meaning in found.keys:
-        print(f"  {name:<24} {meaning}")
+    _print_json(vars(found)) if as_json else print_explanation(found)
 
 
 @app.command()
@@ -166,7 +142,7 @@ def plan(
         _print_json([vars(line) for line in lines])
     else:
         rows = [(line.what, line.shown, line.how) for line in lines]
-        _print_table(f"plan for {loaded.recipe.name}", "what, estimate, how", rows)
+        print_table(f"plan for {loaded.recipe.name}", "what, estimate, how", rows)
 
 
 @app.command()
@@ -181,7 +157,7 @@ def fetch(
     if as_json:
         _print_json([dict(zip(("what", "where", "identity"), row, strict=True)) for row in rows])
     else:
-        _print_table("fetched", "what, where, identity", rows)
+        print_table("fetched", "what, where, identity", rows)
 
 
 @app.command()
@@ -201,30 +177,30 @@ def run(
     from deepen.workflow.run import RunOptions, run_pipeline
 
     loaded = _load(recipe, machine, sets)
-    # A run that is given by its directory stays where it is.
-    directory = (recipe.resolve().parent if recipe.is_dir() else runs) / loaded.recipe.name
+    directory = _directory(recipe, runs, loaded)
     options = RunOptions(first=first, last=last, redo=redo, extend=extend, offline=offline)
     artifacts = run_pipeline(loaded.recipe, loaded.machine, directory, options)
     report_path = _write_report(directory) if "export" in artifacts else None
     if as_json:
-        _print_json({"run": str(directory), "report": report_path, "stages": _summary(artifacts)})
+        stages = {
+            name: {"path": a.path, "fingerprint": a.fingerprint, "counts": a.counts} for name, a in artifacts.items()
+        }
+        _print_json({"run": str(directory), "report": report_path, "stages": stages})
         return
     print(f"run:    {directory}")
     if report_path is not None:
         print(f"model:  {artifacts['export'].path}\nreport: {report_path}")
 
 
+def _directory(recipe: Path, runs: Path, loaded: Loaded) -> Path:
+    """Where the run lies; one that is given by its directory stays where it is."""
+    return (recipe.resolve().parent if recipe.is_dir() else runs) / loaded.recipe.name
+
+
 def _write_report(directory: Path) -> Path:
     from deepen.board.report import write_report
 
     return write_report(directory)
-
-
-def _summary(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    return {
-        name: {"path": str(artifact.path), "fingerprint": artifact.fingerprint, "counts": artifact.counts}
-        for name, artifact in artifacts.items()
-    }
 
 
 def _stage_command(name: str, help_text: str) -> None:
@@ -243,9 +219,37 @@ def _stage_command(name: str, help_text: str) -> None:
     app.command(name, help=help_text)(command)
 
 
+def curate(
+    recipe: RecipeArgument,
+    machine: MachineOption = None,
+    sets: SetOption = None,
+    runs: RunsOption = DEFAULT_RUNS,
+    redo: RedoOption = False,
+    offline: OfflineOption = False,
+    dry_run: Annotated[
+        int | None, typer.Option("--dry-run", min=1, help="Only show what would become of so many documents.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Clean, deduplicate and hold out documents.
+
+    Earlier stages that are not done are made first; with --dry-run nothing is written.
+    """
+    if dry_run is None:
+        run(recipe, machine, sets, runs, "ingest", "curate", redo, False, offline, as_json)
+        return
+    from deepen.workflow.preview import preview_curate
+
+    loaded = _load(recipe, machine, sets)
+    preview = preview_curate(loaded.recipe, _directory(recipe, runs, loaded), dry_run)
+    if as_json:
+        _print_json(vars(preview))
+    else:
+        print_preview(preview.counts, preview.examples)
+
+
 _STAGE_HELP = {
     "ingest": "Read files of any supported format into documents.",
-    "curate": "Clean, deduplicate and hold out documents.",
     "tokenize": "Turn documents into token shards.",
     "mix": "Pack shards into rows and write down the training order.",
     "baseline": "Score the untouched base on the held-out documents.",
@@ -256,6 +260,8 @@ _STAGE_HELP = {
 }
 for _name, _help in _STAGE_HELP.items():
     _stage_command(_name, f"{_help}\n\nEarlier stages that are not done are made first.")
+    if _name == "ingest":
+        app.command("curate")(curate)
 
 
 @app.command()
@@ -274,18 +280,13 @@ def demo(
 @app.command()
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show which stages of a run are done and what they were made from."""
-    from deepen.progress import readable
     from deepen.workflow.lineage import status as stage_status
 
     rows = stage_status(run)
     if as_json:
         _print_json([{**vars(row), "inputs": {k: v.fingerprint for k, v in row.inputs.items()}} for row in rows])
-        return
-    table = [
-        (r.name, r.state, r.fingerprint[:8], r.made_from, readable(r.num_bytes), r.detail or r.finished[:16])
-        for r in rows
-    ]
-    _print_table(str(run), "stage, state, identity, made from, bytes, when or where", table)
+    else:
+        print_status(run, rows)
 
 
 @app.command()
@@ -300,10 +301,7 @@ def account(run: RunArgument, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json({"balances": balances, "lines": [{**vars(line), "balances": line.balances} for line in lines]})
     else:
-        rows = [
-            (e.source, e.what, f"{e.left:,}", f"{e.right:,}", e.terms, "yes" if e.balances else "NO") for e in lines
-        ]
-        _print_table("token account", "source, what, left, right, which is, balances", rows)
+        print_account(lines)
     if not balances:
         hint = "`deepen verify` checks the files; then run again with --redo"
         raise DeepenError("the account does not balance", hint=hint)
@@ -331,7 +329,7 @@ def show(
     path: Annotated[Path, typer.Argument(help="Run, stage directory, or a .parquet, .json or .jsonl file.")],
     sample: Annotated[int, typer.Option("--sample", help="How many items to show.")] = 5,
     dropped: Annotated[
-        str | None, typer.Option("--dropped", help="Show documents dropped for this reason, or `all`.")
+        str | None, typer.Option("--dropped", help="Show drops of this reason or step, or `all`; copies in pairs.")
     ] = None,
     step: Annotated[int | None, typer.Option("--step", help="Show the batch of this optimizer step.")] = None,
     jsonl: Annotated[bool, typer.Option("--jsonl", "--json", help="Print one JSON object per line.")] = False,
@@ -341,7 +339,10 @@ def show(
     from deepen.workflow.show import show as records_of
 
     for record in records_of(path, ShowOptions(sample=sample, dropped=dropped, step=step)):
-        print(json.dumps(record, ensure_ascii=False, default=str, indent=None if jsonl else 1))
+        if "copy_of" in record and not jsonl:
+            print_pair(record)
+        else:
+            print(json.dumps(record, ensure_ascii=False, default=str, indent=None if jsonl else 1))
 
 
 @app.command()
@@ -358,7 +359,7 @@ def trace(
         _print_json([vars(visit) for visit in visits])
     else:
         rows = [(visit.step, visit.row, visit.source, visit.start, visit.tokens) for visit in visits]
-        _print_table(f"document {document}: {len(visits)} visits", "step, row, source, from token, tokens", rows)
+        print_table(f"document {document}: {len(visits)} visits", "step, row, source, from token, tokens", rows)
 
 
 @app.command()

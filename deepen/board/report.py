@@ -10,6 +10,8 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from deepen.board import charts
+from deepen.board.console import outcomes_of
+from deepen.board.masking import masked
 from deepen.board.page import Card, Section, fold, preformatted, render, table
 from deepen.errors import RunError
 from deepen.formats.atomic import write_bytes
@@ -20,6 +22,7 @@ from deepen.progress import readable
 from deepen.workflow.account import account
 from deepen.workflow.batches import open_order, shares_over_time
 from deepen.workflow.lineage import StageStatus, status
+from deepen.workflow.preview import examples
 from deepen.workflow.stages import finished_stages
 
 _MOST_STEPS = 200
@@ -187,10 +190,7 @@ def _mixture_section(run: Path, mix: Artifact) -> Section:
 
 
 def _funnel_section(stages: Mapping[str, Artifact]) -> Section:
-    flows = {
-        name: {"kept": s["documents_kept"], "held out": s["held_out"], **s["dropped"]}
-        for name, s in stages["curate"].counts["sources"].items()
-    }
+    flows = {name: outcomes_of(source) for name, source in stages["curate"].counts["sources"].items()}
     rows = [
         (
             name,
@@ -204,14 +204,20 @@ def _funnel_section(stages: Mapping[str, Artifact]) -> Section:
         for name, s in stages["ingest"].counts["sources"].items()
     ]
     columns = ("source", "role", "licence", "files", "documents", "bytes", "rejected")
-    drops = [
-        (name, reason, count)
-        for name, s in stages["curate"].counts["sources"].items()
-        for reason, count in sorted(s["dropped"].items(), key=lambda item: -item[1])
-    ]
-    every = fold("documents dropped, by reason", table(("source", "reason", "documents"), drops))
     lead = "From files to training documents; every drop has a reason."
-    return Section("Funnel", lead, table(columns, rows) + charts.funnel_chart(flows) + every)
+    body = table(columns, rows) + charts.funnel_chart(flows) + _drop_examples(stages["curate"])
+    return Section("Funnel", lead, body)
+
+
+def _drop_examples(curated: Artifact) -> str:
+    """One dropped document for each source and reason; addresses and telephone-like numbers are covered."""
+    counts = curated.counts["sources"]
+    rows = [
+        (e["source"], e["reason"], counts[e["source"]]["dropped"][e["reason"]], f"{e['value']:.4g}", masked(e["text"]))
+        for e in examples(curated)
+    ]
+    columns = ("source", "reason", "documents", "value", "how an example begins (e-mails and numbers covered)")
+    return fold(f"an example of each of {len(rows)} kinds of drops", table(columns, rows)) if rows else ""
 
 
 def _account_section(run: Path) -> Section:

@@ -8,8 +8,11 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, field_validator
 
 from deepen.curate.exact_duplicates import ExactDuplicates
+from deepen.curate.fineweb import FineWeb
+from deepen.curate.gopher_quality import GopherQuality
 from deepen.curate.gopher_repetition import GopherRepetition
 from deepen.curate.length import LengthStep
+from deepen.curate.near_duplicates import NearDuplicates
 from deepen.curate.normalize import Normalize
 from deepen.curate.step import CorpusStep, CurateStep, DocumentStep
 from deepen.errors import Problem
@@ -19,8 +22,11 @@ from deepen.settings import Count, Many, Settings, Share
 STEPS: dict[str, type[Plug]] = {
     "normalize": Normalize,
     "length": LengthStep,
+    "gopher_quality": GopherQuality,
     "gopher_repetition": GopherRepetition,
+    "fineweb": FineWeb,
     "exact_duplicates": ExactDuplicates,
+    "near_duplicates": NearDuplicates,
 }
 
 
@@ -51,7 +57,7 @@ class CurateConfig(Settings):
         ExactDuplicates(),
     )
     """Steps on documents run in the order given; then documents are held out; then steps on the corpus
-    (``exact_duplicates``) run in the order given."""
+    (``exact_duplicates``, ``near_duplicates``) run in the order given."""
     held_out: HeldOutConfig = HeldOutConfig()
     """The split for measuring."""
 

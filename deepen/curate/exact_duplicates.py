@@ -20,5 +20,8 @@ class ExactDuplicates(CorpusStep):
     def apply(self, corpus: Corpus, alive: npt.NDArray[np.bool_]) -> Drops:
         """The later copies; the value is the similarity, 1."""
         order = corpus.by_content(np.flatnonzero(alive))
-        copies = np.sort(order[corpus.repeats(order)])
-        return Drops("exact_duplicate", copies, np.ones(len(copies)))
+        repeats = corpus.repeats(order)
+        first_of_each = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(order))))
+        copies, kept = order[repeats], order[first_of_each[repeats]]
+        in_order = np.argsort(copies)
+        return Drops("exact_duplicate", copies[in_order], np.ones(len(copies)), kept[in_order])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,10 +11,15 @@ from deepen.curate.step import DocumentStep, Drop
 from deepen.formats.documents import Document
 from deepen.settings import Many, Share
 
+if TYPE_CHECKING:
+    from deepen.curate.text_facts import Lines, Words
+
 
 class GopherRepetition(DocumentStep):
     """Drop text that mostly repeats itself: lists of links, logs, spam. Made for prose; leave it out for code, tables
     and poems, and look at the removal counts of every new corpus."""
+
+    version: ClassVar[int] = 2
 
     use: Literal["gopher_repetition"] = "gopher_repetition"
     max_duplicate_lines: Share = 0.30
@@ -31,12 +36,26 @@ class GopherRepetition(DocumentStep):
         0.15, 0.14, 0.13, 0.12, 0.11, 0.10,
     )  # fmt: skip
     """Share of characters in 5- to 10-grams of words that occurred before; no character counts twice."""
+    as_datatrove: bool = False
+    """Count exactly as datatrove: lines of white space only are lines too (so text with spaced-out lines is dropped for
+    repeating them), and the most frequent n-gram counts even if it occurs once (so some short texts are)."""
 
     def apply(self, document: Document) -> Document | Drop:
         """The document with all thirteen shares among its scores, or the first rule that it breaks."""
-        from deepen.curate.repetition_kernel import QUANTITIES, measure  # loads numba
+        from deepen.curate.text_facts import lines_of, words_of  # loads numba
 
-        shares = measure(document.text).tolist()
+        scores = dict(document.scores)
+        for name, share, broken in self.judge(words_of(document.text), lines_of(document.text)):
+            if broken:
+                return Drop(name, share)
+            scores[f"gopher_repetition.{name}"] = share
+        return replace(document, scores=scores)
+
+    def judge(self, words: Words, lines: Lines) -> list[tuple[str, float, bool]]:
+        """Every rule on any splitting into words: its name, the share, whether the rule is broken."""
+        from deepen.curate.repetition_kernel import QUANTITIES, measure_words
+
+        shares = measure_words(words, lines, as_datatrove=self.as_datatrove).tolist()
         limits = (
             self.max_duplicate_lines,
             self.max_duplicate_line_characters,
@@ -45,9 +64,5 @@ class GopherRepetition(DocumentStep):
             *self.max_top_n_gram_characters,
             *self.max_duplicate_n_gram_characters,
         )
-        scores = dict(document.scores)
-        for name, share, limit in zip(QUANTITIES, shares, limits, strict=True):
-            if share > limit:
-                return Drop(name, share)
-            scores[f"gopher_repetition.{name}"] = share
-        return replace(document, scores=scores)
+        rules = zip(QUANTITIES, shares, limits, strict=True)
+        return [(name, share, share > limit) for name, share, limit in rules]

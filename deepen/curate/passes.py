@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from deepen.curate.corpus import INDEX, PartFiles, save_array
+from deepen.curate.corpus import PartFiles
+from deepen.curate.signatures import Signer
 from deepen.curate.step import DocumentStep, Drop
 from deepen.formats.atomic import FileEntry, HashingWriter, writing
+from deepen.formats.document_ids import DocumentIds
 from deepen.formats.documents import (
     SCHEMA,
     Document,
@@ -37,16 +39,17 @@ DROPPED_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
         pa.field("value", pa.float64(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
     ]
 )
 SHOWN_CHARACTERS = 200
 """How much of a dropped document's text is kept to look at."""
-DECISION = np.dtype([("code", "u1"), ("value", "<f8")])
-"""0: kept; 1: held out; more: dropped for ``SecondPart.reasons[code - 2]`` with ``value``."""
+DECISION = np.dtype([("code", "u1"), ("value", "<f8"), ("kept_id", "<u8", (2,))])
+"""0: kept; 1: held out; more: dropped for ``SecondPart.reasons[code - 2]`` with ``value``; the id of the document that
+stays in its place, if there is one (else zeros)."""
 KEPT, HELD_OUT, FIRST_REASON = 0, 1, 2
 
-_BATCH_CHARACTERS = 4_000_000
 _ROWS_PER_GROUP = 1_000
 
 
@@ -78,12 +81,11 @@ def first_pass(part: FirstPart) -> dict[str, Any]:
     files = PartFiles(Path(part.partial), part.name)
     count = _Incoming()
     with ExitStack() as stack:
-        signer = _Signer(stack.enter_context(writing(files.shingles)))
+        signer = Signer(stack.enter_context(writing(files.shingles)))
         drops = stack.enter_context(writing(files.dropped))
         kept = signer.signing(_kept(part, count, drops))
         write_documents(files.documents, kept, files.partial)
-    save_array(files.bands, signer.bands())
-    save_array(files.index, signer.index())
+    signer.save(files)
     return {
         "documents_in": count.documents,
         "bytes_in": count.num_bytes,
@@ -127,53 +129,9 @@ def _drop_row(document: Document, drop: Drop) -> dict[str, Any]:
         "source": document.source,
         "reason": drop.reason,
         "value": float(drop.value),
+        "detail": drop.detail,
         "text": document.text[:SHOWN_CHARACTERS],
     }
-
-
-class _Signer:
-    """Signatures of the documents that pass through, taken in batches."""
-
-    def __init__(self, shingles: HashingWriter) -> None:
-        self._shingles = shingles
-        self._bands: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
-        self._index: list[np.ndarray[Any, np.dtype[np.void]]] = []
-
-    def signing(self, documents: Iterable[Document]) -> Iterator[Document]:
-        batch: list[Document] = []
-        num_characters = 0
-        for document in documents:
-            batch.append(document)
-            num_characters += len(document.text)
-            if num_characters >= _BATCH_CHARACTERS:
-                self._sign(batch)
-                yield from batch
-                batch, num_characters = [], 0
-        self._sign(batch)
-        yield from batch
-
-    def _sign(self, batch: list[Document]) -> None:
-        from deepen.curate.shingles import sign  # loads numba
-
-        if not batch:
-            return
-        signatures = sign([document.text for document in batch])
-        index = np.empty(len(batch), dtype=INDEX)
-        index["hash_high"] = [int(document.content_hash[:16], 16) for document in batch]
-        index["hash_low"] = [int(document.content_hash[16:], 16) for document in batch]
-        index["num_bytes"] = [len(document.text.encode()) for document in batch]
-        index["num_shingles"] = signatures.sizes
-        self._index.append(index)
-        self._bands.append(signatures.bands)
-        self._shingles.write(signatures.shingles)
-
-    def bands(self) -> np.ndarray[Any, np.dtype[np.uint64]]:
-        from deepen.curate.shingles import NUM_BANDS
-
-        return np.concatenate([np.empty((NUM_BANDS, 0), dtype=np.uint64), *self._bands], axis=1)
-
-    def index(self) -> np.ndarray[Any, np.dtype[np.void]]:
-        return np.concatenate([np.empty(0, dtype=INDEX), *self._index])
 
 
 def second_pass(part: SecondPart) -> dict[str, Any]:
@@ -251,6 +209,11 @@ def _decided(
         "source": part["source"],
         "reason": pa.array([reasons[code - FIRST_REASON] for code in decisions["code"][chosen].tolist()]),
         "value": pa.array(decisions["value"][chosen].astype(np.float64)),
+        "detail": pa.array(_names(decisions["kept_id"][chosen]), pa.string()),
         "text": pa.array([text[:SHOWN_CHARACTERS] for text in part["text"].to_pylist()], pa.string()),
     }
     return pa.table(columns, schema=DROPPED_SCHEMA)
+
+
+def _names(kept_ids: np.ndarray[Any, Any]) -> list[str]:
+    return [name if name.strip("0") else "" for name in DocumentIds(kept_ids)]

@@ -1,9 +1,9 @@
-"""How much of a text repeats itself: the thirteen quantities of the Gopher repetition rules in a few compiled passes.
+"""How much of a text repeats itself: the thirteen quantities of the Gopher repetition rules.
 
 Lines, paragraphs and n-grams are compared by 64-bit hashes in open-addressing tables; texts are never sliced. Counting
-follows the reference implementation (datatrove), with these definitions pinned by tests: a word is a run without white
-space, or one character in scripts without spaces; lines without any visible character are not counted; lengths are in
-characters; the most frequent n-gram counts only if it occurs twice.
+follows the reference implementation (datatrove); that the most frequent n-gram counts only if it occurs twice is ours.
+An n-gram can only be repeated where the (n-1)-gram it begins with is, so each length looks at the few places that the
+one before it left: nine lengths cost little more than one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, is_space, is_unspaced, mix
+from deepen.curate.lines_kernel import VISIBLE, join_paragraphs
+from deepen.curate.text_facts import Lines, Words, lines_of, words_of
+from deepen.curate.text_kernels import absorb, mix
+from deepen.curate.words_kernel import ALONE
 
 TOP_N_GRAMS = (2, 3, 4)
 DUPLICATE_N_GRAMS = (5, 6, 7, 8, 9, 10)
@@ -31,90 +34,52 @@ _ZERO, _ONE = np.uint64(0), np.uint64(1)
 
 def measure(text: str) -> npt.NDArray[np.float64]:
     """The thirteen shares (float64 [13], between 0 and 1) of a text."""
-    return np.asarray(_measure(np.frombuffer(text.encode(), dtype=np.uint8)))
+    return measure_words(words_of(text), lines_of(text))
 
 
-@njit(cache=True)
-def _measure(text):  # type: ignore[no-untyped-def]
+def measure_words(words: Words, lines: Lines, *, as_datatrove: bool = False) -> npt.NDArray[np.float64]:
+    """The thirteen shares for any splitting into words; ``as_datatrove``: blank lines count as lines, and the most
+    frequent n-gram counts even if it occurs once."""
     shares = np.zeros(13, dtype=np.float64)
-    size = len(text)
-    if size == 0:
-        return shares
-    hashes, lengths = np.empty(size // 2 + 1, dtype=np.uint64), np.empty(size // 2 + 1, dtype=np.int64)
-    gaps = np.zeros(size // 2 + 1, dtype=np.int64)
-    num_lines, num_characters = _pieces(text, 1, hashes, lengths)
-    repeated, characters = _duplicates(hashes[:num_lines], lengths)
-    shares[0], shares[1] = repeated / max(1, num_lines), characters / num_characters
-    num_paragraphs, _ = _pieces(text, 2, hashes, lengths)
-    repeated, characters = _duplicates(hashes[:num_paragraphs], lengths)
-    shares[2], shares[3] = repeated / max(1, num_paragraphs), characters / num_characters
-    num_words = _words(text, hashes, lengths, gaps)
-    _n_grams(hashes[:num_words], lengths, gaps, num_characters, shares)
+    if lines.num_characters:
+        table = (lines.hashes, lines.lengths, lines.flags, lines.breaks)
+        _line_shares(*table, lines.num_characters, lines.num_open_ends if as_datatrove else -1, shares)
+        _n_grams(words.hashes, words.lengths, words.flags, lines.num_characters, as_datatrove, shares)
     return shares
 
 
 @njit(cache=True)
-def _pieces(text, num_newlines, hashes, lengths):  # type: ignore[no-untyped-def]
-    """Hashes and lengths of what at least ``num_newlines`` newlines separate; their number, and all characters."""
-    count, characters, position = 0, 0, 0
-    state, length, newlines, visible = HASH_SEED, 0, 0, False
-    size = len(text)
-    while position < size:
-        point, width = code_point(text, position)
-        position += width
-        characters += 1
-        if point == 0x0A:
-            newlines += 1
-            continue
-        if newlines >= num_newlines:
-            if visible:
-                hashes[count], lengths[count] = mix(state), length
-                count += 1
-            state, length, visible = HASH_SEED, 0, False
-        elif newlines and length:
-            for _ in range(newlines):
-                state = absorb(state, np.uint64(0x0A))
-            length += newlines
-        newlines = 0
-        visible = visible or not is_space(point)
-        state = absorb(state, np.uint64(point))
-        length += 1
-    if visible:
-        hashes[count], lengths[count] = mix(state), length
-        count += 1
-    return count, characters
+def duplicate_lines(hashes, lengths, flags, needed):  # type: ignore[no-untyped-def]
+    """How many lines have the flags ``needed``, how many of those occurred before, and the characters in the latter."""
+    chosen, num_chosen = np.empty(len(hashes), dtype=np.uint64), 0
+    sizes = np.empty(len(hashes), dtype=np.int64)
+    for number in range(len(hashes)):
+        if flags[number] & needed == needed:
+            chosen[num_chosen], sizes[num_chosen] = hashes[number], lengths[number]
+            num_chosen += 1
+    repeated, characters = _duplicates(chosen[:num_chosen], sizes)
+    return num_chosen, repeated, characters
 
 
 @njit(cache=True)
-def _words(text, hashes, lengths, gaps):  # type: ignore[no-untyped-def]
-    """Hashes and lengths of the words; ``gaps`` is 1 where white space follows the word. Returns their number."""
-    count, position = 0, 0
-    state, length = HASH_SEED, 0
-    size = len(text)
-    while position < size:
-        point, width = code_point(text, position)
-        position += width
-        space = is_space(point)
-        alone = is_unspaced(point)
-        if (space or alone) and length:
-            hashes[count], lengths[count], gaps[count] = mix(state), length, 0
-            count += 1
-            state, length = HASH_SEED, 0
-        if space and count:
-            gaps[count - 1] = 1
-        elif alone:
-            hashes[count], lengths[count], gaps[count] = mix(absorb(HASH_SEED, np.uint64(point))), 1, 0
-            count += 1
-        elif not space:
-            state = absorb(state, np.uint64(point))
-            length += 1
-    if length:
-        hashes[count], lengths[count], gaps[count] = mix(state), length, 0
-        count += 1
-    return count
+def _line_shares(hashes, lengths, flags, breaks, num_characters, num_open_ends, shares):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    """Shares of lines and paragraphs that occurred before, and of the characters in them, into ``shares[:4]``.
+
+    ``num_open_ends`` (0 to 2; -1: blank lines do not count): how many ends of the text are line feeds, beyond each of
+    which the reference implementation sees one more, empty, line.
+    """
+    needed = VISIBLE if num_open_ends < 0 else 0
+    num_lines, repeated, characters = duplicate_lines(hashes, lengths, flags, needed)
+    if num_open_ends > 0:
+        num_lines, repeated = num_lines + num_open_ends, repeated + (num_open_ends - 1)
+    shares[0], shares[1] = repeated / max(1, num_lines), characters / num_characters
+    chosen, sizes = np.empty(len(hashes), dtype=np.uint64), np.empty(len(hashes), dtype=np.int64)
+    num_paragraphs = join_paragraphs(hashes, lengths, flags, breaks, needed, chosen, sizes)
+    repeated, characters = _duplicates(chosen[:num_paragraphs], sizes)
+    shares[2], shares[3] = repeated / max(1, num_paragraphs), characters / num_characters
 
 
-@njit(cache=True, inline="always")
+@njit(cache=True)
 def _slot(table, key):  # type: ignore[no-untyped-def]
     """Where ``key`` is, or belongs, in a table whose size is a power of two."""
     mask = np.uint64(len(table) - 1)
@@ -148,59 +113,99 @@ def _duplicates(hashes, lengths):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _n_grams(words, lengths, gaps, num_characters, shares):  # type: ignore[no-untyped-def]
+def _n_grams(words, lengths, flags, num_characters, as_datatrove, shares):  # type: ignore[no-untyped-def]
     """Shares of the most frequent 2- to 4-gram and of repeated 5- to 10-grams, into ``shares[4:]``."""
     num_words = len(words)
+    places = np.arange(num_words).astype(np.int32)  # where an n-gram might begin that occurs twice
+    grams = words.copy()  # hash of the n-gram at each of those places
+    slots = np.empty(num_words, dtype=np.int32)
     table = np.empty(_table_size(num_words), dtype=np.uint64)
     counts = np.empty(len(table), dtype=np.int32)
-    grams = words.copy()  # grams[i] grows from the 1-gram at word i to the n-gram
-    letters, spans = np.zeros(num_words + 1, dtype=np.int64), np.zeros(num_words + 1, dtype=np.int64)
-    for number in range(num_words):
-        letters[number + 1] = letters[number] + lengths[number]
-        spans[number + 1] = spans[number] + lengths[number] + gaps[number]
+    count = num_words
     for n in range(2, 11):
         if num_words < n:
             break
-        last = num_words - n + 1
-        for number in range(last):
-            grams[number] = absorb(grams[number], words[number + n - 1])
-        table[:] = _ZERO
+        count = _grown(places[:count], grams, words, n)
+        used = _table_size(count)
+        _count_grams(grams[:count], table[:used], counts[:used], slots)
         if n <= 4:
-            first, count = _top(grams[:last], table, counts)
-            span = spans[first + n] - spans[first] - gaps[first + n - 1]
-            shares[2 + n] = min(1.0, count * span / num_characters) if count > 1 else 0.0
+            place, most = _top(places[:count], counts, slots)
+            if most > 1 or as_datatrove:
+                span = _length(lengths, flags, place, n)
+                shares[2 + n] = min(1.0, most * span / num_characters)
         else:
-            shares[2 + n] = _repeated(grams[:last], n, letters, table) / num_characters
+            shares[2 + n] = _repeated(places[:count], n, lengths, counts, slots) / num_characters
+        count = _kept(places[:count], grams, counts, slots)
 
 
 @njit(cache=True)
-def _top(grams, table, counts):  # type: ignore[no-untyped-def]
-    """Position of the first n-gram among the most frequent ones, and how often it occurs (overlaps count)."""
+def _grown(places, grams, words, n):  # type: ignore[no-untyped-def]
+    """Turn the (n-1)-grams into n-grams, in place; returns how many do not reach beyond the text."""
+    count = 0
+    for number in range(len(places)):
+        place = places[number]
+        if place + n <= len(words):
+            places[count], grams[count] = place, absorb(grams[number], words[place + n - 1])
+            count += 1
+    return count
+
+
+@njit(cache=True)
+def _count_grams(grams, table, counts, slots):  # type: ignore[no-untyped-def]
+    table[:] = _ZERO
     counts[:] = 0
-    most = 0
-    for gram in grams:
-        key = mix(gram) | _ONE
+    for number in range(len(grams)):
+        key = mix(grams[number]) | _ONE
         slot = _slot(table, key)
         table[slot] = key
         counts[slot] += 1
-        most = max(most, counts[slot])
-    for number in range(len(grams)):
-        if counts[_slot(table, mix(grams[number]) | _ONE)] == most:
-            return number, most
-    return 0, 0
+        slots[number] = slot
 
 
 @njit(cache=True)
-def _repeated(grams, n, letters, table):  # type: ignore[no-untyped-def]
+def _top(places, counts, slots):  # type: ignore[no-untyped-def]
+    """Where the first of the most frequent n-grams is, and how often it occurs (overlaps count)."""
+    most, best = 1, 0
+    for number in range(len(places)):
+        if counts[slots[number]] > most:
+            most, best = counts[slots[number]], places[number]
+    return best, most
+
+
+@njit(cache=True)
+def _length(lengths, flags, place, n):  # type: ignore[no-untyped-def]
+    """Characters of an n-gram with a space between its words, except within scripts without spaces."""
+    total = 0
+    for number in range(place, place + n):
+        total += lengths[number]
+        if number > place and not (flags[number] & flags[number - 1] & ALONE):
+            total += 1
+    return total
+
+
+@njit(cache=True)
+def _repeated(places, n, lengths, counts, slots):  # type: ignore[no-untyped-def]
     """Letters in n-grams that occurred before: after a repeat counting goes on n words later, so none counts twice."""
-    characters, number = 0, 0
-    while number < len(grams):
-        key = mix(grams[number]) | _ONE
-        slot = _slot(table, key)
-        if table[slot] == key:
-            characters += letters[number + n] - letters[number]
-            number += n
+    characters, next_place = 0, 0
+    for number in range(len(places)):
+        place, slot = places[number], slots[number]
+        if place < next_place:
+            continue
+        if counts[slot] < 0:
+            for word in range(place, place + n):
+                characters += lengths[word]
+            next_place = place + n
         else:
-            table[slot] = key
-            number += 1
+            counts[slot] = -counts[slot]
     return characters
+
+
+@njit(cache=True)
+def _kept(places, grams, counts, slots):  # type: ignore[no-untyped-def]
+    """Keep the places whose n-gram occurs more than once; returns their number."""
+    count = 0
+    for number in range(len(places)):
+        if abs(counts[slots[number]]) > 1:
+            places[count], grams[count] = places[number], grams[number]
+            count += 1
+    return count

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from deepen.curate.config import CurateConfig
@@ -21,11 +22,11 @@ from deepen.curate.corpus import PartFiles
 from deepen.curate.passes import FirstPart, SecondPart, first_pass, second_pass
 from deepen.curate.summary import check_counts, print_summary
 from deepen.engine.map_parts import clear_ledger, map_parts
-from deepen.formats.atomic import FileEntry
+from deepen.formats.atomic import FileEntry, write_bytes
 from deepen.formats.documents import SCHEMA, document_files, num_documents_in, read_tables, write_tables
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 
-FORMAT = 1
+FORMAT = 2
 
 _PARTIAL, _LEDGER = "partial", "ledger"
 
@@ -40,8 +41,10 @@ class _Part:
     num_documents: int
 
 
-def curate(config: CurateConfig, job: StageJob) -> Manifest:
+def curate(config: CurateConfig, job: StageJob, *, preview: bool = False) -> Manifest:
     """Filter, deduplicate and split the documents of ``job.inputs["ingest"]`` into ``job.out``.
+
+    ``preview`` is for a look at a sample: a source may end up empty, and no summary is printed.
 
     Writes ``documents/{source}-{part}.parquet``, ``held_out/{source}.parquet`` and ``dropped/{source}-{part}.parquet``.
     Raises ``SourceError`` when nothing of a source is left, with its drops by reason.
@@ -58,7 +61,8 @@ def curate(config: CurateConfig, job: StageJob) -> Manifest:
     reasons = _decide(config, job, sources, parts)
     second = _run_second_pass(job, sources, parts, reasons)
     counts = {name: _count(name, source, parts, first, second) for name, source in sources.items()}
-    check_counts(counts)
+    if not preview:
+        check_counts(counts)
     entries = [FileEntry.model_validate(entry) for result in second for entry in result["files"]]
     entries += [_join_held_out(job, name, parts) for name in sources]
     clear_ledger(job.out / _LEDGER)
@@ -66,7 +70,8 @@ def curate(config: CurateConfig, job: StageJob) -> Manifest:
     manifest = finish_stage(
         job, stage="curate", format_number=FORMAT, config=config, files=entries, counts={"sources": counts}
     )
-    print_summary(counts)
+    if not preview:
+        print_summary(counts)
     return manifest
 
 
@@ -111,7 +116,31 @@ def _decide(
 
     numbers = {name: number for number, name in enumerate(sources)}
     files = [(numbers[part.source], PartFiles(job.out / _PARTIAL, part.name)) for part in parts]
-    return decide(config, {name: source["role"] for name, source in sources.items()}, files)
+    pair_files = _find_pairs(config, job, [own for _, own in files])
+    return decide(config, {name: source["role"] for name, source in sources.items()}, files, pair_files)
+
+
+def _find_pairs(config: CurateConfig, job: StageJob, files: Sequence[PartFiles]) -> list[Path]:
+    """Compare what MinHash says may be near-duplicates; returns the files of pairs."""
+    from deepen.curate.decisions import pair_range
+    from deepen.curate.pairs import PairPart, find_pairs, pair_parts
+
+    partial = job.out / _PARTIAL
+    names = write_bytes(partial / "parts.txt", "".join(f"{own.name}\n" for own in files).encode())
+    weakest, strongest = pair_range(config)
+    num_documents = sum(len(np.load(own.index, mmap_mode="r")) for own in files)
+    template = PairPart(str(partial), str(partial / names.path), 0, 0, 0, 1, weakest, strongest, job.fingerprint)
+    work = pair_parts(num_documents, template)
+    map_parts(
+        find_pairs,
+        work,
+        workers=job.workers,
+        ledger=job.out / _LEDGER / "pairs",
+        what="curate: near-duplicates",
+        unit="bands",
+        sizes=[(part.last_band - part.first_band) / part.num_slices for part in work],
+    )
+    return [part.path for part in work]
 
 
 def _join_held_out(job: StageJob, source: str, parts: Sequence[_Part]) -> FileEntry:

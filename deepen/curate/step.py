@@ -23,6 +23,8 @@ class Drop:
 
     reason: str
     value: float
+    detail: str = ""
+    """What the document was matched with or where, where that says more than the value."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Drops:
     reason: str
     documents: npt.NDArray[np.int64]
     values: npt.NDArray[np.float64]
+    kept: npt.NDArray[np.int64] | None = None
+    """For each the document that stays in its place, int64 [n]; its id becomes the drop's ``detail``."""
 
 
 class DocumentStep(Plug):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from deepen.errors import Problem
+from deepen.ingest.encodings import is_text_encoding
 from deepen.ingest.files import SUFFIXES, is_pattern, list_files
 from deepen.settings import Count, Many, Settings, Share
 
 Role = Literal["domain", "replay", "watch"]
-Format = Literal["auto", "text", "markdown", "jsonl", "csv", "parquet"]
+Format = Literal[
+    "auto", "text", "markdown", "rst", "html", "pdf", "docx", "pptx", "xlsx", "epub",
+    "csv", "json", "jsonl", "parquet", "arrow",
+]  # fmt: skip
 
 
 HUB = "hf://"
@@ -34,12 +39,26 @@ class Source(Settings):
     """``domain``: what the model shall learn. ``replay``: general text trained along against forgetting.
     ``watch``: curated and scored, never trained, so that it shows forgetting without bias."""
     path: Annotated[str, Field(min_length=1)]
-    """A file, a folder (with all its subfolders) or a glob such as ``data/**/*.jsonl``. Hidden files are left out."""
+    """A file, a folder (with all its subfolders) or a glob such as ``data/**/*.jsonl``. Hidden files are left out.
+    Addresses (``hf://OWNER/NAME/PATTERN``, ``s3://``, ``gs://``, ``https://``) are pinned and fetched first."""
     format: Format = "auto"
-    """How to read every file of the source; ``auto`` tells it from the suffix. ``.gz`` and ``.zst`` are unpacked."""
+    """How to read every file of the source; ``auto`` tells it from the suffix. Files packed with gzip, zstandard, bzip2
+    or xz are unpacked; the members of zip and tar archives are read like files, by this format or their own suffix."""
+    encoding: str = "auto"
+    """Encoding of text, html, csv and json files, for example ``windows-1251``; ``auto`` tells it from the bytes: mark,
+    UTF-8, declared charset, guess. What is not UTF-8 is noted with the document and counted."""
+    extractor: Literal["trafilatura", "resiliparse"] = "trafilatura"
+    """What takes the main text out of html pages: ``trafilatura`` leaves less of what stands around it, ``resiliparse``
+    is several times faster."""
+    passwords: Many[str] = ()
+    """Tried on pdf files and zip archives that are encrypted; ``$NAME`` is read from the environment, so that the
+    password is written down nowhere."""
     text: str | None = None
-    """Field that holds the text in jsonl, csv and parquet. Without it, the first of ``text``, ``content``, ``body``,
-    ``article``, ``document`` that the source's first records have; the choice is printed."""
+    """Field that holds the text in jsonl, json, csv, parquet and arrow. Without it, the first of ``text``, ``content``,
+    ``body``, ``article``, ``document`` that the source's first records have; the choice is printed."""
+    conversations: Literal["as_text"] | None = None
+    """``as_text``: the records are conversations or instructions (``messages``, ShareGPT, Alpaca, Colossal-LLaMA), and
+    all of their words are trained on, questions as well as answers. ``text`` is not used then."""
     category: str | FieldName | None = None
     """A label for every document, or ``{field: NAME}`` to take it from each record."""
     language: str | None = None
@@ -48,6 +67,23 @@ class Source(Settings):
     """Licence of the source, kept with every document and named in the model card."""
     limit: Annotated[Count, Field(gt=0)] | None = None
     """Keep only the first so many documents, in the order of the files. A limited source is read by one process."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_is_known(cls, name: str) -> str:
+        if name != "auto" and not is_text_encoding(name):
+            raise ValueError(f"no text encoding is called `{name}`")
+        return name
+
+
+class Extraction(Settings):
+    """What one file may cost when its text is extracted by a large library (html, pdf, office files, epub)."""
+
+    seconds: Annotated[float, Field(gt=0)] = 60.0
+    """CPU seconds for one file; more is the reject ``extraction_timeout``. Our choice: hundreds of pages of pdf take
+    one or two seconds."""
+    memory_MB: Annotated[int, Field(ge=100)] = 2000
+    """Memory for one file in MB (Linux only); more is the reject ``extraction_memory``. Our choice."""
 
 
 class IngestConfig(Settings):
@@ -58,6 +94,9 @@ class IngestConfig(Settings):
     max_rejected: Share = 0.05
     """Largest share of a source's records that may be unusable; above it the stage stops with a table of reasons.
     Our choice: a few broken records are normal in exports, one in twenty is a wrong setting or a damaged file."""
+    extraction: Extraction = Extraction()
+    """Limits for one file of the formats that need large libraries. They decide which files are read, so they are part
+    of the recipe."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> IngestConfig:
@@ -74,23 +113,25 @@ def problems(config: IngestConfig) -> list[Problem]:
 
 
 def problems_of(source: Source, index: int) -> list[Problem]:
-    """What the disk says against one source, the one at ``index`` of the list."""
+    """What the disk and the environment say against one source, the one at ``index`` of the list."""
+    found: list[Problem] = []
+    for name in (password[1:] for password in source.passwords if password.startswith("$")):
+        if name not in os.environ:
+            message = f"source `{source.name}`: the environment variable `{name}` is not set"
+            found.append(Problem(f"ingest.sources[{index}].passwords", message, f"export {name}=...", f"${name}"))
     problem = _problem(source)
-    if problem is None:
-        return []
-    message, remedy = problem
-    path = f"ingest.sources[{index}].path"
-    return [Problem(path=path, message=f"source `{source.name}`: {message}", remedy=remedy, value=source.path)]
+    if problem is not None:
+        message, remedy = problem
+        path = f"ingest.sources[{index}].path"
+        found.append(Problem(path, f"source `{source.name}`: {message}", remedy, source.path))
+    return found
 
 
 def _problem(source: Source) -> tuple[str, str] | None:
     if source.path.startswith(HUB):
         return None  # resolved to a local folder before anything is read
     if "://" in source.path:
-        return (
-            "remote paths cannot be read",
-            "download the files and give their folder, or use `hf://OWNER/NAME/PATTERN`",
-        )
+        return _address_problem(source.path)
     files = list_files(source.path, source.format)
     if not files and is_pattern(source.path):
         return "no file matches this glob", "`**` crosses folders, `*` does not; hidden files are left out"
@@ -98,5 +139,20 @@ def _problem(source: Source) -> tuple[str, str] | None:
         return "no such file, or an empty folder", "relative paths are looked up from the working directory"
     if all(file.format is None for file in files):
         suffixes = ", ".join(SUFFIXES)
-        return "no file has a known suffix", f"set `format`, or name files that end in {suffixes} (also .gz, .zst)"
+        return (
+            "no file has a known suffix",
+            f"set `format`, or name files that end in {suffixes} (also .gz, .bz2, .xz, .zst)",
+        )
+    return None
+
+
+def _address_problem(address: str) -> tuple[str, str] | None:
+    from fsspec.registry import get_filesystem_class
+
+    try:
+        get_filesystem_class(address.partition("://")[0])
+    except ImportError as error:
+        return f"the client of this store is not installed: {error}", "pip install 'deepen[remote]'"
+    except ValueError:
+        return "no store is known by this name", "s3://, gs://, https:// or `hf://OWNER/NAME/PATTERN`; or a local path"
     return None

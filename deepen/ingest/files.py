@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
 import xxhash
 
@@ -21,11 +22,27 @@ from deepen.formats.atomic import hash_file, write_json
 SUFFIXES = {
     ".txt": "text", ".text": "text",
     ".md": "markdown", ".markdown": "markdown",
+    ".rst": "rst",
+    ".html": "html", ".htm": "html", ".xhtml": "html",
+    ".pdf": "pdf",
+    ".docx": "docx", ".docm": "docx",
+    ".pptx": "pptx", ".pptm": "pptx",
+    ".xlsx": "xlsx", ".xlsm": "xlsx",
+    ".epub": "epub",
     ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".json": "json",
     ".csv": "csv", ".tsv": "csv",
     ".parquet": "parquet", ".pq": "parquet",
+    ".arrow": "arrow", ".feather": "arrow",
+    ".warc": "warc", ".wet": "warc",
+    ".zip": "zip",
+    ".tar": "tar", ".tgz": "tar", ".tbz2": "tar", ".txz": "tar",
 }  # fmt: skip
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+TABLES = ("jsonl", "json", "csv", "parquet", "arrow")
+"""Formats whose records have named fields, one of which is the text."""
+CONTAINERS = ("zip", "tar", "warc")
+"""Formats that hold files of other formats; a source's ``format`` is that of the files inside."""
 _SETTLED_SECONDS = 2.0
 """A file changed less than this before it was hashed could change again without a new time stamp: not cached."""
 
@@ -38,6 +55,10 @@ class InputFile:
     location: str
     format: str | None
     num_bytes: int
+
+    def open(self) -> BinaryIO:
+        """Its bytes as they are on the disk."""
+        return Path(self.path).open("rb")
 
 
 def list_files(path: str, file_format: str = "auto") -> list[InputFile]:
@@ -71,12 +92,19 @@ def format_of(name: str) -> str | None:
     return SUFFIXES.get(pure.suffix)
 
 
+def reading_format(name: str, file_format: str) -> str | None:
+    """The format in which a file is read: ``file_format``, unless it is "auto" or the file is a container of files."""
+    told = format_of(name)
+    return told if file_format == "auto" or told in CONTAINERS else file_format
+
+
 def _input_file(root: str, name: str, file_format: str) -> InputFile:
     path = Path(root, name)
     # A file name is bytes; what is not UTF-8 in it must still give a location that can be written down.
     location = os.fsencode(PurePath(name).as_posix()).decode("utf-8", "backslashreplace")
-    known = format_of(name) if file_format == "auto" else file_format
-    return InputFile(str(path), location, known, path.stat().st_size if path.exists() else 0)
+    return InputFile(
+        str(path), location, reading_format(name, file_format), path.stat().st_size if path.exists() else 0
+    )
 
 
 def _is_readable_kind(path: Path) -> bool:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import csv
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
-from deepen.ingest.files import InputFile
-from deepen.ingest.records import FAULTS, Record, Reject, brief, decode, lines_of, open_stream, stream_reject
+from deepen.ingest.encodings import UTF_8, as_utf_8
+from deepen.ingest.reading import Reading
+from deepen.ingest.records import Record, Reject, brief, decode, lines_of
+from deepen.ingest.streams import FAULTS, Input, open_stream, stream_reject
 
 _DELIMITERS = ",;\t|"
 _MAX_RECORD_CHARACTERS = 64 << 20
@@ -22,14 +25,19 @@ _MAX_OPEN_QUOTES = 100
 """Each open quote costs reading ahead to the limit above; a file with more of them is not quoted as CSV is."""
 
 
-def read_csv(file: InputFile, fields: Sequence[str] | None = None) -> Iterator[Record | Reject]:
+def read_csv(file: Input, reading: Reading) -> Iterator[Record | Reject]:
     """One record per row after the header; a damaged row costs that row only."""
     csv.field_size_limit(sys.maxsize)  # the default, 128 kB, is shorter than many a document
     lines: _Lines | None = None
     try:
-        with open_stream(file.path) as stream:
+        with open_stream(file) as packed:
+            stream, encoding = as_utf_8(packed, reading.encoding)
             lines = _Lines(stream)
-            yield from _rows(lines, file, fields)
+            for found in _rows(lines, file, reading):
+                if isinstance(found, Record) and encoding != UTF_8:
+                    yield replace(found, meta={"encoding": encoding})
+                else:
+                    yield found
     except FAULTS as error:
         yield stream_reject(f"{file.location}:{lines.number + 1 if lines else 1}", error)
 
@@ -84,7 +92,7 @@ class _Lines:
         self.number -= len(self._record) - 1
 
 
-def _rows(lines: _Lines, file: InputFile, fields: Sequence[str] | None) -> Iterator[Record | Reject]:
+def _rows(lines: _Lines, file: Input, reading: Reading) -> Iterator[Record | Reject]:
     reader = csv.reader(lines, delimiter=_delimiter(file, lines.peek()), strict=True)
     header: list[str] | None = None
     open_quotes = 0
@@ -105,14 +113,14 @@ def _rows(lines: _Lines, file: InputFile, fields: Sequence[str] | None) -> Itera
         elif row and header is None:
             header = row
         elif row and header is not None:
-            yield _record(location, header, row, fields)
+            yield _record(location, header, row, reading)
 
 
-def _record(location: str, header: list[str], row: list[str], fields: Sequence[str] | None) -> Record | Reject:
+def _record(location: str, header: list[str], row: list[str], reading: Reading) -> Record | Reject:
     if len(row) != len(header):
         return Reject(location, "ragged_row", f"{len(row)} fields, the header has {len(header)}")
     values = dict(zip(reversed(header), reversed(row), strict=True))  # of equal names the first counts
-    for name in values if fields is None else fields:
+    for name in values if reading.fields is None else reading.fields:
         data = values.get(name, "").encode("utf-8", "surrogateescape")
         text = decode(data, location)
         if isinstance(text, Reject):
@@ -120,6 +128,6 @@ def _record(location: str, header: list[str], row: list[str], fields: Sequence[s
     return Record(location, values)
 
 
-def _delimiter(file: InputFile, header: str) -> str:
+def _delimiter(file: Input, header: str) -> str:
     names = file.location.lower().split("/")[-1].split(".")
     return "\t" if "tsv" in names[1:] else max(_DELIMITERS, key=header.count)

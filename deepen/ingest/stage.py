@@ -7,6 +7,7 @@ Each part writes one document file and its rejects; a part that is finished is n
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,14 +22,16 @@ from deepen.formats.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.documents import Document, content_hash, document_id, write_documents
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import read_records, write_records
-from deepen.ingest.config import FieldName, IngestConfig, Source
-from deepen.ingest.files import InputFile, fingerprint_files, list_files
+from deepen.ingest.config import Extraction, FieldName, IngestConfig, Source
+from deepen.ingest.conversations import FIELDS, conversation_text, looks_like_conversation
+from deepen.ingest.files import CONTAINERS, TABLES, InputFile, fingerprint_files, list_files
 from deepen.ingest.readers import READERS
+from deepen.ingest.reading import Reading
 from deepen.ingest.records import Record, Reject
 from deepen.ingest.summary import check_counts, print_summary
 from deepen.progress import say
 
-FORMAT = 1
+FORMAT = 2
 
 _PART_BYTES = 64 << 20
 _GUESSES = ("text", "content", "body", "article", "document")
@@ -44,6 +47,7 @@ class Part:
     number: int
     files: tuple[InputFile, ...]
     text_field: str
+    extraction: Extraction
     out: str
     fingerprint: str
 
@@ -65,7 +69,7 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
     """
     begin_stage(job, stage="ingest", format_number=FORMAT, config=config)
     files = {source.name: list_files(source.path, source.format) for source in config.sources}
-    parts = [part for source in config.sources for part in _parts(source, files[source.name], job)]
+    parts = [part for source in config.sources for part in _parts(source, files[source.name], config.extraction, job)]
     results = map_parts(
         read_part,
         parts,
@@ -88,7 +92,7 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
     return manifest
 
 
-def _parts(source: Source, files: Sequence[InputFile], job: StageJob) -> list[Part]:
+def _parts(source: Source, files: Sequence[InputFile], extraction: Extraction, job: StageJob) -> list[Part]:
     """Files in groups of about 64 MB; a limited source is one part, because the limit counts through all its files."""
     text_field = _text_field(source, files)
     groups: list[list[InputFile]] = []
@@ -100,20 +104,28 @@ def _parts(source: Source, files: Sequence[InputFile], job: StageJob) -> list[Pa
         groups[-1].append(file)
         num_bytes += file.num_bytes
     return [
-        Part(source, number, tuple(group), text_field, str(job.out), job.fingerprint)
+        Part(source, number, tuple(group), text_field, extraction, str(job.out), job.fingerprint)
         for number, group in enumerate(groups)
     ]
 
 
 def _text_field(source: Source, files: Sequence[InputFile]) -> str:
     """The field that holds the text: as set, or the first likely one in the source's first records."""
-    tables = [file for file in files if file.format in ("jsonl", "csv", "parquet")]
-    if source.text is not None or not tables:
+    tables = [file for file in files if file.format in (*TABLES, *CONTAINERS)]
+    if source.text is not None or source.conversations is not None or not tables:
         return source.text or "text"
     seen: Counter[str] = Counter()
-    records = (found for file in tables for found in READERS[str(file.format)](file, None) if isinstance(found, Record))
+    hint = "set `text: FIELD` for this source"
+    reading = _reading(source, Extraction(), tables_only=True)
+    every = (found for file in tables for found in READERS[str(file.format)](file, reading))
+    records = (found for found in every if isinstance(found, Record))
     for record in islice(records, _GUESS_RECORDS):
         seen.update(record.values.keys())
+        if looks_like_conversation(record.values):
+            hint = (
+                "these look like conversations: set `conversations: as_text` to train on all of their words"
+                " (training on the answers alone is not supported)"
+            )
         for name in _GUESSES:
             if isinstance(record.values.get(name), str):
                 say(f"ingest: source `{source.name}` has its text in the field `{name}` (set `text` to change this)")
@@ -123,14 +135,14 @@ def _text_field(source: Source, files: Sequence[InputFile]) -> str:
     names = ", ".join(f"`{name}`" for name, _ in seen.most_common(12))
     raise SourceError(
         f"source `{source.name}`: cannot tell which field holds the text; its records have {names}",
-        hint="set `text: FIELD` for this source",
+        hint=hint,
     )
 
 
 def read_part(part: Part) -> dict[str, Any]:
     """Read one part: write its documents and rejects, and return its counts."""
     out = Path(part.out)
-    counts: dict[str, Any] = {"bytes": 0, "rejected": Counter()}
+    counts: dict[str, Any] = {"bytes": 0, "rejected": Counter(), "encodings": Counter()}
     with writing(out / _PARTIAL / f"{part.name}.jsonl") as rejects:
         documents = islice(_documents(part, counts, rejects), part.source.limit)
         entry, num_documents = write_documents(out / "documents" / f"{part.name}.parquet", documents, out)
@@ -140,12 +152,14 @@ def read_part(part: Part) -> dict[str, Any]:
 def _documents(part: Part, counts: dict[str, Any], rejects: HashingWriter) -> Iterator[Document]:
     for file in part.files:
         for found in _found_in(file, part):
-            made = found if isinstance(found, Reject) else _document(found, file, part)
+            made = found if isinstance(found, Reject) else _document(found, part)
             if isinstance(made, Reject):
                 counts["rejected"][made.reason] += made.num_records
                 rejects.write(_line(part.source.name, made))
             else:
                 counts["bytes"] += len(made.text.encode())
+                if "encoding" in made.meta:
+                    counts["encodings"][made.meta["encoding"]] += 1
                 yield made
 
 
@@ -155,27 +169,37 @@ def _found_in(file: InputFile, part: Part) -> Iterator[Record | Reject]:
             [Reject(file.location, "unsupported_file", "no reader for this suffix; set `format` or use a glob")]
         )
     category = part.source.category
-    fields = [part.text_field, "id", *([category.field] if isinstance(category, FieldName) else [])]
-    return READERS[file.format](file, list(dict.fromkeys(fields)))
+    texts = [part.text_field] if part.source.conversations is None else FIELDS
+    fields = [*texts, "id", *([category.field] if isinstance(category, FieldName) else [])]
+    return READERS[file.format](file, _reading(part.source, part.extraction, fields=tuple(dict.fromkeys(fields))))
 
 
-def _document(record: Record, file: InputFile, part: Part) -> Document | Reject:
+def _reading(
+    source: Source, extraction: Extraction, *, fields: tuple[str, ...] | None = None, tables_only: bool = False
+) -> Reading:
+    return Reading(
+        fields=fields,
+        format=source.format,
+        encoding=source.encoding,
+        extractor=source.extractor,
+        passwords=tuple(os.environ.get(word[1:], "") if word.startswith("$") else word for word in source.passwords),
+        limits=extraction,
+        tables_only=tables_only,
+    )
+
+
+def _document(record: Record, part: Part) -> Document | Reject:
     source, location = part.source, record.location
-    field = "text" if file.format in ("text", "markdown") else part.text_field
-    if field not in record.values:
-        return Reject(location, "no_text_field", f"no field `{field}`")
-    text = record.values[field]
-    if text is None:
-        return Reject(location, "empty_text", f"`{field}` is null")
-    if not isinstance(text, str):
-        return Reject(location, "text_not_string", f"`{field}` is a {type(text).__name__}")
+    text = _text_of(record, part)
+    if isinstance(text, Reject):
+        return text
     if not text.strip():
         return Reject(location, "empty_text")
     try:
         digest = content_hash(text)
     except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell but no file can hold
         return Reject(location, "invalid_unicode", f"U+{ord(text[error.start]):04X} at position {error.start}")
-    meta = {"location": location}
+    meta = {"location": location, **record.meta}
     own_id = record.values.get("id")
     if isinstance(own_id, str | int) and _is_writable(str(own_id)):
         meta["id"] = str(own_id)
@@ -188,6 +212,22 @@ def _document(record: Record, file: InputFile, part: Part) -> Document | Reject:
         licence=source.licence,
         content_hash=digest,
         meta=meta,
+    )
+
+
+def _text_of(record: Record, part: Part) -> str | Reject:
+    location = record.location
+    if part.source.conversations is not None and not record.whole_file:
+        conversation = conversation_text(record.values)
+        return conversation if conversation is not None else Reject(location, "not_a_conversation")
+    field = "text" if record.whole_file else part.text_field
+    if field not in record.values:
+        return Reject(location, "no_text_field", f"no field `{field}`")
+    text = record.values[field]
+    if text is None:
+        return Reject(location, "empty_text", f"`{field}` is null")
+    return (
+        text if isinstance(text, str) else Reject(location, "text_not_string", f"`{field}` is a {type(text).__name__}")
     )
 
 
@@ -223,8 +263,10 @@ def _count(
 ) -> dict[str, Any]:
     own = [result for part, result in zip(parts, results, strict=True) if part.source.name == source.name]
     rejected: Counter[str] = Counter()
+    encodings: Counter[str] = Counter()
     for result in own:
         rejected.update(result["rejected"])
+        encodings.update(result["encodings"])
     return {
         "role": source.role,
         "licence": source.licence,
@@ -232,4 +274,5 @@ def _count(
         "documents": sum(result["documents"] for result in own),
         "bytes": sum(result["bytes"] for result in own),
         "rejected": dict(sorted(rejected.items())),
+        **({"encodings": dict(sorted(encodings.items()))} if encodings else {}),
     }

@@ -67,4 +67,9 @@ def print_summary(counts: Mapping[str, dict[str, Any]]) -> None:
         reasons = ", ".join(f"{reason} {number}" for reason, number in count["rejected"].items())
         numbers = [str(count["files"]), str(count["documents"]), readable(count["bytes"]), str(rejected)]
         table.add_row(name, count["role"], *numbers, reasons)
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    console.print(table)
+    for name, count in counts.items():
+        if encodings := count.get("encodings"):
+            told = ", ".join(f"{encoding} {number}" for encoding, number in encodings.items())
+            console.print(f"{name}: documents that were not UTF-8: {told}", markup=False)

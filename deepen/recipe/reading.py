@@ -28,7 +28,13 @@ class Loaded:
 
 
 def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str] = ()) -> Loaded:
-    """Read a recipe and a machine file, apply ``--set`` assignments; raises ``RecipeError`` with all problems."""
+    """Read a recipe and a machine file, apply ``--set`` assignments; raises ``RecipeError`` with all problems.
+
+    ``recipe_path`` may be the directory of a run, which has both."""
+    if recipe_path.is_dir():
+        used = recipe_path / "machine.yaml"
+        machine_path = machine_path or (used if used.is_file() else None)
+        recipe_path = recipe_path / "recipe.yaml"
     problems: list[Problem] = []
     text = _read(recipe_path, "recipe", problems)
     machine_text = _read(machine_path, "machine file", problems) if machine_path else YamlText(data={})

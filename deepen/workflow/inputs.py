@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deepen.curate.decontaminate import Decontaminate, probe_files
 from deepen.errors import DeepenError, OfflineError, RunError, SourceError
 from deepen.formats.atomic import hash_file, write_json
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
@@ -19,6 +20,7 @@ from deepen.ingest.config import HUB, IngestConfig, Source
 from deepen.model.config import BaseRun, RandomInit, ResolvedBase
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
+from deepen.workflow.remote import Listing, remote_files
 from deepen.workflow.stages import Setup
 
 _BASE_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
@@ -61,7 +63,19 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
     frozen = recipe.curate.held_out.from_run
     if frozen is not None:
         raw_inputs["held_out"] = _held_out_of_run(Path(frozen))
+    raw_inputs |= _probes(recipe, run)
     return Setup(recipe, machine, base, sources, raw_inputs)
+
+
+def _probes(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
+    """The files of test items that curation keeps out of training, by content."""
+    steps = [step for step in recipe.curate.steps if isinstance(step, Decontaminate)]
+    cache = HashCache(hash_cache(run))
+    files = [path for step in steps for path in probe_files(step.against)]
+    entries = {f"probe:{path}": InputEntry(path=str(path), fingerprint=cache.hash(path)) for path in files}
+    if entries:
+        cache.save()
+    return entries
 
 
 def identify_source(source: Source, run: Path) -> str:
@@ -77,11 +91,13 @@ def hash_cache(run: Path) -> Path:
 
 
 class Pins:
-    """Hub repositories and the commits they were resolved to, remembered in the run directory."""
+    """What was found at addresses, remembered in the run directory: commits of hub repositories, versions of files."""
 
     def __init__(self, path: Path, *, offline: bool) -> None:
         self._path, self._offline = path, offline
-        self._commits: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        self._commits: dict[str, str] = {key: value for key, value in known.items() if isinstance(value, str)}
+        self._pinned_files: dict[str, Listing] = {key: value for key, value in known.items() if isinstance(value, dict)}
 
     def snapshot(self, repository: str, *, kind: str, patterns: tuple[str, ...]) -> tuple[Path, str]:
         """Local folder and commit of a hub repository (``model`` or ``dataset``); downloads what is not there yet."""
@@ -100,8 +116,20 @@ class Pins:
         commit = Path(folder).name
         if pinned != commit:
             self._commits[f"{kind}:{repository}"] = commit
-            write_json(self._path, self._commits)
+            self._save()
         return Path(folder), commit
+
+    def remote(self, address: str) -> Path:
+        """Local path of the files at an address that fsspec knows; fetches what is not there yet."""
+        key = f"files:{address}"
+        path, versions = remote_files(address, self._pinned_files.get(key), offline=self._offline)
+        if self._pinned_files.get(key) != versions:
+            self._pinned_files[key] = versions
+            self._save()
+        return path
+
+    def _save(self) -> None:
+        write_json(self._path, {**self._commits, **self._pinned_files})
 
     def _not_found(self, what: str, error: Exception) -> DeepenError:
         if self._offline:
@@ -181,13 +209,15 @@ class HashCache:
 
 
 def resolve_sources(config: IngestConfig, pins: Pins) -> IngestConfig:
-    """Replace ``hf://OWNER/NAME[@REVISION]/PATTERN`` by the local folder it was fetched to."""
+    """Replace ``hf://OWNER/NAME[@REVISION]/PATTERN`` and other addresses by the local folder they were fetched to."""
     return config.model_copy(update={"sources": tuple(_resolve_source(source, pins) for source in config.sources)})
 
 
 def _resolve_source(source: Source, pins: Pins) -> Source:
-    if not source.path.startswith(HUB):
+    if "://" not in source.path:
         return source
+    if not source.path.startswith(HUB):
+        return source.model_copy(update={"path": str(pins.remote(source.path))})
     owner, name, *pattern = source.path.removeprefix(HUB).split("/")
     inside = "/".join(pattern) or "**"
     folder, _ = pins.snapshot(f"{owner}/{name}", kind="dataset", patterns=(inside,))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from deepen.curate.passes import SHOWN_CHARACTERS
 from deepen.errors import RunError
-from deepen.formats.documents import document_files, read_documents
+from deepen.formats.documents import document_files, read_documents, read_tables
 from deepen.formats.manifest import Artifact, open_artifact
 from deepen.formats.records import read_records
+from deepen.progress import say
 from deepen.workflow.stages import STAGES, finished_stages
 
 
@@ -25,7 +29,7 @@ class ShowOptions:
     sample: int = 5
     """How many items."""
     dropped: str | None = None
-    """Show documents dropped for this reason (or ``all``) instead of kept ones."""
+    """Show documents dropped for this reason, or by this step, or ``all``, instead of kept ones."""
     step: int | None = None
     """Show the batch that the model sees at this optimizer step (counted from 1)."""
 
@@ -58,8 +62,7 @@ def _show_stage(path: Path, artifact: Artifact, options: ShowOptions) -> Iterato
     if options.dropped is not None:
         if stage != "curate":
             raise RunError(f"--dropped shows curated drops, and `{path}` is not curate", hint="give runs/NAME/curate")
-        reason = None if options.dropped == "all" else options.dropped
-        return _rows(sorted((artifact.path / "dropped").glob("*.parquet")), options.sample, reason)
+        return _drops(artifact, options.dropped, options.sample)
     if stage in ("ingest", "curate"):
         files = document_files(artifact.path / "documents")
         return (asdict(document) for document in islice((d for f in files for d in read_documents(f)), options.sample))
@@ -70,9 +73,36 @@ def _show_stage(path: Path, artifact: Artifact, options: ShowOptions) -> Iterato
     return iter([artifact.counts])
 
 
-def _rows(files: list[Path], sample: int, reason: str | None = None) -> Iterator[dict[str, Any]]:
-    rows = (row for file in files for batch in pq.ParquetFile(file).iter_batches() for row in batch.to_pylist())
-    return islice((row for row in rows if reason is None or row["reason"] == reason), sample)
+def _rows(files: list[Path], sample: int) -> Iterator[dict[str, Any]]:
+    return islice((row for path in files for table in read_tables(path) for row in table.to_pylist()), sample)
+
+
+def _drops(artifact: Artifact, wanted: str, sample: int) -> Iterator[dict[str, Any]]:
+    """Dropped documents, by reason or by step (``near_duplicates``); copies come with what they are a copy of."""
+    reasons = {reason for source in artifact.counts["sources"].values() for reason in source["dropped"]}
+    chosen = reasons if wanted == "all" else {reason for reason in reasons if wanted in (reason, f"{reason}s")}
+    if not chosen:
+        say(f"nothing was dropped for `{wanted}`; reasons are: {', '.join(sorted(reasons)) or 'none'}")
+    rows: list[dict[str, Any]] = []
+    for path in document_files(artifact.path / "dropped") if chosen else ():
+        rows += islice((row for row in _rows([path], sys.maxsize) if row["reason"] in chosen), sample - len(rows))
+    others = _find(artifact, {row["detail"] for row in rows} - {""})
+    for row in rows:
+        yield {**row, "copy_of": others[row["detail"]]} if row["detail"] in others else row
+
+
+def _find(artifact: Artifact, ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Some documents of a curate stage by id, wherever they ended, with the beginning of their text."""
+    folders = {"kept": "documents", "held out": "held_out", "dropped too": "dropped"}
+    found: dict[str, dict[str, Any]] = {}
+    for state, folder in folders.items():
+        for path in sorted((artifact.path / folder).glob("*.parquet")):
+            if len(found) == len(ids):
+                return found
+            for table in read_tables(path, ["id", "source", "text"]):
+                for row in table.filter(pc.is_in(table["id"], pa.array(ids, pa.string()))).to_pylist():
+                    found[row["id"]] = {**row, "text": row["text"][:SHOWN_CHARACTERS], "state": state}
+    return found
 
 
 def show_batch(run: Path, step: int) -> Iterator[dict[str, Any]]:

@@ -150,10 +150,13 @@ def _train_identity(setup: Setup) -> dict[str, Any]:
 
 
 def _ingest_identity(setup: Setup) -> dict[str, Any]:
-    # Sources are identified by their contents; where they lie does not matter.
-    whole = identity(setup.recipe.ingest)
-    whole["sources"] = [{k: v for k, v in source.items() if k != "path"} for source in whole["sources"]]
-    return {"ingest": whole}
+    return {"ingest": without_paths(identity(setup.recipe.ingest))}
+
+
+def without_paths(ingest: dict[str, Any]) -> dict[str, Any]:
+    """The identity of ingest's settings: sources are identified by contents, and where they lie does not matter."""
+    sources = [{k: v for k, v in source.items() if k != "path"} for source in ingest["sources"]]
+    return {**ingest, "sources": sources}
 
 
 def _baseline_identity(setup: Setup) -> dict[str, Any]:

@@ -137,13 +137,37 @@ def test_scores_and_origin_stay_with_the_documents(tmp_path, run, ingested, pros
     assert document.text.endswith("café") and document.scores["length.characters"] == len(document.text)
 
 
-def test_any_number_of_workers_gives_the_same_bytes(run, corpus, same_bytes):
-    run(corpus, out="one")
-    run(corpus, out="two", workers=2)
+REASONS = ("near_duplicate", "exact_duplicate", "held_out_duplicate")
+EVERYTHING = {"steps": ["normalize", "length", "gopher_repetition", "exact_duplicates", "near_duplicates"]}
+
+
+def test_any_number_of_workers_gives_the_same_bytes(run, corpus, same_bytes, monkeypatch):
+    run(corpus, out="one", **EVERYTHING)
+    monkeypatch.setattr("deepen.curate.pairs._BANDS_TOGETHER_UP_TO", 0)
+    run(corpus, out="two", workers=2, **EVERYTHING)
     assert same_bytes("one", "two")
 
 
-@pytest.mark.parametrize("lost", ["first/00001", "first/*", "second/00002", "second/*", "*/00000"])
+def test_drops_name_the_document_that_stays(tmp_path, run, corpus, drops):
+    from deepen.formats.documents import read_documents
+
+    counts = run(corpus, held_out=FEW, **EVERYTHING)
+    assert counts["web"]["dropped"]["near_duplicate"] > 20 and "near_duplicate" not in counts["papers"]["dropped"]
+    files = [*(tmp_path / "out/documents").iterdir(), *(tmp_path / "out/held_out").iterdir()]
+    left = {document.id: document.text for file in files for document in read_documents(file)}
+    rows = {reason: [row for row in drops() if row["reason"] == reason] for reason in REASONS}
+    assert min(map(len, rows.values())) >= 15
+    for reason in ("near_duplicate", "held_out_duplicate"):
+        assert all(row["detail"] in left and row["value"] >= 0.8 for row in rows[reason])
+    assert all(row["detail"] in left for row in rows["exact_duplicate"] if row["detail"] not in near_copies(drops()))
+    assert all(row["detail"] == "" for row in drops() if row["reason"] == "too_short")
+
+
+def near_copies(rows):
+    return {row["id"] for row in rows if row["reason"] == "near_duplicate"}
+
+
+@pytest.mark.parametrize("lost", ["first/00001", "first/*", "pairs/*", "second/00002", "second/*", "*/00000"])
 def test_a_rerun_after_a_kill_gives_the_same_bytes(tmp_path, run, corpus, same_bytes, monkeypatch, lost):
     run(corpus, out="whole", held_out=FEW)
     with monkeypatch.context() as patch:
@@ -153,7 +177,7 @@ def test_a_rerun_after_a_kill_gives_the_same_bytes(tmp_path, run, corpus, same_b
     for record in (tmp_path / "killed/ledger").glob(f"{lost}.json"):
         record.unlink()
     (tmp_path / "killed/documents/web-00001.parquet.tmp").write_bytes(b"half")
-    (tmp_path / "killed/partial/all.shingles.u32.tmp").write_bytes(b"half")
+    (tmp_path / "killed/partial/pairs-00-00000.npy.tmp").write_bytes(b"half")
     run(corpus, out="killed", held_out=FEW)
     (tmp_path / "killed/documents/web-00001.parquet.tmp").unlink(missing_ok=True)
     assert same_bytes("whole", "killed")

@@ -7,6 +7,10 @@ import pytest
 from deepen.formats.documents import document_files, read_documents
 from deepen.formats.manifest import StageJob
 from deepen.ingest.config import IngestConfig
+from deepen.ingest.files import list_files
+from deepen.ingest.readers import READERS
+from deepen.ingest.reading import Reading
+from deepen.ingest.records import Record
 from deepen.ingest.stage import ingest
 
 
@@ -52,3 +56,28 @@ def contents(directory: Path) -> dict[str, bytes]:
 def same_bytes(tmp_path):
     """Whether two artifacts hold the same files."""
     return lambda first, second: contents(tmp_path / first) == contents(tmp_path / second)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """``read(name, **how)``: records and (location, reason) of the rejects of one file in the test's folder."""
+
+    def read(name, **how):
+        (file,) = list_files(str(tmp_path / name))
+        found = list(READERS[file.format](file, Reading(**how)))
+        records = [record for record in found if isinstance(record, Record)]
+        return records, [(reject.location, reject.reason) for reject in found if not isinstance(reject, Record)]
+
+    return read
+
+
+@pytest.fixture
+def text_of(read):
+    """``text_of(name, **how)``: the text of a file that is one document."""
+
+    def text_of(name, **how):
+        records, rejects = read(name, **how)
+        assert rejects == []
+        return records[0].values["text"]
+
+    return text_of

@@ -7,9 +7,9 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from deepen.ingest.config import IngestConfig, Source, problems
+from deepen.ingest.config import Extraction, IngestConfig, Source, problems
 from deepen.ingest.files import list_files
-from deepen.ingest.stage import source_fingerprint
+from deepen.ingest.stage import _reading, source_fingerprint
 
 
 def config(*sources):
@@ -40,11 +40,21 @@ def test_problems_name_the_source_the_key_and_a_remedy(tmp_path):
     (tmp_path / "a.doc").write_bytes(b"x")
     (tmp_path / "b.txt").write_text("x")
     (tmp_path / "empty").mkdir()
-    paths = ["missing.txt", "*.jsonl", "empty", "a.doc", "b.txt", "s3://bucket/x"]
+    paths = ["missing.txt", "*.jsonl", "empty", "a.doc", "b.txt", "nosuch://bucket/x"]
     sources = [{"path": path if "://" in path else str(tmp_path / path)} for path in paths]
     found = problems(config(*sources))
     assert [problem.path for problem in found] == [f"ingest.sources[{number}].path" for number in (0, 1, 2, 3, 5)]
     assert all(problem.remedy and "source `s" in problem.message for problem in found)
+
+
+def test_a_password_may_come_from_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("x")
+    source = {"path": str(tmp_path / "a.txt"), "passwords": ["$DEEPEN_SECRET", "plain"]}
+    (problem,) = problems(config(source))
+    assert problem.path == "ingest.sources[0].passwords" and "DEEPEN_SECRET" in problem.message
+    monkeypatch.setenv("DEEPEN_SECRET", "word")
+    assert problems(config(source)) == []
+    assert _reading(config(source).sources[0], Extraction()).passwords == ("word", "plain")
 
 
 def test_links_in_a_circle_end_and_dangling_links_stay_visible(tmp_path):

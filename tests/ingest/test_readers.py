@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 
 from deepen.ingest.files import InputFile, format_of, list_files
 from deepen.ingest.readers import READERS
+from deepen.ingest.reading import Reading
 from deepen.ingest.records import Record, lines_of
 
 
 def read(path, fields=None):
     file = InputFile(str(path), path.name, format_of(path.name), path.stat().st_size)
-    found = list(READERS[file.format](file, fields))
+    found = list(READERS[file.format](file, Reading(fields=fields)))
     records = [record for record in found if isinstance(record, Record)]
     rejects = [(reject.location, reject.reason) for reject in found if not isinstance(reject, Record)]
     return records, rejects
@@ -38,13 +39,11 @@ def test_a_text_file_is_one_record_as_it_is(tmp_path, name):
     assert texts(read(tmp_path / name)[0]) == ["one\r\ntwo\u2028three\n"]
 
 
-def test_text_that_is_not_utf8_is_rejected_with_the_position(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "b.txt").write_bytes("wide".encode("utf-16"))
+def test_damaged_utf8_is_rejected_with_the_position(tmp_path):
+    (tmp_path / "a.txt").write_bytes("déjà vu, caf".encode() + b"\xe9")
     file = InputFile(str(tmp_path / "a.txt"), "a.txt", "text", 4)
-    (reject,) = READERS["text"](file, None)
-    assert (reject.reason, reject.detail) == ("not_utf8", "byte 0xe9 at position 3")
-    assert read(tmp_path / "b.txt")[1] == [("b.txt", "not_utf8")]
+    (reject,) = READERS["text"](file, Reading())
+    assert (reject.reason, reject.detail) == ("not_utf8", "byte 0xe9 at position 14")
 
 
 def test_jsonl_splits_at_newlines_only(tmp_path):
@@ -142,9 +141,9 @@ def test_an_open_quote_does_not_swallow_the_rest(tmp_path):
 
 
 def test_a_ragged_or_undecodable_row_costs_itself_only(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"id,text\n1,a,b\n2\n3,caf\xe9\n\n4,fine\n")
+    (tmp_path / "a.csv").write_bytes("id,text\n1,a,b\n2\n3,caf\xe9\n\n4,thé\n".encode().replace(b"caf\xc3", b"caf"))
     records, rejects = read(tmp_path / "a.csv")
-    assert texts(records) == ["fine"]
+    assert texts(records) == ["thé"]
     assert rejects == [("a.csv:2", "ragged_row"), ("a.csv:3", "ragged_row"), ("a.csv:4", "not_utf8")]
 
 
@@ -211,7 +210,7 @@ def test_a_text_file_of_absurd_size_is_rejected(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("folder", "file_format"), [("csv", "auto"), ("jsonl", "auto"), ("text", "text")])
 def test_real_messy_files_give_records_or_reasons(folder, file_format):
     files = list_files(f"{os.environ['DEEPEN_TEST_DATA']}/messy_inputs/{folder}", file_format)
-    found = [list(READERS[file.format](file, None)) for file in files]
+    found = [list(READERS[file.format](file, Reading())) for file in files]
     assert len(files) > 3 and sum(map(len, found)) >= len(files)
     assert all(
         item.location.startswith(file.location) for file, items in zip(files, found, strict=True) for item in items

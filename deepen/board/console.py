@@ -1,0 +1,95 @@
+"""What the command line shows in the terminal: tables, two documents side by side, the outcome of a dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from deepen.board.masking import masked
+from deepen.progress import readable
+
+if TYPE_CHECKING:
+    from deepen.recipe.explain import Explanation
+    from deepen.workflow.account import AccountLine
+    from deepen.workflow.lineage import StageStatus
+
+_EXAMPLE_CHARACTERS = 100
+
+
+def print_table(title: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows under ``columns``, names separated by commas."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns.split(", "):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(highlight=False, markup=False).print(table)
+
+
+def print_status(run: Path, stages: Iterable[StageStatus]) -> None:
+    """Print the state of every stage of a run."""
+    rows = [
+        (s.name, s.state, s.fingerprint[:8], s.made_from, readable(s.num_bytes), s.detail or s.finished[:16])
+        for s in stages
+    ]
+    print_table(str(run), "stage, state, identity, made from, bytes, when or where", rows)
+
+
+def print_account(lines: Iterable[AccountLine]) -> None:
+    """Print the token account."""
+    rows = [(e.source, e.what, f"{e.left:,}", f"{e.right:,}", e.terms, "yes" if e.balances else "NO") for e in lines]
+    print_table("token account", "source, what, left, right, which is, balances", rows)
+
+
+def print_explanation(found: Explanation) -> None:
+    """Print what a key means, its default and the keys below it."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{found.path}: {found.meaning}")
+    if found.kind:
+        console.print(f"  takes:   {found.kind}\n  default: {found.default}")
+    for name, meaning in found.keys:
+        console.print(f"  {name:<24} {meaning}")
+
+
+def print_pair(record: Mapping[str, Any]) -> None:
+    """Print a dropped document beside the one that it is a copy of."""
+    other = record["copy_of"]
+    title = f"{record['reason']}, similarity {record['value']:.3f}"
+    left = f"dropped: {record['source']} {record['id'][:8]}"
+    right = f"{other['state']}: {other['source']} {other['id'][:8]}"
+    table = Table(title=title, title_justify="left", expand=True)
+    table.add_column(left, ratio=1, overflow="fold")
+    table.add_column(right, ratio=1, overflow="fold")
+    table.add_row(record["text"], other["text"])
+    Console(highlight=False, markup=False).print(table)
+
+
+def print_preview(counts: Mapping[str, Mapping[str, Any]], examples: Iterable[Mapping[str, Any]]) -> None:
+    """Print what became of a sample: a row per outcome, a column per source, then an example of every drop."""
+    outcomes = {name: outcomes_of(source) for name, source in counts.items()}
+    names = list(dict.fromkeys(outcome for own in outcomes.values() for outcome in own))
+    rows = [(name, *(_share(own.get(name, 0), sum(own.values())) for own in outcomes.values())) for name in names]
+    sizes = ("documents in the sample", *(str(sum(own.values())) for own in outcomes.values()))
+    print_table("curate, on a sample; nothing is written", ", ".join(("outcome", *outcomes)), [sizes, *rows])
+    shown = [(e["source"], e["reason"], f"{e['value']:.4g}", _short(masked(e["text"]))) for e in examples]
+    if shown:
+        print_table("an example of each", "source, reason, value, text", shown)
+
+
+def outcomes_of(source: Mapping[str, Any]) -> dict[str, int]:
+    """What became of a source's documents, from the counts of the curate stage: kept, held out, drops by reason."""
+    return {"kept": source["documents_kept"], "held out": source["held_out"], **source["dropped"]}
+
+
+def _share(number: int, total: int) -> str:
+    return f"{number} ({number / total:.1%})" if number else "0"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _EXAMPLE_CHARACTERS else line[:_EXAMPLE_CHARACTERS] + " ..."

@@ -1,0 +1,43 @@
+"""Formats whose text must be extracted by large libraries: html, pdf, office files, epub; done in a guarded process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deepen.ingest.isolation import extract_isolated
+from deepen.ingest.reading import Reading
+from deepen.ingest.records import MAX_RECORD_BYTES, Record, Reject
+from deepen.ingest.streams import FAULTS, Input, open_stream, stream_reject
+
+EXTRACTORS = {
+    "html": "deepen.ingest.extract_html:extract",
+    "pdf": "deepen.ingest.extract_pdf:extract",
+    "docx": "deepen.ingest.extract_docx:extract",
+    "pptx": "deepen.ingest.extract_slides:extract",
+    "xlsx": "deepen.ingest.extract_sheets:extract",
+    "epub": "deepen.ingest.extract_epub:extract",
+}
+"""Where the extractor of each format is: imported by the guarded process alone."""
+
+
+def read_extracted(file: Input, reading: Reading) -> Iterator[Record | Reject]:
+    """The text of the whole file as one record, or the reason why there is none."""
+    try:
+        with open_stream(file) as stream:
+            data = stream.read(MAX_RECORD_BYTES + 1)
+    except FAULTS as error:
+        yield stream_reject(file.location, error)
+        return
+    if len(data) > MAX_RECORD_BYTES:
+        yield Reject(file.location, "record_too_long", f"more than {MAX_RECORD_BYTES} bytes")
+        return
+    options = {
+        "encoding": reading.encoding,
+        "extractor": reading.extractor,
+        "passwords": list(reading.passwords),
+    }
+    answer = extract_isolated(EXTRACTORS[str(file.format)], data, options, reading.limits)
+    if "reason" in answer:
+        yield Reject(file.location, answer["reason"], answer["detail"])
+    else:
+        yield Record(file.location, {"text": answer["text"]}, answer["meta"], whole_file=True)

@@ -1,0 +1,282 @@
+"""Files as plain byte streams: compression told from the first bytes, damage told from a complete end.
+
+Suffixes lie, so they are not asked. A stream that ends early is told from one that is complete, which the zstandard
+library's own file reader does not do. Archive members are streams of the same kind, under a limit of how far they may
+expand, so that a bomb costs a reject and neither memory nor disk.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol, cast
+
+import zstandard
+
+from deepen.ingest.records import Reject, brief
+
+_CHUNK_BYTES = 1 << 18
+_PACKED_BYTES = 1 << 13
+"""Small, because what a damaged piece unpacked to before the damage is lost."""
+_MEMORY_BYTES = 64 << 20
+"""Members of archives that must be read back and forth are held in memory up to here, then in a file without a name."""
+
+
+class StreamError(Exception):
+    """A stream is damaged or refused: ``reason`` is the reject's."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Input(Protocol):
+    """What a reader reads: a file, or a member of an archive."""
+
+    @property
+    def location(self) -> str:
+        """Its path relative to the source's root, the way it enters documents' ids."""
+
+    @property
+    def format(self) -> str | None:
+        """The name of its reader; None: no reader knows it."""
+
+    def open(self) -> BinaryIO:
+        """Its bytes from the start."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file inside an archive; it can be opened once, while the archive stands at it."""
+
+    location: str
+    format: str | None
+    open: Callable[[], BinaryIO]
+
+
+FAULTS = (OSError, StreamError, UnicodeError)
+"""What reading a stream may raise, for ``stream_reject``."""
+
+
+def stream_reject(location: str, error: Exception) -> Reject:
+    """The reject for a stream that could not be read on from ``location``."""
+    if isinstance(error, StreamError):
+        return Reject(location, error.reason, brief(error))
+    if isinstance(error, UnicodeError):
+        return Reject(location, "not_utf8", brief(error))
+    return Reject(location, "unreadable_file", brief(error))
+
+
+def open_stream(file: Input) -> BinaryIO:
+    """The uncompressed bytes of a file (gzip, zstandard, bzip2 and xz are recognised by their first bytes)."""
+    packed = file.open()
+    try:
+        start = packed.read(6)
+        packed = _rewound(packed, start)
+    except BaseException:
+        packed.close()
+        raise
+    for magic, name, unpack in _COMPRESSIONS:
+        if start.startswith(magic):
+            return cast(BinaryIO, io.BufferedReader(_Owned(unpack(packed), packed, name), _CHUNK_BYTES))
+    return packed
+
+
+def open_seekable(file: Input) -> BinaryIO:
+    """The uncompressed bytes of a file as something that can be read back and forth."""
+    stream = open_stream(file)
+    if stream.seekable() and not isinstance(getattr(stream, "raw", None), _Owned):
+        return stream
+    with stream:
+        copy = tempfile.SpooledTemporaryFile(_MEMORY_BYTES)  # noqa: SIM115 - the caller closes it
+        while chunk := stream.read(_CHUNK_BYTES):
+            copy.write(chunk)
+        copy.seek(0)
+        return cast(BinaryIO, copy)
+
+
+def _rewound(stream: BinaryIO, start: bytes) -> BinaryIO:
+    """The stream at its beginning, of which ``start`` has been read."""
+    if stream.seekable():
+        stream.seek(0)
+        return stream
+    return cast(BinaryIO, io.BufferedReader(_Ahead(start, stream), _CHUNK_BYTES))
+
+
+class _Ahead(io.RawIOBase):
+    """A stream that cannot go back, with what was read of it put in front again."""
+
+    def __init__(self, start: bytes, stream: BinaryIO) -> None:
+        self._start, self._stream = start, stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._start[: len(buffer)] or self._stream.read(len(buffer))
+        self._start = self._start[len(buffer) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class Guarded(io.RawIOBase):
+    """A member of an archive that may not expand beyond reason: once ``limit`` says so, it raises ``StreamError``."""
+
+    def __init__(self, stream: Any, limit: Callable[[int], bool]) -> None:
+        self._stream, self._too_many = stream, limit
+
+    def readable(self) -> bool:
+        """Sequential input only."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` with the next bytes of the member."""
+        try:
+            data = self._stream.read(len(buffer))
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
+            raise StreamError("corrupt_archive", brief(error)) from error
+        if self._too_many(len(data)):
+            raise StreamError("archive_bomb", "expands to more than any honest file of its size")
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the member, not its archive."""
+        if not self.closed:
+            self._stream.close()
+        super().close()
+
+
+class _Readable(Protocol):
+    def read1(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class _Owned(io.RawIOBase):
+    """A decompressing stream that names its damage and closes the file below it as well."""
+
+    def __init__(self, stream: _Readable, file: BinaryIO, name: str) -> None:
+        self._stream, self._below, self._name = stream, file, name
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._stream.read1(len(buffer))  # read() would lose what was unpacked before an error
+        except EOFError as error:
+            detail = "the file ends before its compressed data does"
+            raise StreamError(f"truncated_{self._name}", detail) from error
+        except (zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
+            raise StreamError(f"corrupt_{self._name}", brief(error)) from error
+        except OSError as error:
+            if error.errno is not None:  # the disk, not the data
+                raise
+            raise StreamError(f"corrupt_{self._name}", brief(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+            self._below.close()
+        super().close()
+
+
+class _Zstd:
+    """Frames of zstandard, one after the other; an unfinished last frame raises ``EOFError``."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        # Long windows (zstd --long=31) are common in published corpora.
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._frame: Any = None
+        self._plain = memoryview(b"")
+        self._packed = b""
+
+    def read1(self, size: int, /) -> bytes:
+        while not self._plain and self._fill():
+            pass
+        data, self._plain = self._plain[:size], self._plain[size:]
+        return bytes(data)
+
+    def close(self) -> None:
+        self._plain = memoryview(b"")
+
+    def _fill(self) -> bool:
+        """Decompress some more; False at the end of the file."""
+        self._packed = self._packed or self._file.read(_PACKED_BYTES)
+        if not self._packed:
+            if self._frame is not None:
+                raise EOFError
+            return False
+        self._frame = self._frame or self._decompressor.decompressobj()
+        self._plain = memoryview(self._frame.decompress(self._packed))
+        self._packed = self._frame.unused_data if self._frame.eof else b""
+        if self._frame.eof:
+            self._frame = None
+        return True
+
+
+def _gzip(file: BinaryIO) -> _Readable:
+    return gzip.GzipFile(fileobj=file)
+
+
+class _Streams:
+    """Streams of bzip2 or xz, one after the other; Python's own readers take a damaged later one for padding."""
+
+    def __init__(self, file: BinaryIO, new: Callable[[], Any]) -> None:
+        self._file, self._new = file, new
+        self._stream: Any = None
+        self._packed = b""
+
+    def read1(self, size: int, /) -> bytes:
+        while True:
+            if self._stream is not None and (data := self._decompress(size)):
+                return data
+            if self._stream is not None and self._stream.eof:
+                self._packed, self._stream = self._stream.unused_data, None
+            if self._stream is None or self._stream.needs_input:
+                self._packed = self._packed or self._file.read(_PACKED_BYTES)
+                if self._stream is None:
+                    self._packed = self._packed.lstrip(b"\0") or self._file.read(_PACKED_BYTES).lstrip(b"\0")
+                    self._stream = self._new() if self._packed else None
+                if not self._packed:
+                    if self._stream is not None:
+                        raise EOFError
+                    return b""
+
+    def close(self) -> None:
+        self._stream = None
+
+    def _decompress(self, size: int) -> bytes:
+        packed, self._packed = (self._packed, b"") if self._stream.needs_input else (b"", self._packed)
+        return b"" if self._stream.eof else bytes(self._stream.decompress(packed, size))
+
+
+def _bzip2(file: BinaryIO) -> _Readable:
+    return _Streams(file, bz2.BZ2Decompressor)
+
+
+def _xz(file: BinaryIO) -> _Readable:
+    return _Streams(file, lzma.LZMADecompressor)
+
+
+_COMPRESSIONS: tuple[tuple[bytes, str, Callable[[BinaryIO], _Readable]], ...] = (
+    (b"\x1f\x8b", "gzip", _gzip),
+    (b"\x28\xb5\x2f\xfd", "zstd", _Zstd),
+    (b"BZh", "bzip2", _bzip2),
+    (b"\xfd7zXZ\x00", "xz", _xz),
+)

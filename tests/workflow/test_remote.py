@@ -1,0 +1,86 @@
+"""Sources at an address: pinned, fetched once, read offline after that; a change is noticed and named."""
+
+import importlib.util
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from deepen.errors import OfflineError, SourceError
+from deepen.ingest.config import IngestConfig, problems
+from deepen.workflow.inputs import Pins, resolve_sources
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """A store with three files; the cache is the test's own."""
+    monkeypatch.setenv("DEEPEN_CACHE", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    for name in ("a.txt", "deep/b.txt", ".hidden.txt"):
+        memory.pipe(f"/bucket/{name}", name.encode())
+    yield memory
+    memory.rm("/bucket", recursive=True)
+
+
+def resolve(address, tmp_path, *, offline=False):
+    config = IngestConfig.model_validate({"sources": [{"name": "s", "role": "domain", "path": address}]})
+    return resolve_sources(config, Pins(tmp_path / "pins.json", offline=offline)).sources[0].path
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"), [("", ["a.txt", "deep/b.txt"]), ("/**/*.txt", ["a.txt", "deep/b.txt"]), ("/*", ["a.txt"])]
+)
+def test_folders_and_globs(store, tmp_path, pattern, expected):
+    assert names(resolve(f"memory://bucket{pattern}", tmp_path)) == expected
+
+
+def test_what_is_pinned_is_read_without_asking_again(store, tmp_path):
+    path = resolve("memory://bucket/a.txt", tmp_path)
+    assert path.endswith("/a.txt")
+    store.pipe("/bucket/a.txt", b"something else")
+    assert resolve("memory://bucket/a.txt", tmp_path, offline=True) == path
+    assert Path(path).read_text() == "a.txt"
+
+
+def test_a_change_under_a_pin_is_named(store, tmp_path, monkeypatch):
+    resolve("memory://bucket", tmp_path)
+    monkeypatch.setenv("DEEPEN_CACHE", str(tmp_path / "empty"))
+    store.pipe("/bucket/deep/b.txt", b"something else")
+    with pytest.raises(SourceError, match=r"deep/b\.txt"):
+        resolve("memory://bucket", tmp_path)
+
+
+def test_offline_and_missing_files_are_clear(store, tmp_path):
+    with pytest.raises(OfflineError):
+        resolve("memory://bucket", tmp_path, offline=True)
+    with pytest.raises(SourceError, match="cannot be fetched"):
+        resolve("memory://bucket/nothing.txt", tmp_path)
+    with pytest.raises(SourceError, match="names no file"):
+        resolve("memory://bucket/*.pdf", tmp_path)
+
+
+def test_unknown_stores_are_problems_of_the_recipe():
+    sources = [{"name": f"s{n}", "role": "domain", "path": p} for n, p in enumerate(["memory://x", "nosuch://x"])]
+    (problem,) = problems(IngestConfig.model_validate({"sources": sources}))
+    assert problem.path == "ingest.sources[1].path"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("aiohttp") is None, reason="needs aiohttp")
+def test_a_file_on_the_web(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPEN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/a.txt").write_text("from the web")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
+    handler.log_message = None
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        path = resolve(f"http://127.0.0.1:{server.server_port}/a.txt", tmp_path)
+        server.shutdown()
+    assert Path(path).read_text() == "from the web"
