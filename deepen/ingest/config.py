@@ -15,7 +15,7 @@ from deepen.settings import Count, Many, Settings, Share
 Role = Literal["domain", "replay", "watch"]
 Format = Literal[
     "auto", "text", "markdown", "rst", "html", "pdf", "docx", "pptx", "xlsx", "epub",
-    "csv", "json", "jsonl", "parquet", "arrow",
+    "csv", "json", "jsonl", "parquet", "arrow", "megatron",
 ]  # fmt: skip
 
 
@@ -39,8 +39,8 @@ class Source(Settings):
     """``domain``: what the model shall learn. ``replay``: general text trained along against forgetting.
     ``watch``: curated and scored, never trained, so that it shows forgetting without bias."""
     path: Annotated[str, Field(min_length=1)]
-    """A file, a folder (with all its subfolders) or a glob such as ``data/**/*.jsonl``. Hidden files are left out.
-    Addresses (``hf://OWNER/NAME/PATTERN``, ``s3://``, ``gs://``, ``https://``) are pinned and fetched first."""
+    """A file, the prefix of a Megatron pair, a folder (with all its subfolders) or a glob such as ``data/**/*.jsonl``.
+    Hidden files are left out. Addresses (``hf://OWNER/NAME/PATTERN``, ``s3://``, ``gs://``, ``https://``) are pinned and fetched first."""
     format: Format = "auto"
     """How to read every file of the source; ``auto`` tells it from the suffix. Files packed with gzip, zstandard, bzip2
     or xz are unpacked; the members of zip and tar archives are read like files, by this format or their own suffix."""
@@ -56,6 +56,12 @@ class Source(Settings):
     text: str | None = None
     """Field that holds the text in jsonl, json, csv, parquet and arrow. Without it, the first of ``text``, ``content``,
     ``body``, ``article``, ``document`` that the source's first records have; the choice is printed."""
+    subset: str | None = None
+    """Subset (configuration) of a hub data set whose card lists them; None: its default one."""
+    split: str | None = None
+    """Split of a hub data set given as ``hf://OWNER/NAME``, such as ``train``; its card says which files that is."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer that made a Megatron pair (``format: megatron``), which must be named."""
     conversations: Literal["as_text"] | None = None
     """``as_text``: the records are conversations or instructions (``messages``, ShareGPT, Alpaca, Colossal-LLaMA), and
     all of their words are trained on, questions as well as answers. ``text`` is not used then."""
@@ -74,6 +80,21 @@ class Source(Settings):
         if name != "auto" and not is_text_encoding(name):
             raise ValueError(f"no text encoding is called `{name}`")
         return name
+
+    @model_validator(mode="after")
+    def _splits_are_of_hub_data(self) -> Source:
+        is_whole = self.path.startswith(HUB) and self.path.count("/") == HUB.count("/") + 1
+        if self.split is not None and not is_whole:
+            raise ValueError("`split` is for whole hub data sets, `path: hf://OWNER/NAME`")
+        if self.subset is not None and self.split is None:
+            raise ValueError("`subset` needs a `split`")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_name_their_tokenizer(self) -> Source:
+        if (self.format == "megatron") != (self.tokenizer is not None):
+            raise ValueError("`format: megatron` and `tokenizer` go together: a pair does not say what made it")
+        return self
 
 
 class Extraction(Settings):

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -38,6 +38,8 @@ SUFFIXES = {
     ".zip": "zip",
     ".tar": "tar", ".tgz": "tar", ".tbz2": "tar", ".txz": "tar",
 }  # fmt: skip
+MEGATRON = "megatron"
+"""Pairs of ``NAME.idx`` and ``NAME.bin``; named by the source, never told from a suffix."""
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 TABLES = ("jsonl", "json", "csv", "parquet", "arrow")
 """Formats whose records have named fields, one of which is the text."""
@@ -67,6 +69,8 @@ def list_files(path: str, file_format: str = "auto") -> list[InputFile]:
     ``file_format`` "auto" tells the format from the suffix. Returns nothing when the path does not exist.
     """
     expanded = os.path.expanduser(path)  # noqa: PTH111 - a glob is no path
+    if file_format == MEGATRON and Path(f"{expanded}.idx").is_file():
+        expanded += ".idx"
     if Path(expanded).is_dir():
         root, names = expanded, _walk(expanded)
     elif Path(expanded).exists():
@@ -76,7 +80,18 @@ def list_files(path: str, file_format: str = "auto") -> list[InputFile]:
         pattern = os.path.relpath(expanded, root) if root else expanded
         names = glob.iglob(pattern, root_dir=root or None, recursive=True)  # noqa: PTH207 - knows absolute patterns
     files = [_input_file(root, name, file_format) for name in set(names) if _is_readable_kind(Path(root, name))]
+    if file_format == MEGATRON:
+        files = [file for file in files if file.path.endswith(".idx")]
     return sorted(files, key=lambda file: file.location)
+
+
+def companions(files: Sequence[InputFile], tokenizer: str | None) -> list[InputFile]:
+    """What decides the contents of a source besides its files: the ``.bin`` of Megatron pairs and their tokenizer."""
+    if tokenizer is None:
+        return []
+    pairs = [(str(Path(file.path).with_suffix(".bin")), file.location.removesuffix(".idx") + ".bin") for file in files]
+    pairs.append((str(Path(tokenizer) / "tokenizer.json"), "tokenizer.json"))
+    return [replace(_input_file("", path, MEGATRON), location=location) for path, location in pairs]
 
 
 def is_pattern(path: str) -> bool:

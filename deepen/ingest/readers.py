@@ -14,6 +14,7 @@ from deepen.ingest.read_columns import read_arrow, read_parquet
 from deepen.ingest.read_csv import read_csv
 from deepen.ingest.read_extracted import read_extracted
 from deepen.ingest.read_json import read_json
+from deepen.ingest.read_megatron import read_megatron
 from deepen.ingest.read_warc import read_warc
 from deepen.ingest.reading import Reader, Reading
 from deepen.ingest.records import MAX_RECORD_BYTES, Record, Reject, brief, decode, lines_of
@@ -94,6 +95,7 @@ READERS: dict[str, Reader] = {
     "csv": read_csv,
     "parquet": read_parquet,
     "arrow": read_arrow,
+    "megatron": read_megatron,
     "zip": lambda file, reading: read_zip(file, reading, _read_member),
     "tar": lambda file, reading: read_tar(file, reading, _read_member),
     "warc": lambda file, reading: read_warc(file, reading, _read_member),

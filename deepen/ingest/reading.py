@@ -22,6 +22,8 @@ class Reading:
     extractor: str = "trafilatura"
     passwords: Sequence[str] = ()
     limits: Extraction = Extraction()
+    tokenizer: str | None = None
+    """Folder of the tokenizer that made a Megatron pair."""
     tables_only: bool = False
     """Leave out what is no table of records (to guess which field has the text, documents need not be taken apart)."""
 

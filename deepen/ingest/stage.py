@@ -24,7 +24,7 @@ from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stag
 from deepen.formats.records import read_records, write_records
 from deepen.ingest.config import Extraction, FieldName, IngestConfig, Source
 from deepen.ingest.conversations import FIELDS, conversation_text, looks_like_conversation
-from deepen.ingest.files import CONTAINERS, TABLES, InputFile, fingerprint_files, list_files
+from deepen.ingest.files import CONTAINERS, TABLES, InputFile, companions, fingerprint_files, list_files
 from deepen.ingest.readers import READERS
 from deepen.ingest.reading import Reading
 from deepen.ingest.records import Record, Reject
@@ -59,7 +59,8 @@ class Part:
 
 def source_fingerprint(source: Source, cache: Path) -> str:
     """Identity of a source: relative paths and contents of its files; the file ``cache`` spares reading them again."""
-    return fingerprint_files(list_files(source.path, source.format), cache)
+    files = list_files(source.path, source.format)
+    return fingerprint_files([*files, *companions(files, source.tokenizer)], cache)
 
 
 def ingest(config: IngestConfig, job: StageJob) -> Manifest:
@@ -184,6 +185,7 @@ def _reading(
         extractor=source.extractor,
         passwords=tuple(os.environ.get(word[1:], "") if word.startswith("$") else word for word in source.passwords),
         limits=extraction,
+        tokenizer=source.tokenizer,
         tables_only=tables_only,
     )
 

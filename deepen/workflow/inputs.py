@@ -20,6 +20,7 @@ from deepen.ingest.config import HUB, IngestConfig, Source
 from deepen.model.config import BaseRun, RandomInit, ResolvedBase
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
+from deepen.workflow.hub_data import CARD, pattern_in_card, read_card, usual_pattern, usual_patterns
 from deepen.workflow.remote import Listing, remote_files
 from deepen.workflow.stages import Setup
 
@@ -214,14 +215,28 @@ def resolve_sources(config: IngestConfig, pins: Pins) -> IngestConfig:
 
 
 def _resolve_source(source: Source, pins: Pins) -> Source:
+    if source.tokenizer is not None and not Path(source.tokenizer).is_dir():
+        folder, _ = pins.snapshot(source.tokenizer, kind="model", patterns=_TOKENIZER_FILES)
+        source = source.model_copy(update={"tokenizer": str(folder)})
     if "://" not in source.path:
         return source
     if not source.path.startswith(HUB):
         return source.model_copy(update={"path": str(pins.remote(source.path))})
     owner, name, *pattern = source.path.removeprefix(HUB).split("/")
     inside = "/".join(pattern) or "**"
+    if source.split is not None:
+        inside = _split_pattern(f"{owner}/{name}", source.subset, source.split, pins)
     folder, _ = pins.snapshot(f"{owner}/{name}", kind="dataset", patterns=(inside,))
     return source.model_copy(update={"path": str(folder / inside)})
+
+
+def _split_pattern(name: str, subset: str | None, split: str, pins: Pins) -> str:
+    folder, _ = pins.snapshot(name, kind="dataset", patterns=(CARD,))
+    pattern = pattern_in_card(name, read_card(folder / CARD), subset, split)
+    if pattern is None:
+        folder, _ = pins.snapshot(name, kind="dataset", patterns=usual_patterns(subset, split))
+        pattern = usual_pattern(name, folder, subset, split)
+    return pattern
 
 
 def fetch(recipe: Recipe, run: Path) -> list[tuple[str, str, str]]:
