@@ -49,7 +49,11 @@ def main(seconds: float, memory_bytes: int) -> None:
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     while (header := _block(requests)) is not None:
-        data = _block(requests) or b""
+        try:
+            data = _block(requests) or b""
+        except MemoryError:
+            _send(answers, {"reason": "extraction_memory", "detail": "the file alone is too large", "is_spent": True})
+            return
         signal.setitimer(signal.ITIMER_PROF, seconds)
         answer = _answer(json.loads(header), data)
         signal.setitimer(signal.ITIMER_PROF, 0)
