@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, field_validator
 
+from deepen.curate.boilerplate_lines import BoilerplateLines
 from deepen.curate.c4 import C4
 from deepen.curate.decontaminate import Decontaminate, probe_files
 from deepen.curate.exact_duplicates import ExactDuplicates
@@ -31,6 +32,7 @@ STEPS: dict[str, type[Plug]] = {
     "gopher_repetition": GopherRepetition,
     "fineweb": FineWeb,
     "c4": C4,
+    "boilerplate_lines": BoilerplateLines,
     "decontaminate": Decontaminate,
     "exact_duplicates": ExactDuplicates,
     "near_duplicates": NearDuplicates,
