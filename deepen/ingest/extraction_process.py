@@ -18,6 +18,8 @@ import resource
 import signal
 import struct
 import sys
+import zipfile
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -94,6 +96,8 @@ def _answer(header: dict[str, Any], data: bytes) -> dict[str, Any]:
         extracted: Extracted = _function(header["function"])(data, header["options"])
     except Refused as refused:
         return {"reason": refused.reason, "detail": str(refused)}
+    except (zipfile.BadZipFile, zlib.error) as error:
+        return {"reason": "corrupt_archive", "detail": brief(error)}
     except MemoryError:
         return {"reason": "extraction_memory", "detail": "more memory than `ingest.extraction.memory_MB` allows"}
     except Exception as error:  # whatever a library raises for bytes that nobody foresaw
