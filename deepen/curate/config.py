@@ -7,26 +7,36 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, field_validator
 
+from deepen.curate.boilerplate_lines import BoilerplateLines
+from deepen.curate.c4 import C4
+from deepen.curate.decontaminate import Decontaminate, probe_files
 from deepen.curate.exact_duplicates import ExactDuplicates
 from deepen.curate.fineweb import FineWeb
 from deepen.curate.gopher_quality import GopherQuality
 from deepen.curate.gopher_repetition import GopherRepetition
+from deepen.curate.language import Language
 from deepen.curate.length import LengthStep
+from deepen.curate.limit import Limit
 from deepen.curate.near_duplicates import NearDuplicates
 from deepen.curate.normalize import Normalize
 from deepen.curate.step import CorpusStep, CurateStep, DocumentStep
-from deepen.errors import Problem
+from deepen.errors import Problem, SourceError
 from deepen.plug import Plug, plug_from
 from deepen.settings import Count, Many, Settings, Share
 
 STEPS: dict[str, type[Plug]] = {
     "normalize": Normalize,
     "length": LengthStep,
+    "language": Language,
     "gopher_quality": GopherQuality,
     "gopher_repetition": GopherRepetition,
     "fineweb": FineWeb,
+    "c4": C4,
+    "boilerplate_lines": BoilerplateLines,
+    "decontaminate": Decontaminate,
     "exact_duplicates": ExactDuplicates,
     "near_duplicates": NearDuplicates,
+    "limit": Limit,
 }
 
 
@@ -81,9 +91,18 @@ class CurateConfig(Settings):
 
 
 def problems(config: CurateConfig) -> list[Problem]:
-    """What the disk says against the settings: a run to hold out from that has no held-out documents."""
+    """What the disk says against the settings: no held-out documents where to take them from, no test items."""
+    found = []
+    for number, step in enumerate(config.steps):
+        if isinstance(step, Decontaminate):
+            try:
+                probe_files(step.against)
+            except SourceError as error:
+                path = f"curate.steps[{number}].against"
+                found.append(Problem(path=path, message=error.message, remedy=error.hint or ""))
     run = config.held_out.from_run
-    if run is None or (Path(run).expanduser() / "curate" / "manifest.json").is_file():
-        return []
-    remedy = "give the folder of a run whose `curate` stage is finished"
-    return [Problem(path="curate.held_out.from", message="no finished curate stage here", remedy=remedy, value=run)]
+    if run is not None and not (Path(run).expanduser() / "curate" / "manifest.json").is_file():
+        remedy = "give the folder of a run whose `curate` stage is finished"
+        message = "no finished curate stage here"
+        found.append(Problem(path="curate.held_out.from", message=message, remedy=remedy, value=run))
+    return found

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from deepen.curate.corpus import PartFiles
 from deepen.curate.signatures import Signer
-from deepen.curate.step import DocumentStep, Drop
+from deepen.curate.step import Applies, Drop
 from deepen.formats.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.document_ids import DocumentIds
 from deepen.formats.documents import (
@@ -60,7 +60,7 @@ class FirstPart:
     name: str
     documents: str
     partial: str
-    steps: tuple[DocumentStep, ...]
+    steps: tuple[Applies, ...]
     fingerprint: str
 
 
@@ -104,7 +104,7 @@ def _kept(part: FirstPart, count: _Incoming, drops: HashingWriter) -> Iterator[D
     for document in read_documents(Path(part.documents)):
         count.documents += 1
         count.num_bytes += len(document.text.encode())
-        result = _apply(part.steps, document)
+        result = apply_steps(part.steps, document)
         if isinstance(result, Document):
             yield result
             continue
@@ -112,7 +112,8 @@ def _kept(part: FirstPart, count: _Incoming, drops: HashingWriter) -> Iterator[D
         drops.write((json.dumps(_drop_row(document, result), ensure_ascii=False) + "\n").encode())
 
 
-def _apply(steps: Sequence[DocumentStep], document: Document) -> Document | Drop:
+def apply_steps(steps: Sequence[Applies], document: Document) -> Document | Drop:
+    """The document after all steps, with its content hash, or the first step's reason to drop it."""
     for step in steps:
         result = step.apply(document)
         if isinstance(result, Drop):

@@ -20,7 +20,9 @@ import pyarrow as pa
 from deepen.curate.config import CurateConfig
 from deepen.curate.corpus import PartFiles
 from deepen.curate.passes import FirstPart, SecondPart, first_pass, second_pass
+from deepen.curate.step import Applies
 from deepen.curate.summary import check_counts, print_summary
+from deepen.curate.surveys import Surveyed, SurveyPart, SurveyStep, conclude_survey, survey_part
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.formats.atomic import FileEntry, write_bytes
 from deepen.formats.documents import SCHEMA, document_files, num_documents_in, read_tables, write_tables
@@ -77,7 +79,8 @@ def curate(config: CurateConfig, job: StageJob, *, preview: bool = False) -> Man
 
 def _run_first_pass(config: CurateConfig, job: StageJob, parts: Sequence[_Part]) -> list[dict[str, Any]]:
     partial = str(job.out / _PARTIAL)
-    work = [FirstPart(part.name, str(part.path), partial, config.document_steps, job.fingerprint) for part in parts]
+    steps = _run_surveys(config, job, parts)
+    work = [FirstPart(part.name, str(part.path), partial, steps, job.fingerprint) for part in parts]
     return map_parts(
         first_pass,
         work,
@@ -87,6 +90,35 @@ def _run_first_pass(config: CurateConfig, job: StageJob, parts: Sequence[_Part])
         unit="documents",
         sizes=[float(part.num_documents) for part in parts],
     )
+
+
+def _run_surveys(config: CurateConfig, job: StageJob, parts: Sequence[_Part]) -> tuple[Applies, ...]:
+    """The steps on documents, those that must have seen a whole source bound to what they found in it."""
+    steps: list[Applies] = []
+    for number, step in enumerate(config.document_steps):
+        if not isinstance(step, SurveyStep):
+            steps.append(step)
+            continue
+        folder = str(job.out / _PARTIAL / f"survey-{number}")
+        work = {
+            part: SurveyPart(part.name, str(part.path), folder, tuple(steps), step, job.fingerprint) for part in parts
+        }
+        results = map_parts(
+            survey_part,
+            list(work.values()),
+            workers=job.workers,
+            ledger=job.out / _LEDGER / f"survey-{number}",
+            what=f"curate: survey for {step.use}",
+            unit="documents",
+            sizes=[float(part.num_documents) for part in parts],
+        )
+        for source in dict.fromkeys(part.source for part in parts):
+            num_documents = sum(
+                result["documents"] for part, result in zip(parts, results, strict=True) if part.source == source
+            )
+            conclude_survey(source, [work[part] for part in parts if part.source == source], num_documents)
+        steps.append(Surveyed(step, folder))
+    return tuple(steps)
 
 
 def _run_second_pass(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,13 @@ class Drops:
     values: npt.NDArray[np.float64]
     kept: npt.NDArray[np.int64] | None = None
     """For each the document that stays in its place, int64 [n]; its id becomes the drop's ``detail``."""
+
+
+class Applies(Protocol):
+    """Whatever can be applied to documents: a step, or one that is bound to what it found in a survey."""
+
+    def apply(self, document: Document) -> Document | Drop:
+        """The document (changed or as it was), or why it is dropped."""
 
 
 class DocumentStep(Plug):

@@ -18,6 +18,8 @@ import resource
 import signal
 import struct
 import sys
+import zipfile
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,7 +51,11 @@ def main(seconds: float, memory_bytes: int) -> None:
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     while (header := _block(requests)) is not None:
-        data = _block(requests) or b""
+        try:
+            data = _block(requests) or b""
+        except MemoryError:
+            _send(answers, {"reason": "extraction_memory", "detail": "the file alone is too large", "is_spent": True})
+            return
         signal.setitimer(signal.ITIMER_PROF, seconds)
         answer = _answer(json.loads(header), data)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -90,6 +96,8 @@ def _answer(header: dict[str, Any], data: bytes) -> dict[str, Any]:
         extracted: Extracted = _function(header["function"])(data, header["options"])
     except Refused as refused:
         return {"reason": refused.reason, "detail": str(refused)}
+    except (zipfile.BadZipFile, zlib.error) as error:
+        return {"reason": "corrupt_archive", "detail": brief(error)}
     except MemoryError:
         return {"reason": "extraction_memory", "detail": "more memory than `ingest.extraction.memory_MB` allows"}
     except Exception as error:  # whatever a library raises for bytes that nobody foresaw

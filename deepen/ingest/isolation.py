@@ -22,6 +22,8 @@ from typing import Any
 from deepen.ingest.config import Extraction
 
 _CLOCK_PER_CPU_SECOND = 10
+_PERHAPS_OF_BEFORE = ("extraction_memory", "extraction_crash")
+"""What a file may owe to those that its process took apart before."""
 _LENGTH = struct.Struct("<Q")
 _children: dict[Extraction, _Child] = {}
 
@@ -29,11 +31,14 @@ _children: dict[Extraction, _Child] = {}
 def extract_isolated(function: str, data: bytes, options: dict[str, Any], limits: Extraction) -> dict[str, Any]:
     """What ``function`` ("module:name") makes of ``data``: ``{"text", "meta"}``, or ``{"reason", "detail"}``."""
     child = _children.get(limits)
+    was_used = child is not None
     if child is None:
         child = _children[limits] = _Child(limits)
     answer = child.ask(function, data, options)
     if child.is_spent:
         _children.pop(limits).stop()
+    if was_used and answer.get("reason") in _PERHAPS_OF_BEFORE:
+        return extract_isolated(function, data, options, limits)  # alone, so that the files before do not decide
     return answer
 
 
@@ -60,11 +65,12 @@ class _Child:
         header = json.dumps({"function": function, "options": options}).encode()
         assert self._process.stdin is not None, "stdin is a pipe"
         try:
-            for piece in (_LENGTH.pack(len(header)), header, _LENGTH.pack(len(data)), data):
-                self._process.stdin.write(piece)
-            self._process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended and tells why
+                for piece in (_LENGTH.pack(len(header)), header, _LENGTH.pack(len(data)), data):
+                    self._process.stdin.write(piece)
+                self._process.stdin.flush()
             answer = self._answer()
-        except (EOFError, BrokenPipeError):
+        except EOFError:
             self.is_spent = True
             return {"reason": "extraction_crash", "detail": "the guarded process is gone"}
         except TimeoutError:

@@ -37,7 +37,7 @@ def read_zip(file: Input, reading: Reading, read_member: Opener) -> Iterator[Rec
         with open_seekable(file) as stream, zipfile.ZipFile(stream) as archive:
             visit = _Visit(file.location, reading, read_member, stream.seek(0, io.SEEK_END))
             for member in sorted(archive.infolist(), key=lambda member: member.filename):
-                if not member.is_dir():
+                if not member.filename.endswith("/"):
                     yield from visit.read(member.filename, _zip_opener(archive, member, visit))
     except (*FAULTS, *CORRUPT) as error:
         yield _fault(file.location, error)

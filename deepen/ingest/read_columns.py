@@ -76,16 +76,48 @@ def read_arrow(file: Input, reading: Reading) -> Iterator[Record | Reject]:
             is_file = stream.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC
             stream.seek(0)
             for batch in _batches(stream, is_file):
-                names = [name for name in batch.schema.names if reading.fields is None or name in reading.fields]
-                wanted = batch.select(names)
-                for row in range(batch.num_rows):
-                    yield _row(wanted, row, f"{file.location}:{done + 1}")
-                    done += 1
+                yield from _arrow_rows(batch, reading, file.location, done)
+                done += batch.num_rows
     except (*FAULTS, pa.ArrowException) as error:
         if done == 0:
             yield _unreadable(file.location, error)
         else:
             yield Reject(f"{file.location}:{done + 1}", "corrupt_batch", f"the rest of the file: {brief(error)}")
+
+
+def _arrow_rows(batch: Any, reading: Reading, location: str, done: int) -> Iterator[Record | Reject]:
+    """Records of one batch. It is checked first: pyarrow believes what the file says, and damage would end the process.
+
+    Texts are taken as bytes, so that one that is not UTF-8 costs its row and not the batch.
+    """
+    names = [name for name in batch.schema.names if reading.fields is None or name in reading.fields]
+    columns = [_as_bytes(batch.column(batch.schema.names.index(name))) for name in names]
+    try:
+        for column in columns:
+            column.validate(full=True)
+    except pa.ArrowException as error:
+        yield Reject(
+            f"{location}:{done + 1}", "corrupt_batch", f"{batch.num_rows} rows: {brief(error)}", batch.num_rows
+        )
+        return
+    texts = [isinstance(column, pa.BinaryArray | pa.LargeBinaryArray) for column in columns]
+    for row in range(batch.num_rows):
+        place = f"{location}:{done + row + 1}"
+        values = {}
+        try:
+            for name, column, is_text in zip(names, columns, texts, strict=True):
+                value = column[row].as_py()
+                values[name] = value.decode() if is_text and value is not None else value
+        except UnicodeDecodeError as error:
+            yield Reject(place, "not_utf8", f"byte 0x{error.object[error.start]:02x} at position {error.start}")
+        else:
+            yield Record(place, values)
+
+
+def _as_bytes(column: Any) -> Any:
+    if pa.types.is_string(column.type):
+        return column.view(pa.binary())
+    return column.view(pa.large_binary()) if pa.types.is_large_string(column.type) else column
 
 
 def _batches(stream: Any, is_file: bool) -> Iterator[Any]:

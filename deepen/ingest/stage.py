@@ -166,13 +166,21 @@ def _documents(part: Part, counts: dict[str, Any], rejects: HashingWriter) -> It
 
 def _found_in(file: InputFile, part: Part) -> Iterator[Record | Reject]:
     if file.format is None:
-        return iter(
-            [Reject(file.location, "unsupported_file", "no reader for this suffix; set `format` or use a glob")]
-        )
+        yield Reject(file.location, "unsupported_file", "no reader for this suffix; set `format` or use a glob")
+        return
+    is_empty = True
+    for found in _read(file, part):
+        is_empty = False
+        yield found
+    if is_empty:
+        yield Reject(file.location, "no_records", "the file can be read, and there is nothing in it")
+
+
+def _read(file: InputFile, part: Part) -> Iterator[Record | Reject]:
     category = part.source.category
     texts = [part.text_field] if part.source.conversations is None else FIELDS
     fields = [*texts, "id", *([category.field] if isinstance(category, FieldName) else [])]
-    return READERS[file.format](file, _reading(part.source, part.extraction, fields=tuple(dict.fromkeys(fields))))
+    return READERS[str(file.format)](file, _reading(part.source, part.extraction, fields=tuple(dict.fromkeys(fields))))
 
 
 def _reading(

@@ -29,7 +29,8 @@ class Setup:
     sources: IngestConfig
     """The recipe's sources with hub addresses replaced by the folders they were fetched to."""
     raw_inputs: Mapping[str, InputEntry]
-    """Identity of what is no stage of this run: ``base``, ``source:NAME``, ``held_out`` (another run's)."""
+    """Identity of what is no stage of this run: ``base``, ``source:NAME``, ``held_out`` (another run's) and
+    ``probe:FILE`` (test items)."""
 
     @property
     def rows_per_batch(self) -> int:
@@ -174,7 +175,7 @@ STAGES: dict[str, Stage] = {
         Stage("ingest", (), _ingest_identity, _ingest, _format_of("ingest"),
               reads=lambda name: name.startswith("source:")),
         Stage("curate", ("ingest",), _seeded("curate"), _curate, _format_of("curate"),
-              reads=lambda name: name == "held_out"),
+              reads=lambda name: name == "held_out" or name.startswith("probe:")),
         Stage("tokenize", ("curate",), _seeded("tokenize"), _tokenize, _format_of("tokenize"),
               reads=lambda name: name == "base"),
         Stage("mix", ("tokenize",), _mix_identity, _mix, _format_of("mix")),

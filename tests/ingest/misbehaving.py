@@ -17,6 +17,17 @@ def grow(data, options):
         held.append(bytearray(10_000_000))
 
 
+HELD = []
+
+
+def keep(data, options):
+    """Take as many MB as the file says and never give them back."""
+    from deepen.ingest.extracted import Extracted
+
+    HELD.append(bytearray(b"x") * (int(data) * 1_000_000))
+    return Extracted("kept")
+
+
 def die(data, options):
     """End the process, as a fault in a C library does."""
     os.kill(os.getpid(), signal.SIGSEGV)

@@ -38,6 +38,16 @@ def test_what_libraries_do_is_named(function, reason):
     assert ask("pid")["text"].isdigit()
 
 
+def test_a_file_larger_than_the_memory_is_named():
+    assert ask("pid", bytes(150_000_000), memory_MB=100)["reason"] == "extraction_memory"
+
+
+def test_a_file_is_judged_alone():
+    assert ask("keep", b"220", seconds=7)["text"] == "kept"
+    assert ask("keep", b"320", seconds=7)["text"] == "kept"  # not after the other in 500 MB
+    assert ask("keep", b"520", seconds=7)["reason"] == "extraction_memory"
+
+
 def test_one_process_serves_many_files():
     assert len({ask("pid")["text"] for _ in range(3)}) == 1
     first = ask("pid")["text"]

@@ -4,6 +4,7 @@ import bz2
 import json
 import lzma
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pytest
@@ -95,6 +96,24 @@ def test_a_cut_arrow_stream_keeps_the_rows_before(tmp_path, read):
     (tmp_path / "a.arrow").write_bytes(data[: len(data) - 100])
     records, rejects = read("a.arrow")
     assert len(records) == 10 and rejects == [("a.arrow:11", "corrupt_batch")]
+
+
+def test_damaged_arrow_cannot_end_the_process(tmp_path, read):
+    with (
+        pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, pa.schema({"text": pa.string()})) as writer,
+    ):
+        for _ in range(3):
+            writer.write_batch(pa.record_batch({"text": ["some", "text", "caf?"]}))
+    data = bytearray((tmp_path / "a.arrow").read_bytes())
+    offsets = np.array([0, 4, 8, 12], np.int32).tobytes()
+    first, second = data.index(offsets), data.index(offsets, data.index(offsets) + 1)
+    data[second + 4 : second + 8] = (1 << 30).to_bytes(4, "little")
+    data[data.index(b"caf?", first) + 3] = 0xE9
+    (tmp_path / "a.arrow").write_bytes(data)
+    records, rejects = read("a.arrow")
+    assert [record.location for record in records] == [f"a.arrow:{n}" for n in (1, 2, 7, 8, 9)]
+    assert rejects == [("a.arrow:3", "not_utf8"), ("a.arrow:4", "corrupt_batch")]
 
 
 PACK = {"bz2": bz2.compress, "xz": lzma.compress}

@@ -148,3 +148,12 @@ def test_records_without_usable_text_are_named(tmp_path, run, record, reason):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "fine", "id": "\\ud800"}}\n{record}\n')
     manifest = run({"path": "a.jsonl", "text": "text"}, max_rejected=0.5)
     assert manifest.counts["sources"]["s0"]["rejected"] == {reason: 1}
+
+
+def test_a_file_without_records_is_named(tmp_path, run):
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in/a.jsonl", 5)
+    (tmp_path / "in/b.jsonl").write_text("\n")
+    (tmp_path / "in/c.csv").write_text("id,text\n")
+    manifest = run({"path": "in"}, max_rejected=0.5)
+    assert manifest.counts["sources"]["s0"]["rejected"] == {"no_records": 2}

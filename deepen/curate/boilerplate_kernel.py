@@ -1,0 +1,65 @@
+"""Lines as keys that can be counted over a corpus, and which of them are boilerplate where they stand."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, is_space, mix
+
+
+@njit(cache=True)
+def line_keys(text, ends, keys, words):  # type: ignore[no-untyped-def]
+    """Of every line: the byte after it (its line feed aside), the hash of what is visible of it, and its words (0 for a
+    blank line); returns the number of lines."""
+    size, position, count = len(text), 0, 0
+    while position < size:
+        state, pending, num_words, in_word = HASH_SEED, 0, 0, False
+        while position < size and text[position] != 0x0A:
+            byte = text[position]
+            if byte < 0x80:
+                point, width = np.int64(byte), 1
+            else:
+                point, width = code_point(text, position)
+            position += width
+            if is_space(point):
+                pending, in_word = pending + (num_words > 0), False
+                continue
+            if pending:  # white space inside the line counts as one space
+                state, pending = absorb(state, np.uint64(0x20)), 0
+            num_words, in_word = num_words + (not in_word), True
+            state = absorb(state, np.uint64(point))
+        ends[count], keys[count], words[count] = position, mix(state), num_words
+        count += 1
+        position += 1
+    return count
+
+
+@njit(cache=True)
+def find_boilerplate(keys, words, recurring, min_words):  # type: ignore[no-untyped-def]
+    """Mark the lines to remove: those in ``recurring`` (ascending) that stand at an edge of the text, beside another
+    one (blank lines aside), or have at least ``min_words`` words. A lone short one inside the text is a heading."""
+    size = len(keys)
+    known = np.zeros(size, dtype=np.bool_)
+    for line in range(size):
+        if words[line]:
+            place = np.searchsorted(recurring, keys[line])
+            known[line] = place < len(recurring) and recurring[place] == keys[line]
+    removed = np.zeros(size, dtype=np.bool_)
+    previous, edge = -1, True
+    for line in range(size):
+        if words[line] == 0:
+            continue
+        edge = edge and known[line]
+        if known[line]:
+            beside = previous >= 0 and known[previous]
+            removed[line] = edge or beside or words[line] >= min_words
+            if beside:
+                removed[previous] = True
+        previous = line
+    for line in range(size - 1, -1, -1):
+        if words[line]:
+            if not known[line]:
+                break
+            removed[line] = True
+    return removed

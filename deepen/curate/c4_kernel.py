@@ -1,0 +1,122 @@
+"""The line rules of C4 in one compiled walk: where each line lies, whether it stays, how many sentences it has."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from deepen.curate.lines_kernel import is_terminal
+from deepen.curate.text_kernels import code_point, is_space
+
+BLANK, KEPT, LONG_WORD, NOT_TERMINAL, FEW_WORDS, SCRIPT, POLICY, LOREM_IPSUM, BRACE = range(9)
+"""What becomes of a line; the last two drop the whole document."""
+JAVASCRIPT_BIT, POLICY_BIT, LOREM_BIT, BRACE_BIT = 1, 2, 4, 8
+"""Phrases that a line holds."""
+
+
+@njit(cache=True)
+def judge_lines(text, places, phrases, limits, spans, verdicts):  # type: ignore[no-untyped-def]
+    """Judge every line: stripped ``spans`` int64 [lines, 2] and ``verdicts``; returns lines and sentences in kept ones.
+
+    ``phrases`` are the bits of phrases that begin at the bytes ``places`` (ascending). ``limits``: characters of the
+    longest word, fewest words, whether a line must end in terminal punctuation.
+    """
+    size, position, count, place, sentences = len(text), 0, 0, 0, 0
+    while position < size:
+        end = position
+        while end < size and text[end] != 0x0A:
+            end += 1
+        bits = 0
+        while place < len(places) and places[place] < end:
+            bits |= phrases[place]
+            place += 1
+        first, last, words, longest, found = _scan(text, position, end)
+        spans[count, 0], spans[count, 1] = first, last
+        verdict = BLANK if first == last else _verdict(text, first, last, words, longest, bits, limits)
+        verdicts[count] = verdict
+        if verdict == KEPT:
+            sentences += found
+        count += 1
+        position = end + 1
+    return count, sentences
+
+
+@njit(cache=True)
+def _verdict(text, first, last, words, longest, bits, limits):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    if longest > limits[0]:
+        return LONG_WORD
+    if limits[2] and not _ends_sentence(text, first, last):
+        return NOT_TERMINAL
+    if words < limits[1]:
+        return FEW_WORDS
+    if bits & LOREM_BIT:
+        return LOREM_IPSUM
+    if bits & JAVASCRIPT_BIT:
+        return SCRIPT
+    if bits & BRACE_BIT:
+        return BRACE
+    return POLICY if bits & POLICY_BIT else KEPT
+
+
+@njit(cache=True)
+def _scan(text, position, end):  # type: ignore[no-untyped-def]
+    """Where the visible part of a line begins and ends, its words, the longest in characters, and its sentences."""
+    first, last, words, longest, length = end, end, 0, 0, 0
+    sentences, ended, closed = 0, False, False
+    while position < end:
+        point, width = code_point(text, position)
+        if is_space(point):
+            if ended and length:
+                sentences, closed = sentences + 1, True
+            length, ended = 0, False
+        else:
+            if length == 0:
+                words += 1
+                first = min(first, position)
+            length += 1
+            longest = max(longest, length)
+            last = position + width
+            if is_terminal(point):
+                ended = True
+            elif point not in (0x22, 0x27, 0x29, 0x5D, 0x201D, 0x2019, 0xBB):
+                ended = False
+            closed = False
+        position += width
+    if words and not closed:  # what comes after the last full stop, or the sentence that ends the line
+        sentences += 1
+    return first, last, words, longest, sentences
+
+
+@njit(cache=True)
+def _ends_sentence(text, first, last):  # type: ignore[no-untyped-def]
+    """Whether the line, without references such as ``[12]`` at its end, ends in . ? ! " ' but not in an ellipsis."""
+    last = _before_references(text, first, last)
+    if last == first:
+        return False
+    if text[last - 1] == 0x22 or text[last - 1] == 0x27:
+        return True
+    if last - first >= 3 and text[last - 1] == 0x2E and text[last - 2] == 0x2E and text[last - 3] == 0x2E:
+        return False
+    start = last - 1
+    while start > first and (text[start] & 0xC0) == 0x80:
+        start -= 1
+    point, _ = code_point(text, start)
+    return is_terminal(point)
+
+
+@njit(cache=True)
+def _before_references(text, first, last):  # type: ignore[no-untyped-def]
+    while last - first >= 2 and text[last - 1] == 0x5D:
+        start = last - 2
+        while start > first and 0x30 <= text[start] <= 0x39:
+            start -= 1
+        if text[start] != 0x5B:
+            return last
+        last = start
+    return last
+
+
+def limits_of(max_word_length: int, min_words: int, terminal: bool) -> npt.NDArray[np.int64]:
+    """The limits as ``judge_lines`` takes them."""
+    return np.array([max_word_length, min_words, terminal], dtype=np.int64)

@@ -1,0 +1,55 @@
+"""Not more than so much of a source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from deepen.curate.corpus import Corpus
+from deepen.curate.length import BYTES_PER_TOKEN
+from deepen.curate.step import CorpusStep, Drops
+from deepen.settings import Count
+
+
+class Limit(CorpusStep):
+    """Keep at most so many documents or tokens of every source (``beyond_limit``; value: the document's place)."""
+
+    use: Literal["limit"] = "limit"
+    documents: Annotated[Count, Field(gt=0)] | None = None
+    """Most documents of a source."""
+    tokens: Annotated[Count, Field(gt=0)] | None = None
+    """Most tokens of a source, counted as UTF-8 bytes / 4. What would pass it goes, and all after it."""
+    by: Literal["content", "order"] = "content"
+    """Which documents stay: those of smallest content hash, a fair sample that stays nearly the same when the source
+    grows; or the first in the order of the files."""
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Limit:
+        if self.documents is None and self.tokens is None:
+            raise ValueError("give `documents` or `tokens`")
+        return self
+
+    def apply(self, corpus: Corpus, alive: npt.NDArray[np.bool_]) -> Drops:
+        """What is beyond the limit, source by source."""
+        dropped: list[npt.NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        places: list[npt.NDArray[np.float64]] = [np.zeros(0)]
+        for source in np.unique(corpus.source[alive]):
+            own = np.flatnonzero(alive & (corpus.source == source))
+            if self.by == "content":
+                own = corpus.by_content(own)
+            num_kept = self._num_kept(corpus.index["num_bytes"][own])
+            dropped.append(own[num_kept:])
+            places.append(np.arange(num_kept + 1, len(own) + 1, dtype=np.float64))
+        documents = np.concatenate(dropped)
+        ascending = np.argsort(documents)
+        return Drops("beyond_limit", documents[ascending], np.concatenate(places)[ascending])
+
+    def _num_kept(self, num_bytes: npt.NDArray[np.int64]) -> int:
+        """How many of the documents of these sizes are within the limits."""
+        kept = len(num_bytes) if self.documents is None else min(self.documents, len(num_bytes))
+        if self.tokens is None:
+            return kept
+        return min(kept, int(np.searchsorted(np.cumsum(num_bytes), self.tokens * BYTES_PER_TOKEN, side="right")))
