@@ -94,6 +94,8 @@ class StageJob:
     workers: int = 1
     """Processes that the stage may use."""
     seed: int = 17
+    previous: Artifact | None = None
+    """The finished result that this work will replace; what is unchanged in it may be taken over."""
     identity: Mapping[str, Any] | None = None
     """Everything of the recipe that entered the fingerprint, where that is more than the stage's own settings."""
 

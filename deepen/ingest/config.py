@@ -40,7 +40,8 @@ class Source(Settings):
     ``watch``: curated and scored, never trained, so that it shows forgetting without bias."""
     path: Annotated[str, Field(min_length=1)]
     """A file, the prefix of a Megatron pair, a folder (with all its subfolders) or a glob such as ``data/**/*.jsonl``.
-    Hidden files are left out. Addresses (``hf://OWNER/NAME/PATTERN``, ``s3://``, ``gs://``, ``https://``) are pinned and fetched first."""
+    Hidden files are left out. Addresses (``hf://OWNER/NAME/PATTERN``, ``s3://``, ``gs://``, ``https://``) are pinned
+    and fetched first."""
     format: Format = "auto"
     """How to read every file of the source; ``auto`` tells it from the suffix. Files packed with gzip, zstandard, bzip2
     or xz are unpacked; the members of zip and tar archives are read like files, by this format or their own suffix."""

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from deepen.formats.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.documents import Document, content_hash, document_id, write_documents
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import read_records, write_records
+from deepen.ingest.carry_over import Carried, carry_over
 from deepen.ingest.config import Extraction, FieldName, IngestConfig, Source
 from deepen.ingest.conversations import FIELDS, conversation_text, looks_like_conversation
 from deepen.ingest.files import CONTAINERS, TABLES, InputFile, companions, fingerprint_files, list_files
@@ -69,8 +70,10 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
     Raises ``SourceError`` when a source has no files, no text, or too many rejects; the finished parts stay.
     """
     begin_stage(job, stage="ingest", format_number=FORMAT, config=config)
-    files = {source.name: list_files(source.path, source.format) for source in config.sources}
-    parts = [part for source in config.sources for part in _parts(source, files[source.name], config.extraction, job)]
+    carried = {source.name: carry_over(source, config, job, FORMAT) for source in config.sources}
+    read = [source for source in config.sources if carried[source.name] is None]
+    files = {source.name: list_files(source.path, source.format) for source in read}
+    parts = [part for source in read for part in _parts(source, files[source.name], config.extraction, job)]
     results = map_parts(
         read_part,
         parts,
@@ -80,12 +83,16 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
         unit="B",
         sizes=[float(sum(file.num_bytes for file in part.files)) for part in parts],
     )
-    rejected = write_records(job.out / REJECTED, _all_rejects(job.out, parts), job.out)
-    counts = {source.name: _count(source, files[source.name], parts, results) for source in config.sources}
+    rejected = write_records(job.out / REJECTED, _all_rejects(job.out, parts, carried), job.out)
+    counts = {
+        source.name: _count(source, files[source.name], parts, results) if earlier is None else earlier.counts
+        for source, earlier in ((source, carried[source.name]) for source in config.sources)
+    }
     check_counts(counts, config.max_rejected, job.out / REJECTED)
     clear_ledger(job.out / _LEDGER)
     shutil.rmtree(job.out / _PARTIAL, ignore_errors=True)
     entries = [FileEntry.model_validate(result["file"]) for result in results]
+    entries += [entry for earlier in carried.values() if earlier is not None for entry in earlier.files]
     manifest = finish_stage(
         job, stage="ingest", format_number=FORMAT, config=config, files=[*entries, rejected], counts={"sources": counts}
     )
@@ -263,9 +270,12 @@ def _line(source: str, reject: Reject) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
-def _all_rejects(out: Path, parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
-    for part in parts:
-        yield from read_records(out / _PARTIAL / f"{part.name}.jsonl")
+def _all_rejects(out: Path, parts: Sequence[Part], carried: Mapping[str, Carried | None]) -> Iterator[dict[str, Any]]:
+    for name, earlier in carried.items():
+        if earlier is not None:
+            yield from earlier.rejects()
+        for part in (part for part in parts if part.source.name == name):
+            yield from read_records(out / _PARTIAL / f"{part.name}.jsonl")
 
 
 def _count(

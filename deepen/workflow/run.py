@@ -90,7 +90,7 @@ class StagePlan:
         return stage_directory(self.run, self.stage.name)
 
     def job(self, out: Path) -> StageJob:
-        """The order to make the stage's result in ``out``."""
+        """The order to make the stage's result in ``out``, beside the old one when it is made anew."""
         return StageJob(
             out=out,
             fingerprint=self.fingerprint,
@@ -98,6 +98,7 @@ class StagePlan:
             raw_inputs=self.raw_inputs,
             workers=self.setup.machine.num_workers,
             seed=self.setup.recipe.seed,
+            previous=open_artifact(self.directory) if out != self.directory else None,
             identity=self.identity,
         )
 

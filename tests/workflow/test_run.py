@@ -46,6 +46,22 @@ def test_a_changed_source_stops_the_run_and_redo_makes_anew_what_depends_on_it(t
     assert not list((tiny.parent / "runs" / "tiny").glob("*.redo"))
 
 
+def test_a_source_that_is_added_is_the_only_one_that_is_read(tiny, capsys):
+    run(tiny)
+    write_jsonl(tiny.parent / "more.jsonl", sentences("more", 40))
+    text = tiny.read_text()
+    added = f"    - {{name: more, role: replay, path: {tiny.parent}/more.jsonl}}\ncurate:"
+    tiny.write_text(text.replace("curate:", added))
+    capsys.readouterr()
+    after = run(tiny, options=RunOptions(last="mix", redo=True, offline=True))
+    assert capsys.readouterr().err.count("is as it was") == 3
+    (tiny.parent / "elsewhere").mkdir()
+    loaded = load(tiny, None, ["machine.workers=1"])
+    alone = run_pipeline(loaded.recipe, loaded.machine, tiny.parent / "elsewhere" / "tiny", UNTIL_MIX)
+    assert alone["ingest"].manifest.files == after["ingest"].manifest.files
+    assert alone["ingest"].counts == after["ingest"].counts
+
+
 def test_another_run_refers_to_equal_work_and_keeps_it_from_being_removed(tiny):
     first = run(tiny)
     second = run(tiny, "mix.domain_share=0.5", name="second")
