@@ -23,6 +23,9 @@ HUB = "hf://"
 """Beginning of a path inside a hub data set: ``hf://OWNER/NAME[@REVISION]/PATTERN``."""
 
 
+_SLASHES_OF_A_REPOSITORY = 3
+
+
 class FieldName(Settings):
     """A value taken from each record instead of being the same for the whole source."""
 
@@ -41,6 +44,10 @@ class Source(Settings):
     path: Annotated[str, Field(min_length=1)]
     """A file, a folder (with all its subfolders) or a glob such as ``data/**/*.jsonl``. Hidden files are left out.
     Addresses (``hf://OWNER/NAME/PATTERN``, ``s3://``, ``gs://``, ``https://``) are pinned and fetched first."""
+    subset: str | None = None
+    """Of a hub data set (``hf://OWNER/NAME``): the subset to read, told by the names of its files."""
+    split: str | None = None
+    """Of a hub data set: the split to read, for example ``train``, told by the names of its files."""
     format: Format = "auto"
     """How to read every file of the source; ``auto`` tells it from the suffix. Files packed with gzip, zstandard, bzip2
     or xz are unpacked; the members of zip and tar archives are read like files, by this format or their own suffix."""
@@ -126,6 +133,9 @@ def problems(config: IngestConfig) -> list[Problem]:
 
 
 def _problem(source: Source) -> tuple[str, str] | None:
+    chosen = source.subset is not None or source.split is not None
+    if chosen and (not source.path.startswith(HUB) or source.path.rstrip("/").count("/") != _SLASHES_OF_A_REPOSITORY):
+        return "`subset` and `split` belong to a hub data set without a pattern", "`path: hf://OWNER/NAME`"
     if source.path.startswith(HUB):
         return None  # resolved to a local folder before anything is read
     if "://" in source.path:
