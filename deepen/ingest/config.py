@@ -23,6 +23,9 @@ HUB = "hf://"
 """Beginning of a path inside a hub data set: ``hf://OWNER/NAME[@REVISION]/PATTERN``."""
 
 
+_SLASHES_OF_A_REPOSITORY = 3
+
+
 class FieldName(Settings):
     """A value taken from each record instead of being the same for the whole source."""
 
@@ -42,6 +45,10 @@ class Source(Settings):
     """A file, the prefix of a Megatron pair, a folder (with all its subfolders) or a glob such as ``data/**/*.jsonl``.
     Hidden files are left out. Addresses (``hf://OWNER/NAME/PATTERN``, ``s3://``, ``gs://``, ``https://``) are pinned
     and fetched first."""
+    subset: str | None = None
+    """Of a hub data set (``hf://OWNER/NAME``): the subset to read, told by its card or by the names of its files."""
+    split: str | None = None
+    """Of a hub data set: the split to read, for example ``train``, told by its card or by the names of its files."""
     format: Format = "auto"
     """How to read every file of the source; ``auto`` tells it from the suffix. Files packed with gzip, zstandard, bzip2
     or xz are unpacked; the members of zip and tar archives are read like files, by this format or their own suffix."""
@@ -57,10 +64,6 @@ class Source(Settings):
     text: str | None = None
     """Field that holds the text in jsonl, json, csv, parquet and arrow. Without it, the first of ``text``, ``content``,
     ``body``, ``article``, ``document`` that the source's first records have; the choice is printed."""
-    subset: str | None = None
-    """Subset (configuration) of a hub data set whose card lists them; None: its default one."""
-    split: str | None = None
-    """Split of a hub data set given as ``hf://OWNER/NAME``, such as ``train``; its card says which files that is."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer that made a Megatron pair (``format: megatron``), which must be named."""
     conversations: Literal["as_text"] | None = None
@@ -81,15 +84,6 @@ class Source(Settings):
         if name != "auto" and not is_text_encoding(name):
             raise ValueError(f"no text encoding is called `{name}`")
         return name
-
-    @model_validator(mode="after")
-    def _splits_are_of_hub_data(self) -> Source:
-        is_whole = self.path.startswith(HUB) and self.path.count("/") == HUB.count("/") + 1
-        if self.split is not None and not is_whole:
-            raise ValueError("`split` is for whole hub data sets, `path: hf://OWNER/NAME`")
-        if self.subset is not None and self.split is None:
-            raise ValueError("`subset` needs a `split`")
-        return self
 
     @model_validator(mode="after")
     def _pairs_name_their_tokenizer(self) -> Source:
@@ -150,6 +144,9 @@ def problems_of(source: Source, index: int) -> list[Problem]:
 
 
 def _problem(source: Source) -> tuple[str, str] | None:
+    chosen = source.subset is not None or source.split is not None
+    if chosen and (not source.path.startswith(HUB) or source.path.rstrip("/").count("/") != _SLASHES_OF_A_REPOSITORY):
+        return "`subset` and `split` belong to a hub data set without a pattern", "`path: hf://OWNER/NAME`"
     if source.path.startswith(HUB):
         return None  # resolved to a local folder before anything is read
     if "://" in source.path:

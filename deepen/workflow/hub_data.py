@@ -1,6 +1,6 @@
 """Which files of a hub data set belong to a subset and a split, read from its card as the hub's own tools do.
 
-The card (``README.md``) may list ``configs`` with ``data_files`` per split; without it the usual names are tried.
+The card (``README.md``) may list ``configs`` with ``data_files`` per split; without it the names of the files decide.
 """
 
 from __future__ import annotations
@@ -67,20 +67,3 @@ def _splits(data_files: Any) -> dict[str, list[str]]:
 
 def _listed(paths: Any) -> list[str]:
     return [paths] if isinstance(paths, str) else [str(path) for path in paths or ()]
-
-
-def usual_patterns(subset: str | None, split: str) -> tuple[str, ...]:
-    """Where the files of a split usually are in a data set whose card lists nothing."""
-    folder = f"{subset}/" if subset else ""
-    return f"{folder}{split}-*", f"{folder}data/{split}-*", f"{folder}{split}.*", f"{folder}data/{split}.*"
-
-
-def usual_pattern(name: str, folder: Path, subset: str | None, split: str) -> str:
-    """The first of the usual patterns that has files in ``folder``; raises ``SourceError`` when none has."""
-    for pattern in usual_patterns(subset, split):
-        if any(folder.glob(pattern)):
-            return pattern
-    raise SourceError(
-        f"hub dataset `{name}` has no card that says which files are split `{split}`, and none with a usual name",
-        hint=f"give the files: path: hf://{name}/PATTERN",
-    )

@@ -17,10 +17,11 @@ from deepen.errors import DeepenError, OfflineError, RunError, SourceError
 from deepen.formats.atomic import hash_file, write_json
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
 from deepen.ingest.config import HUB, IngestConfig, Source
+from deepen.ingest.files import list_files
 from deepen.model.config import BaseRun, RandomInit, ResolvedBase
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
-from deepen.workflow.hub_data import CARD, pattern_in_card, read_card, usual_pattern, usual_patterns
+from deepen.workflow.hub_data import CARD, pattern_in_card, read_card
 from deepen.workflow.remote import Listing, remote_files
 from deepen.workflow.stages import Setup
 
@@ -223,20 +224,36 @@ def _resolve_source(source: Source, pins: Pins) -> Source:
     if not source.path.startswith(HUB):
         return source.model_copy(update={"path": str(pins.remote(source.path))})
     owner, name, *pattern = source.path.removeprefix(HUB).split("/")
-    inside = "/".join(pattern) or "**"
-    if source.split is not None:
-        inside = _split_pattern(f"{owner}/{name}", source.subset, source.split, pins)
-    folder, _ = pins.snapshot(f"{owner}/{name}", kind="dataset", patterns=(inside,))
-    return source.model_copy(update={"path": str(folder / inside)})
+    inside = "/".join(pattern)
+    patterns = (inside,) if inside else _patterns_of(f"{owner}/{name}", source, pins)
+    folder, _ = pins.snapshot(f"{owner}/{name}", kind="dataset", patterns=patterns)
+    paths = [str(folder / one) for one in patterns]
+    found = next((path for path in paths if list_files(path, source.format)), None)
+    if found is None and len(paths) > 1:
+        wanted = ", ".join(f"{key} `{value}`" for key in ("subset", "split") if (value := getattr(source, key)))
+        raise SourceError(
+            f"source `{source.name}`: no file of `{source.path}` belongs to {wanted} by its name",
+            hint="give the files themselves: `path: hf://OWNER/NAME/PATTERN`",
+        )
+    return source.model_copy(update={"path": found or paths[0], "subset": None, "split": None})
 
 
-def _split_pattern(name: str, subset: str | None, split: str, pins: Pins) -> str:
-    folder, _ = pins.snapshot(name, kind="dataset", patterns=(CARD,))
-    pattern = pattern_in_card(name, read_card(folder / CARD), subset, split)
-    if pattern is None:
-        folder, _ = pins.snapshot(name, kind="dataset", patterns=usual_patterns(subset, split))
-        pattern = usual_pattern(name, folder, subset, split)
-    return pattern
+def hub_patterns(subset: str | None, split: str | None) -> tuple[str, ...]:
+    """Where the files of a subset and split are by the naming rules of hub data sets, the likeliest first."""
+    folders = ("", "data/") if subset is None else (f"{subset}/", f"data/{subset}/")
+    if split is None:
+        return ("**",) if subset is None else tuple(f"{folder}**" for folder in folders)
+    return tuple(f"{folder}{split}{rest}" for folder in folders for rest in ("[-._]*", "/**"))
+
+
+def _patterns_of(name: str, source: Source, pins: Pins) -> tuple[str, ...]:
+    """Where the files of a source's subset and split are: where the card says, else where the names say."""
+    if source.subset is not None or source.split is not None:
+        folder, _ = pins.snapshot(name, kind="dataset", patterns=(CARD,))
+        listed = pattern_in_card(name, read_card(folder / CARD), source.subset, source.split or "train")
+        if listed is not None:
+            return (listed,)
+    return hub_patterns(source.subset, source.split)
 
 
 def fetch(recipe: Recipe, run: Path) -> list[tuple[str, str, str]]:

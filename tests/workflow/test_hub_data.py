@@ -1,7 +1,7 @@
 import pytest
 
 from deepen.errors import SourceError
-from deepen.workflow.hub_data import pattern_in_card, read_card, usual_pattern
+from deepen.workflow.hub_data import pattern_in_card, read_card
 
 CARD = """---
 license: mit
@@ -41,10 +41,5 @@ def test_what_the_card_does_not_have_is_an_error_that_lists_what_it_has(tmp_path
 
 
 @pytest.mark.parametrize("text", ["no card at all", "---\n: [broken\n---\n", "---\nlicense: mit\n---\n"])
-def test_without_a_list_the_usual_names_are_tried(tmp_path, text):
+def test_without_a_list_the_card_says_nothing(tmp_path, text):
     assert pattern_in_card("lab/data", card(tmp_path, text), None, "train") is None
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train-00000-of-00001.parquet").write_bytes(b"")
-    assert usual_pattern("lab/data", tmp_path, None, "train") == "data/train-*"
-    with pytest.raises(SourceError, match="no card that says"):
-        usual_pattern("lab/data", tmp_path, None, "test")

@@ -1,6 +1,8 @@
 """Sources at an address: pinned, fetched once, read offline after that; a change is noticed and named."""
 
+import fnmatch
 import importlib.util
+import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +13,7 @@ import pytest
 
 from deepen.errors import OfflineError, SourceError
 from deepen.ingest.config import IngestConfig, problems
+from deepen.ingest.files import list_files
 from deepen.workflow.inputs import Pins, resolve_sources
 
 
@@ -84,3 +87,54 @@ def test_a_file_on_the_web(tmp_path, monkeypatch):
         path = resolve(f"http://127.0.0.1:{server.server_port}/a.txt", tmp_path)
         server.shutdown()
     assert Path(path).read_text() == "from the web"
+
+
+class LocalHub(Pins):
+    """A hub whose repositories are folders; a snapshot holds what the patterns ask for."""
+
+    def snapshot(self, repository, *, kind, patterns):
+        source, target = self._path.parent / repository, self._path.parent / "snapshot"
+        for path in sorted(source.rglob("*")):
+            name = path.relative_to(source).as_posix()
+            if path.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target / name)
+        return target, "commit"
+
+
+@pytest.mark.parametrize(
+    ("files", "choice", "expected"),
+    [
+        (["data/train-0.parquet", "data/test-0.parquet"], {"split": "train"}, ["train-0.parquet"]),
+        (["train.csv", "training.csv", "test.csv"], {"split": "train"}, ["train.csv"]),
+        (
+            ["de/train/1.txt", "de/train/2.txt", "en/train/1.txt"],
+            {"subset": "de", "split": "train"},
+            ["1.txt", "2.txt"],
+        ),
+        (["de/a.txt", "en/b.txt"], {"subset": "en"}, ["b.txt"]),
+    ],
+)
+def test_subset_and_split_of_a_hub_data_set(tmp_path, files, choice, expected):
+    for name in files:
+        (tmp_path / "o/n" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "o/n" / name).write_text("x")
+    source = {"name": "s", "role": "domain", "path": "hf://o/n", **choice}
+    config = IngestConfig.model_validate({"sources": [source]})
+    assert problems(config) == []
+    resolved = resolve_sources(config, LocalHub(tmp_path / "pins.json", offline=False)).sources[0]
+    assert [Path(file.path).name for file in list_files(resolved.path)] == expected
+    assert problems(resolved_config(resolved)) == []
+
+
+def resolved_config(source):
+    return IngestConfig(sources=(source,))
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "o/n").mkdir(parents=True)
+    source = {"name": "s", "role": "domain", "path": "hf://o/n", "split": "dev"}
+    with pytest.raises(SourceError, match="split `dev`"):
+        resolve_sources(IngestConfig.model_validate({"sources": [source]}), LocalHub(tmp_path / "p", offline=False))
+    (problem,) = problems(IngestConfig.model_validate({"sources": [{**source, "path": "data/x"}]}))
+    assert "subset" in problem.message
