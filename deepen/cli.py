@@ -29,14 +29,13 @@ app = typer.Typer(
 RecipeArgument = Annotated[Path, typer.Argument(help="Recipe file, or the directory of an earlier run.")]
 RunArgument = Annotated[Path, typer.Argument(help="Run directory, such as runs/NAME.")]
 MachineOption = Annotated[Path | None, typer.Option("--machine", help="Machine file (default: this machine as it is).")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a key, such as train.tokens=1M. Repeatable.")
-]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a key: train.tokens=1M. Repeatable.")]
 RunsOption = Annotated[Path, typer.Option("--runs", help="Folder that holds the runs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RedoOption = Annotated[bool, typer.Option("--redo", help="Make anew what was made from other settings or inputs.")]
 ExtendOption = Annotated[bool, typer.Option("--continue", help="Train on with a larger train.tokens.")]
 OfflineOption = Annotated[bool, typer.Option("--offline", help="Use nothing from the network.")]
+PartOption = Annotated[str | None, typer.Option("--part", help="Do share I/N of the parts; the last to end goes on.")]
 
 DEFAULT_RUNS = Path("runs")
 
@@ -171,14 +170,15 @@ def run(
     redo: RedoOption = False,
     extend: ExtendOption = False,
     offline: OfflineOption = False,
+    part: PartOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run all stages that are not done yet, then write the report."""
-    from deepen.workflow.run import RunOptions, run_pipeline
+    from deepen.workflow.run import RunOptions, parse_share, run_pipeline
 
     loaded = _load(recipe, machine, sets)
     directory = _directory(recipe, runs, loaded)
-    options = RunOptions(first=first, last=last, redo=redo, extend=extend, offline=offline)
+    options = RunOptions(first=first, last=last, redo=redo, extend=extend, offline=offline, share=parse_share(part))
     artifacts = run_pipeline(loaded.recipe, loaded.machine, directory, options)
     report_path = _write_report(directory) if "export" in artifacts else None
     if as_json:
@@ -212,9 +212,10 @@ def _stage_command(name: str, help_text: str) -> None:
         redo: RedoOption = False,
         extend: ExtendOption = False,
         offline: OfflineOption = False,
+        part: PartOption = None,
         as_json: JsonOption = False,
     ) -> None:
-        run(recipe, machine, sets, runs, "ingest", name, redo, extend, offline, as_json)
+        run(recipe, machine, sets, runs, "ingest", name, redo, extend, offline, part, as_json)
 
     app.command(name, help=help_text)(command)
 
@@ -226,6 +227,7 @@ def curate(
     runs: RunsOption = DEFAULT_RUNS,
     redo: RedoOption = False,
     offline: OfflineOption = False,
+    part: PartOption = None,
     dry_run: Annotated[
         int | None, typer.Option("--dry-run", min=1, help="Only show what would become of so many documents.")
     ] = None,
@@ -236,7 +238,7 @@ def curate(
     Earlier stages that are not done are made first; with --dry-run nothing is written.
     """
     if dry_run is None:
-        run(recipe, machine, sets, runs, "ingest", "curate", redo, False, offline, as_json)
+        run(recipe, machine, sets, runs, "ingest", "curate", redo, False, offline, part, as_json)
         return
     from deepen.workflow.preview import preview_curate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,10 @@ def print_pair(record: Mapping[str, Any]) -> None:
 def print_preview(counts: Mapping[str, Mapping[str, Any]], examples: Iterable[Mapping[str, Any]]) -> None:
     """Print what became of a sample: a row per outcome, a column per source, then an example of every drop."""
     outcomes = {name: outcomes_of(source) for name, source in counts.items()}
-    names = list(dict.fromkeys(outcome for own in outcomes.values() for outcome in own))
+    totals: Counter[str] = Counter()
+    for own in outcomes.values():
+        totals.update(own)
+    names = sorted(totals, key=lambda name: (name not in ("kept", "held out"), -totals[name], name))
     rows = [(name, *(_share(own.get(name, 0), sum(own.values())) for own in outcomes.values())) for name in names]
     sizes = ("documents in the sample", *(str(sum(own.values())) for own in outcomes.values()))
     print_table("curate, on a sample; nothing is written", ", ".join(("outcome", *outcomes)), [sizes, *rows])

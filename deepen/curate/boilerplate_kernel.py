@@ -5,16 +5,23 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, is_space, mix
+from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, is_separator, is_space, mix
+
+
+@njit(cache=True)
+def _is_letter(point):  # type: ignore[no-untyped-def]
+    return not is_separator(point) and not 0x30 <= point <= 0x39
 
 
 @njit(cache=True)
 def line_keys(text, ends, keys, words):  # type: ignore[no-untyped-def]
     """Of every line: the byte after it (its line feed aside), the hash of what is visible of it, and its words (0 for a
-    blank line); returns the number of lines."""
+    blank line, negative for one without a letter: numbers in a table are no boilerplate). Returns the number of
+    lines."""
     size, position, count = len(text), 0, 0
     while position < size:
         state, pending, num_words, in_word = HASH_SEED, 0, 0, False
+        lettered = False
         while position < size and text[position] != 0x0A:
             byte = text[position]
             if byte < 0x80:
@@ -29,7 +36,8 @@ def line_keys(text, ends, keys, words):  # type: ignore[no-untyped-def]
                 state, pending = absorb(state, np.uint64(0x20)), 0
             num_words, in_word = num_words + (not in_word), True
             state = absorb(state, np.uint64(point))
-        ends[count], keys[count], words[count] = position, mix(state), num_words
+            lettered = lettered or _is_letter(point)
+        ends[count], keys[count], words[count] = position, mix(state), num_words if lettered else -num_words
         count += 1
         position += 1
     return count
@@ -42,7 +50,7 @@ def find_boilerplate(keys, words, recurring, min_words):  # type: ignore[no-unty
     size = len(keys)
     known = np.zeros(size, dtype=np.bool_)
     for line in range(size):
-        if words[line]:
+        if words[line] > 0:
             place = np.searchsorted(recurring, keys[line])
             known[line] = place < len(recurring) and recurring[place] == keys[line]
     removed = np.zeros(size, dtype=np.bool_)

@@ -8,11 +8,41 @@ from numba import njit
 
 from deepen.curate.lines_kernel import is_terminal
 from deepen.curate.text_kernels import code_point, is_space
+from deepen.curate.words_kernel import is_abbreviated
 
 BLANK, KEPT, LONG_WORD, NOT_TERMINAL, FEW_WORDS, SCRIPT, POLICY, LOREM_IPSUM, BRACE = range(9)
 """What becomes of a line; the last two drop the whole document."""
 JAVASCRIPT_BIT, POLICY_BIT, LOREM_BIT, BRACE_BIT = 1, 2, 4, 8
 """Phrases that a line holds."""
+
+
+_OTHER, _SPACE, _TERMINAL, _CLOSING, _WIDE = 0, 1, 2, 3, 4
+
+
+def _byte_classes() -> npt.NDArray[np.uint8]:
+    table = np.zeros(256, dtype=np.uint8)
+    table[0x80:] = _WIDE
+    table[[*range(0x09, 0x0E), 0x20]] = _SPACE
+    table[[0x2E, 0x3F, 0x21]] = _TERMINAL
+    table[[0x22, 0x27, 0x29, 0x5D]] = _CLOSING
+    return table
+
+
+_CLASSES = _byte_classes()
+
+
+@njit(cache=True)
+def _class_at(text, position):  # type: ignore[no-untyped-def]
+    """Class of the character at ``position``, and its number of bytes."""
+    kind = np.int64(_CLASSES[text[position]])
+    if kind != _WIDE:
+        return kind, 1
+    point, width = code_point(text, position)
+    if is_space(point):
+        return _SPACE, width
+    if is_terminal(point):
+        return _TERMINAL, width
+    return (_CLOSING if point in (0x201D, 0x2019, 0xBB) else _OTHER), width
 
 
 @njit(cache=True)
@@ -62,27 +92,34 @@ def _verdict(text, first, last, words, longest, bits, limits):  # type: ignore[n
 @njit(cache=True)
 def _scan(text, position, end):  # type: ignore[no-untyped-def]
     """Where the visible part of a line begins and ends, its words, the longest in characters, and its sentences."""
-    first, last, words, longest, length = end, end, 0, 0, 0
+    first, last, words, longest = end, end, 0, 0
     sentences, ended, closed = 0, False, False
     while position < end:
-        point, width = code_point(text, position)
-        if is_space(point):
-            if ended and length:
-                sentences, closed = sentences + 1, True
-            length, ended = 0, False
-        else:
-            if length == 0:
-                words += 1
-                first = min(first, position)
-            length += 1
-            longest = max(longest, length)
-            last = position + width
-            if is_terminal(point):
-                ended = True
-            elif point not in (0x22, 0x27, 0x29, 0x5D, 0x201D, 0x2019, 0xBB):
+        kind, width = _class_at(text, position)
+        if kind == _SPACE:
+            position += width
+            continue
+        if words == 0:
+            first = position
+        words += 1
+        length, ended, start = 0, False, position
+        while kind != _SPACE:
+            if kind == _TERMINAL:
+                ended = text[position] != 0x2E or not is_abbreviated(text, start, position)
+            elif kind != _CLOSING:
                 ended = False
-            closed = False
-        position += width
+            length += 1
+            position += width
+            if position >= end:
+                break
+            kind = np.int64(_CLASSES[text[position]])
+            width = 1
+            if kind == _WIDE:
+                kind, width = _class_at(text, position)
+        longest = max(longest, length)
+        last = position
+        closed = ended and position < end
+        sentences += closed
     if words and not closed:  # what comes after the last full stop, or the sentence that ends the line
         sentences += 1
     return first, last, words, longest, sentences

@@ -148,14 +148,15 @@ def _groups(stored: StoredSets, band: int, slice_number: int, num_slices: int) -
         rows = np.load(files.sorted_rows, mmap_mode="r")[band][chosen].astype(np.int64)
         documents.append(rows + stored.first_documents[number])
     all_keys = np.concatenate([np.empty(0, np.uint64), *keys])
-    order = np.argsort(all_keys, kind="stable")
+    order = np.argsort(all_keys)
     ordered = all_keys[order]
     same_as_before = np.zeros(len(ordered), dtype=np.bool_)
     same_as_before[1:] = ordered[1:] == ordered[:-1]
     shared = same_as_before.copy()
     shared[:-1] |= same_as_before[1:]
+    groups = np.cumsum(~same_as_before[shared]) - 1
     found = np.concatenate([np.empty(0, np.int64), *documents])[order[shared]]
-    return found, np.cumsum(~same_as_before[shared]) - 1
+    return found[np.lexsort((found, groups))], groups
 
 
 @njit(cache=True)

@@ -67,6 +67,6 @@ class Signer:
             for bands in self._bands:
                 file.write(np.ascontiguousarray(bands.T))
         keys = np.concatenate([np.empty((NUM_BANDS, 0), dtype=np.uint64), *self._bands], axis=1)
-        rows = np.argsort(keys, axis=1, kind="stable")
+        rows = np.argsort(keys, axis=1)  # in whatever order where keys are equal: readers sort those
         save_array(files.sorted_rows, rows.astype(np.uint32))
         save_array(files.sorted_keys, np.take_along_axis(keys, rows, axis=1))

@@ -182,9 +182,16 @@ def _begins_word(text, position, width, kind):  # type: ignore[no-untyped-def]
         return False
     follows_word = _kind_before(text, position) <= _INERT
     if kind == _QUOTE:
-        return follows_word and _is_clitic(text, position, width)
+        return (follows_word or _stands_apart(text, position, width)) and _is_clitic(text, position, width)
     next_kind, _ = _class_at(text, after)
     return not follows_word and next_kind <= _DIGIT
+
+
+@njit(cache=True)
+def _stands_apart(text, position, width):  # type: ignore[no-untyped-def]
+    """Whether the apostrophe at ``position``, one letter and white space follow white space: text that was split."""
+    after = position + width + 1
+    return _kind_before(text, position) == _SPACE and (after >= len(text) or _CLASSES[text[after]] == _SPACE)
 
 
 @njit(cache=True)
@@ -214,7 +221,7 @@ def _after_marks(text, start, position):  # type: ignore[no-untyped-def]
         if kind == _MARK and width > 1:
             return stays, False
         end += width
-        if kind == _STICKY and (text[end - 1] != 0x2E or _is_abbreviated(text, start, end - 1)):
+        if kind == _STICKY and (text[end - 1] != 0x2E or is_abbreviated(text, start, end - 1)):
             stays = end
     if end >= size or kind in (_SPACE, _ALONE):
         return stays, False
@@ -223,19 +230,39 @@ def _after_marks(text, start, position):  # type: ignore[no-untyped-def]
     return (position, False) if _parts(text, position, end, kind) else (end, True)
 
 
+def _packed(word: str) -> int:
+    """Up to eight ASCII letters as one number, the first one highest."""
+    return int.from_bytes(word.encode(), "big")
+
+
+_SHORTENED = """
+Mr Mrs Ms Dr Prof Messrs Jr Sr St Mt Rev Rep Sen Gov Gen Adm Inc Co Corp Ltd Bros vs
+Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec
+Id Ala Ariz Ark Calif Colo Conn Del Fla Ga Ia Ill Ind Kan Kans Ky La Mass Md Mich Minn Miss Mo Mont Neb Nebr Nev
+Okla Ore Pa Tenn Va Wash Wis
+"""
+_ABBREVIATIONS = np.array(sorted(map(_packed, _SHORTENED.split())), dtype=np.int64)
+"""English abbreviations that keep their full stop."""
+
+
 @njit(cache=True)
-def _is_abbreviated(text, start, position):  # type: ignore[no-untyped-def]
-    """Whether the full stop at ``position`` belongs to the word before it: U.S., e.g., J."""
-    if position == start:
+def is_abbreviated(text, start, position):  # type: ignore[no-untyped-def]
+    """Whether the full stop at ``position`` belongs to the word that began at ``start``: U.S., e.g., J., Mr."""
+    if position == start or text[position - 1] >= 0x80:
         return False
     before = text[position - 1]
-    if before >= 0x80:
-        return False
     single = position - 1 == start or text[position - 2] == 0x2E
-    capital = 0x41 <= before <= 0x5A
-    if capital:
+    if 0x41 <= before <= 0x5A:
         return single or not 0x41 <= text[position - 2] <= 0x5A
-    return single and 0x61 <= before <= 0x7A
+    if not 0x61 <= before <= 0x7A:
+        return False
+    if single or position - start > 6:
+        return single
+    packed = np.int64(0)
+    for place in range(start, position):
+        packed = (packed << 8) | np.int64(text[place])
+    found = np.searchsorted(_ABBREVIATIONS, packed)
+    return found < len(_ABBREVIATIONS) and _ABBREVIATIONS[found] == packed
 
 
 @njit(cache=True)

@@ -95,12 +95,13 @@ def _died(worker: _Worker) -> DeepenError:
     if code is not None and code < 0:
         how = signal.Signals(-code).name
     return DeepenError(
-        f"a worker process died ({how}) while working on {_shown(worker.job[1] if worker.job else None)}",
+        f"a worker process died ({how}) while working on {shown(worker.job[1] if worker.job else None)}",
         hint="if memory ran out (SIGKILL), use fewer workers; finished parts are kept, so run the command again",
     )
 
 
-def _shown(part: Any) -> str:
+def shown(part: Any) -> str:
+    """A part as messages name it."""
     text = repr(part)
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " ..."
 
@@ -124,11 +125,15 @@ def _serve(pipe: Connection, function: Callable[[Any], dict[str, Any]], parent: 
             part = pipe.recv()
         except (EOFError, OSError):
             return
-        try:
-            answer: tuple[Any, Exception | None] = (function(part), None)
-        except Exception as error:
-            answer = (None, _portable(error, part))
-        pipe.send(answer)
+        pipe.send(answer(function, part))
+
+
+def answer(function: Callable[[Any], dict[str, Any]], part: Any) -> tuple[dict[str, Any] | None, Exception | None]:
+    """What ``function`` returns for a part, or the error that it raised in a form that can be sent."""
+    try:
+        return function(part), None
+    except Exception as error:
+        return None, _portable(error, part)
 
 
 def _end_with(parent: int) -> None:
@@ -143,9 +148,9 @@ def _portable(error: Exception, part: Any) -> Exception:
     """The error in a form that survives the pipe; unexpected ones carry their traceback and part as a note."""
     text = "".join(traceback.format_exception(error))
     if not isinstance(error, DeepenError):
-        error.add_note(f"in a worker process, on {_shown(part)}:\n{text}")
+        error.add_note(f"in a worker process, on {shown(part)}:\n{text}")
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return RuntimeError(f"in a worker process, on {_shown(part)}:\n{text}")
+        return RuntimeError(f"in a worker process, on {shown(part)}:\n{text}")
     return error

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from deepen.errors import RunError
 from deepen.formats.atomic import FileEntry, write_bytes, write_json
+from deepen.formats.workers import Workers
 from deepen.plug import identity
 from deepen.settings import VERSION, Many, Settings
 
@@ -91,8 +92,8 @@ class StageJob:
     """Finished earlier stages by name."""
     raw_inputs: Mapping[str, InputEntry] = field(default_factory=dict)
     """Inputs that are no stages: source files, base model."""
-    workers: int = 1
-    """Processes that the stage may use."""
+    workers: int | Workers = 1
+    """Processes that the stage may use, or where else its parts run."""
     seed: int = 17
     previous: Artifact | None = None
     """The finished result that this work will replace; what is unchanged in it may be taken over."""

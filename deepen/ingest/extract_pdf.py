@@ -27,7 +27,8 @@ _PAGE_NUMBER = re.compile(
     r"[-–—|\s]*(?:page|p\.|seite|página|стр\.)?\s*\d{1,4}(?:\s*(?:/|of|von|de|из)\s*\d{1,4})?[-–—|\s]*", re.IGNORECASE
 )
 _END_OF_SENTENCE = re.compile(r"""[.!?:;。！？।۔…]["'”’»)\]]*$""")
-_BROKEN_WORD = re.compile(r"(\w+)[-\u00ad\u2010\ufffe\x02]\n(\w+)")
+_BROKEN_WORD = re.compile(r"(\w+)[-\u00ad\u2010\ufffe\x02]\n(\w+)(\S*)[^\S\n]*\n?")
+"""A word cut at the end of a line, with what stands behind it up to the next word."""
 _SOFT = "\u00ad\ufffe\x02"
 """What stands for a hyphen that only the end of the line asked for; pdfium writes U+FFFE or U+0002."""
 
@@ -145,14 +146,12 @@ def _join_hyphenated(text: str) -> str:
     words = Counter(re.findall(r"\w+(?:-\w+)*", text))
 
     def whole(match: re.Match[str]) -> str:
-        first, second = match[1], match[2]
-        if match[0][len(first)] in _SOFT:
-            return first + second + "\n"
-        if not second[:1].islower() or first.isdigit():
+        first, second, behind = match.groups()
+        is_soft = match[0][len(first)] in _SOFT
+        if not is_soft and (not second[:1].islower() or first.isdigit()):
             return match[0]
-        with_hyphen, without = words[f"{first}-{second}"], words[first + second]
-        return (f"{first}-{second}" if with_hyphen > without else first + second) + "\n"
+        keeps = not is_soft and words[f"{first}-{second}"] > words[first + second]
+        return f"{first}{'-' if keeps else ''}{second}{behind}\n"
 
-    joined = _BROKEN_WORD.sub(whole, text)
-    joined = re.sub(r"\n([^\S\n]+|(?=[.,;:!?)\]]))", "\n", joined)
+    joined = _BROKEN_WORD.sub(whole, text).rstrip("\n")
     return re.sub(f"[{_SOFT}]", "", joined)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from deepen.curate.config import CurateConfig
+from deepen.engine.config import Engine
 from deepen.evaluate.config import EvaluateConfig
 from deepen.export.config import ExportConfig
 from deepen.ingest.config import IngestConfig
@@ -72,6 +73,8 @@ class Machine(Settings):
     """Device, threads and micro-batch of training and evaluation."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes of the data stages; auto is one per core."""
+    engine: Engine = Engine()
+    """What spreads the work of data stages, if not processes of this machine."""
     price: Price | None = None
     """For `deepen plan`."""
 

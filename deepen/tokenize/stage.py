@@ -14,6 +14,7 @@ from deepen.errors import DeepenError, SourceError
 from deepen.formats.atomic import FileEntry
 from deepen.formats.documents import document_files, num_documents_in, read_tables
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.workers import as_workers
 from deepen.model.config import ResolvedBase
 from deepen.progress import readable, say
 from deepen.tokenize.config import TokenizeConfig
@@ -146,7 +147,7 @@ def _prepare(config: TokenizeConfig, job: StageJob, base: ResolvedBase, files: d
     size = None if config.vocabulary == "keep" else config.vocabulary.train
     documents = tuple(path for paths in files.values() for path in paths)
     samples = tuple(paths[0] for paths in files.values() if paths)
-    part = PreparePart(job.out, base.path, size, documents, samples, job.workers)
+    part = PreparePart(job.out, base.path, size, documents, samples, as_workers(job.workers).processes)
     (prepared,) = map_parts(
         prepare, [part], workers=1, ledger=_ledger(job) / "tokenizer", what="tokenizer", unit="tokenizers", sizes=[1]
     )

@@ -1,7 +1,8 @@
 """The lock of a run directory: one writer at a time.
 
 On one host the operating system's file lock decides (it vanishes with its process, also under SIGKILL). Between hosts
-the heartbeat does: a lock whose heartbeat is older than two minutes is taken over with a message.
+the heartbeat does: a lock whose heartbeat is older than two minutes is taken over with a message. Shares of a job array
+hold it in turns; locks of files in ``.parts`` keep out a whole run, a share twice, and shares of another count.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,97 @@ from deepen.progress import say
 
 _HEARTBEAT_SECONDS = 10.0
 _STALE_SECONDS = 120.0
+_WAIT_SECONDS = 0.5
+_PARTS = ".parts"
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold the lock of ``run``; raises ``RunError`` when another live process holds it."""
+def locked(run: Path, *, shares: bool = False) -> Iterator[None]:
+    """Hold the lock of ``run``; raises ``RunError`` when another live process holds it.
+
+    Without ``shares`` it is also refused while shares of a job array, which let go of the lock, work on their parts.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_held(run))
+        if not shares:
+            stack.enter_context(
+                _flocked(run / _PARTS / "all", fcntl.LOCK_EX, f"shares of a job array are at work in `{run}`")
+            )
+        yield
+
+
+class Turn:
+    """The lock of a run as shares of a job array hold it: in turns, and not while they work on parts."""
+
+    def __init__(self, run: Path, number: int, count: int) -> None:
+        self._run, self._number, self._count = run, number, count
+        self._present, self._turn = ExitStack(), ExitStack()
+
+    def __enter__(self) -> Turn:
+        """Wait for the lock; raises ``RunError`` when this share, or a run of another kind, is at work already."""
+        own = f"{self._number}-of-{self._count}"
+        try:
+            self._present.enter_context(
+                _flocked(self._run / _PARTS / own, fcntl.LOCK_EX, f"share {self._number} is at work in `{self._run}`")
+            )
+            self._present.enter_context(_counted(self._run / _PARTS / "all", self._count))
+            waits = False
+            while not self.come_back():
+                if not waits:
+                    say(f"waiting for the other shares to let go of `{self._run}`")
+                waits = True
+                time.sleep(_WAIT_SECONDS)
+        except BaseException:
+            self._present.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._turn.close()
+        self._present.close()
+
+    def leave(self) -> None:
+        """Let the other shares have the lock."""
+        self._turn.close()
+
+    def come_back(self) -> bool:
+        """Take the lock again; False when it is not free."""
+        try:
+            self._turn.enter_context(locked(self._run, shares=True))
+        except RunError:
+            return False
+        return True
+
+
+@contextmanager
+def _flocked(path: Path, kind: int, message: str) -> Iterator[int]:
+    """Hold a file lock; raises ``RunError`` with ``message`` when others hold it in a way that does not allow it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(message, hint="wait for it, or stop it") from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _counted(path: Path, count: int) -> Iterator[None]:
+    """Be one of ``count`` shares; raises ``RunError`` when shares of another count, or a whole run, are at work."""
+    with suppress(RunError), _flocked(path, fcntl.LOCK_EX, ""):  # nobody is here: what they were does not matter
+        path.write_text(str(count))
+    with _flocked(path, fcntl.LOCK_SH, "another run is at work in this directory") as descriptor:
+        others = os.pread(descriptor, 100, 0).decode()
+        if others != str(count):
+            raise RunError(f"other shares at work cut the run into {others}, not {count}", hint="use the same number")
+        yield
+
+
+@contextmanager
+def _held(run: Path) -> Iterator[None]:
     run.mkdir(parents=True, exist_ok=True)
     path = run / "lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

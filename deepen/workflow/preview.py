@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deepen.curate.config import CurateConfig
 from deepen.curate.stage import curate
 from deepen.formats.documents import SCHEMA, document_files, read_tables, write_tables
 from deepen.formats.manifest import Artifact, Manifest, StageJob, open_artifact
@@ -53,8 +54,15 @@ def preview_curate(recipe: Recipe, run: Path, num_documents: int) -> Preview:
         else:
             say(f"taking the first {per_source} documents of each source")
             sample = _first_documents(recipe, run, folder, per_source)
-        manifest = curate(recipe.curate, StageJob(folder / "curate", "dry-run", {"ingest": sample}), preview=True)
+        manifest = curate(
+            _without_floor(recipe.curate), StageJob(folder / "curate", "dry-run", {"ingest": sample}), preview=True
+        )
         return Preview(manifest.counts["sources"], list(examples(Artifact(folder / "curate", manifest))))
+
+
+def _without_floor(config: CurateConfig) -> CurateConfig:
+    """The settings without ``held_out.at_least``, which is for whole sources and would take a tenth of a sample."""
+    return config.model_copy(update={"held_out": config.held_out.model_copy(update={"at_least": 0})})
 
 
 def examples(curated: Artifact) -> Iterator[dict[str, Any]]:

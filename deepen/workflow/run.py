@@ -12,10 +12,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deepen.engine.map_parts import SharePendingError
 from deepen.errors import RunError
 from deepen.formats.manifest import (
     UNFINISHED,
@@ -27,12 +28,13 @@ from deepen.formats.manifest import (
     read_manifest,
     refer_to,
 )
+from deepen.formats.workers import Share, Workers
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
 from deepen.recipe.reading import write_machine, write_recipe
 from deepen.workflow.continuing import can_continue, continue_training, is_extension
 from deepen.workflow.inputs import resolve_setup, without_network
-from deepen.workflow.lock import locked
+from deepen.workflow.lock import Turn, locked
 from deepen.workflow.references import find_neighbour, refuse_if_referenced
 from deepen.workflow.stages import STAGES, Setup, Stage, stage_directory
 
@@ -49,6 +51,18 @@ class RunOptions:
     """Continue a finished training with more tokens (``--continue``)."""
     offline: bool = False
     """Use nothing from the network."""
+    share: tuple[int, int] | None = None
+    """Do only this share of the parts of data stages (number from 1, count), beside others; see ``Turn``."""
+
+
+def parse_share(text: str | None) -> tuple[int, int] | None:
+    """Read ``2/8`` as share 2 of 8; raises ``RunError`` for what is none."""
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise RunError(f"`--part {text}` is no share", hint="write I/N with I from 1 to N, such as --part 2/8")
+    return int(number), int(count)
 
 
 def run_pipeline(recipe: Recipe, machine: Machine, run: Path, options: RunOptions) -> dict[str, Artifact]:
@@ -56,20 +70,36 @@ def run_pipeline(recipe: Recipe, machine: Machine, run: Path, options: RunOption
     for name in (options.first, options.last):
         if name not in STAGES:
             raise RunError(f"there is no stage `{name}`", hint=f"stages are {', '.join(STAGES)}")
-    with locked(run), without_network(options.offline):
-        setup = resolve_setup(recipe, machine, run, offline=options.offline)
-        for name in STAGES:
-            recover_swap(stage_directory(run, name))
-        write_recipe(run / "recipe.yaml", recipe)
-        write_machine(run / "machine.yaml", machine)
+    processes, ray = machine.num_workers, machine.engine.ray
+    if options.share is None:
+        with locked(run), without_network(options.offline):
+            return _run_stages(recipe, machine, run, options, Workers(processes, ray), {})
+    with Turn(run, *options.share) as turn, without_network(options.offline):
+        workers = Workers(processes, ray, Share(*options.share, turn.leave, turn.come_back))
         artifacts: dict[str, Artifact] = {}
-        remade: set[str] = set()
-        for name, stage in STAGES.items():
-            if list(STAGES).index(name) > list(STAGES).index(options.last):
-                break
-            plan = plan_stage(stage, setup, run, artifacts)
-            artifacts[name] = bring_up_to_date(plan, options, remade)
+        try:
+            _run_stages(recipe, machine, run, options, workers, artifacts)
+        except SharePendingError as pending:
+            say(pending.message)
         return artifacts
+
+
+def _run_stages(
+    recipe: Recipe, machine: Machine, run: Path, options: RunOptions, workers: Workers, artifacts: dict[str, Artifact]
+) -> dict[str, Artifact]:
+    """Bring the stages up to date one after the other, noting each in ``artifacts``."""
+    setup = resolve_setup(recipe, machine, run, offline=options.offline)
+    for name in STAGES:
+        recover_swap(stage_directory(run, name))
+    write_recipe(run / "recipe.yaml", recipe)
+    write_machine(run / "machine.yaml", machine)
+    remade: set[str] = set()
+    for name, stage in STAGES.items():
+        if list(STAGES).index(name) > list(STAGES).index(options.last):
+            break
+        plan = plan_stage(stage, setup, run, artifacts)
+        artifacts[name] = bring_up_to_date(replace(plan, workers=workers), options, remade)
+    return artifacts
 
 
 @dataclass(frozen=True)
@@ -83,6 +113,7 @@ class StagePlan:
     fingerprint: str
     inputs: Mapping[str, Artifact]
     raw_inputs: Mapping[str, InputEntry]
+    workers: Workers = Workers()
 
     @property
     def directory(self) -> Path:
@@ -96,7 +127,7 @@ class StagePlan:
             fingerprint=self.fingerprint,
             inputs=self.inputs,
             raw_inputs=self.raw_inputs,
-            workers=self.setup.machine.num_workers,
+            workers=self.workers,
             seed=self.setup.recipe.seed,
             previous=open_artifact(self.directory) if out != self.directory else None,
             identity=self.identity,

@@ -18,7 +18,7 @@ def document(text):
 
 @pytest.fixture
 def found():
-    return np.sort(STEP.keys(document("\n".join([MENU, FOOTER, NOTICE, "Results", "Contact"]))))
+    return np.sort(STEP.keys(document("\n".join([MENU, FOOTER, NOTICE, "Results", "Contact", "0.5", "12"]))))
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,7 @@ def found():
         ("Own text.\n\nResults\n\nMore text.", "Own text.\n\nResults\n\nMore text."),
         (f"Own text.\n\n{NOTICE}\n\nMore text.", "Own text.\n\nMore text."),
         ("Own text.\nContact", "Own text."),
+        ("Own text.\n0.5\n12", "Own text.\n0.5\n12"),
         ("Home | About\nContact\n", "Home | About\nContact\n"),
         ("  Own.\n\n\n  Text.\n", "  Own.\n\n\n  Text.\n"),
     ],

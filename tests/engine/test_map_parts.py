@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deepen.engine.map_parts import clear_ledger, map_parts
+from deepen.engine.map_parts import SharePendingError, clear_ledger, map_parts
 from deepen.errors import SourceError
+from deepen.formats.workers import Share, Workers
 
 
 def note(part: tuple[str, int]) -> dict[str, object]:
@@ -64,6 +65,20 @@ def run(function, directory, numbers, workers):
     )
 
 
+class Lock:
+    """A run's lock, seen from one share."""
+
+    def __init__(self, free=True):
+        self.free, self.log = free, []
+
+    def share(self, number, count):
+        return Share(number, count, lambda: self.log.append("left"), self.come_back)
+
+    def come_back(self):
+        self.log.append("back" if self.free else "refused")
+        return self.free
+
+
 def calls(directory):
     return sorted(int(line) for line in (directory / "calls").read_text().split())
 
@@ -102,6 +117,27 @@ def test_clearing_the_ledger_forgets(tmp_path):
     clear_ledger(tmp_path / "ledger")
     run(note, tmp_path, [5], 1)
     assert calls(tmp_path) == [5, 5]
+
+
+def test_shares_cut_the_parts_between_them_and_the_last_goes_on(tmp_path):
+    numbers, lock = list(range(7)), Lock()
+    for number, done in ((1, [0, 3, 6]), (3, [0, 2, 3, 5, 6])):
+        with pytest.raises(SharePendingError, match="parts of others are not") as caught:
+            run(note, tmp_path, numbers, Workers(share=lock.share(number, 3)))
+        assert calls(tmp_path) == done and caught.value.exit_code == 0
+    last = lock.share(2, 3)
+    results = run(note, tmp_path, numbers, Workers(share=last))
+    assert [result["number"] for result in results] == numbers and calls(tmp_path) == numbers
+    assert lock.log == ["left", "left", "left", "back"] and last.alone
+    clear_ledger(tmp_path / "ledger")
+    assert len(run(note, tmp_path, numbers, Workers(share=last))) == 7  # what comes after, it does by itself
+
+
+def test_a_share_that_finds_another_going_on_ends(tmp_path):
+    with pytest.raises(SharePendingError, match="another one goes on"):
+        run(note, tmp_path, [0, 1], Workers(share=Lock(free=False).share(1, 1)))
+    lock = Lock()
+    assert len(run(note, tmp_path, [0, 1], Workers(share=lock.share(1, 1)))) == 2 and lock.log == []
 
 
 def test_no_parts_no_results(tmp_path):

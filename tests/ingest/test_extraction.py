@@ -99,9 +99,16 @@ def test_hyphens_at_line_ends_are_joined_unless_the_word_has_one():
     assert "1990-\n1995" in text and "Alsace-\nLorraine" in text
 
 
+def test_a_joined_word_makes_no_paragraph():
+    assert join_pages([["some knowl-", "edge-based", "method-", "ology (new), and", "more"]]) == (
+        "some knowledge-based\nmethodology\n(new), and\nmore"
+    )
+    assert join_pages([["soft\ufffe", "ware, and", "    code"]]) == "software,\nand\n    code"
+
+
 def test_a_sentence_runs_over_the_page_break_and_a_paragraph_does_not():
     assert join_pages([["The end of"], ["the page."], ["Next one."]]) == "The end of\nthe page.\n\nNext one."
-    assert join_pages([["an exam-"], ["ple."]]) == "an example\n."
+    assert join_pages([["an exam-"], ["ple."]]) == "an example."
 
 
 def test_headers_that_change_with_the_chapter_are_running_lines_and_text_is_not():
