@@ -153,7 +153,7 @@ def _word_end(text, start, position):  # type: ignore[no-untyped-def]
             break
         if kind == _WIDE:
             kind, width = _wide_class(text, position)
-            if kind <= _INERT:
+            if kind <= _INERT or _is_range(text, position):
                 position += width
                 continue
             if kind != _QUOTE:
@@ -163,6 +163,14 @@ def _word_end(text, start, position):  # type: ignore[no-untyped-def]
         if not goes_on:
             break
     return position
+
+
+@njit(cache=True)
+def _is_range(text, position):  # type: ignore[no-untyped-def]
+    """Whether an en dash between two digits is at ``position``."""
+    if position + 3 >= len(text) or text[position + 1] != 0x80 or text[position + 2] != 0x93 or text[position] != 0xE2:
+        return False
+    return 0x30 <= text[position - 1] <= 0x39 and 0x30 <= text[position + 3] <= 0x39
 
 
 @njit(cache=True)

@@ -38,7 +38,7 @@ def words(text):
         ("The U.S. in 1,000 of 3.5, e.g. J. Doe etc.", "The U.S. in 1,000 of 3.5 , e.g. J. Doe etc ."),
         ("end.Next wait...what --- foo.bar a_b", "end . Next wait ... what --- foo.bar a_b"),
         ("see http://x.org/a-b?c=d. #tag 50% $5", "see http://x.org/a-b?c=d . # tag 50 % $ 5"),
-        ("l’année d’or, naïve—word", "l’année d ’or , naïve — word"),
+        ("l’année d’or, naïve—word 10–20", "l’année d ’or , naïve — word 10–20"),
         ("深度學習。deep\u3000नमस्ते", "深 度 學 習 。 deep नमस्ते"),
         ("", ""),
     ],

@@ -220,5 +220,5 @@ def test_real_text_survives(tmp_path, run, texts, name):
     count = run(
         open_artifact(tmp_path / "ingest"), steps=["normalize", {"use": "length", "min": 20}, "gopher_repetition"]
     )
-    assert balanced(count["s"]) and count["s"]["documents_kept"] > 0.7 * count["s"]["documents_in"]
+    assert balanced(count["s"]) and count["s"]["documents_kept"] > 0.65 * count["s"]["documents_in"]
     shutil.rmtree(Path(tmp_path / "ingest"))
