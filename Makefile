@@ -32,5 +32,5 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)  ## speed and memory against peers, as ratios within one run
 	$(BIN)/python benchmarks/train_cpu.py
-	@if [ -n "$$DEEPEN_TEST_DATA" ]; then $(BIN)/python benchmarks/near_duplicates.py; else \
-	echo "benchmarks/near_duplicates.py needs DEEPEN_TEST_DATA (and, to compare, datasketch and daft): skipped"; fi
+	@if [ -n "$$DEEPEN_TEST_DATA" ]; then $(BIN)/python benchmarks/near_duplicates.py && $(BIN)/python benchmarks/curate.py; \
+	else echo "near_duplicates.py and curate.py need DEEPEN_TEST_DATA (to compare, also datasketch and daft): skipped"; fi

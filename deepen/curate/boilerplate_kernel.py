@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, is_separator, is_space, mix
+from deepen.engine.compiled import njit
 
 
 @njit(cache=True)

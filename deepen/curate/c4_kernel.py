@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.lines_kernel import is_terminal
 from deepen.curate.text_kernels import code_point, is_space
 from deepen.curate.words_kernel import is_abbreviated
+from deepen.engine.compiled import njit
 
 BLANK, KEPT, LONG_WORD, NOT_TERMINAL, FEW_WORDS, SCRIPT, POLICY, LOREM_IPSUM, BRACE = range(9)
 """What becomes of a line; the last two drop the whole document."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.corpus import Corpus, Positions
 from deepen.curate.pairs import blocks
 from deepen.curate.shingles import jaccard
+from deepen.engine.compiled import njit
 
 Labels = npt.NDArray[np.int64]
 

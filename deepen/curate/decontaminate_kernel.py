@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, is_ignored, is_separator, is_unspaced, mix
+from deepen.engine.compiled import njit
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _ZERO, _ONE, _S6, _63 = np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(63)

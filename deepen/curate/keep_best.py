@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.corpus import Corpus, Positions
 from deepen.curate.pairs import blocks
 from deepen.curate.shingles import similar
+from deepen.engine.compiled import njit
 
 _NUM_COMPARED = 512
 """A document is compared with so many of its cluster's kept ones, the latest. More are kept only where pairs chain

@@ -13,11 +13,11 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.corpus import Corpus, Positions
 from deepen.curate.pairs import SIMILARITY
 from deepen.curate.shingles import similar
+from deepen.engine.compiled import njit
 from deepen.progress import track
 
 

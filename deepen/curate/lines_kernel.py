@@ -7,9 +7,9 @@ row.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, is_space, mix
+from deepen.engine.compiled import njit
 
 VISIBLE, TERMINAL, ELLIPSIS, BULLET = 1, 2, 4, 8
 """Flags of a line: has a visible character; its last character ends a sentence; it ends in an ellipsis, begins with a

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.corpus import PartFiles, Positions, StoredSets, open_stored, save_array
 from deepen.curate.shingles import NUM_BANDS, similar
+from deepen.engine.compiled import njit
 
 SIMILARITY = 0.8
 """Jaccard similarity of 5-word shingles from which two documents count as the same text (Lee et al. 2022 use 0.8)."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.lines_kernel import VISIBLE, join_paragraphs
 from deepen.curate.text_facts import Lines, Words, lines_of, words_of
 from deepen.curate.text_kernels import absorb, mix
 from deepen.curate.words_kernel import ALONE
+from deepen.engine.compiled import njit
 
 TOP_N_GRAMS = (2, 3, 4)
 DUPLICATE_N_GRAMS = (5, 6, 7, 8, 9, 10)

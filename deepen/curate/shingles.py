@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.text_kernels import (
     HASH_SEED,
@@ -24,6 +23,7 @@ from deepen.curate.text_kernels import (
     lower,
     mix,
 )
+from deepen.engine.compiled import njit
 
 NUM_BANDS, ROWS_PER_BAND = 16, 8
 _NUM_SLOTS = NUM_BANDS * ROWS_PER_BAND

@@ -11,9 +11,9 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.text_facts import Words, split
+from deepen.engine.compiled import njit
 
 STOP_WORDS: dict[str, tuple[str, ...]] = {
     "en": ("the", "be", "to", "of", "and", "that", "have", "with"),

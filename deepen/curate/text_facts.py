@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.lines_kernel import describe_lines
 from deepen.curate.words_kernel import count_words, describe_words, split_words
+from deepen.engine.compiled import njit
 
 Array = npt.NDArray[Any]
 

@@ -2,14 +2,14 @@
 
 Numba compiles these loops on first use and caches the result on disk. They take bytes, not Python strings, so that a
 whole batch of documents is one call. All arithmetic is spelt in unsigned 64-bit numbers, because numba turns a mix of
-signed and unsigned into floats. The cache of a function looks at the file of that function only: after a change
-here, delete ``deepen/curate/__pycache__``.
+signed and unsigned into floats.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from deepen.engine.compiled import njit
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, the increment of splitmix64
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, is_separator, is_space, is_unspaced, mix
+from deepen.engine.compiled import njit
 
 _LETTER, _DIGIT, _INERT, _SPACE, _MARK, _STICKY, _QUOTE, _ALONE, _WIDE = 0, 1, 2, 3, 4, 5, 6, 7, 8
 ALPHABETIC, SYMBOL, ALONE = 1, 2, 4

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from deepen.engine.compiled import njit
 from deepen.formats.order import SOURCE_SHIFT
 from deepen.mix.permutation import half_bits_for, item_at, make_round_keys, source_key
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from numba import njit
+
+from deepen.engine.compiled import njit
 
 Array = npt.NDArray[Any]
 

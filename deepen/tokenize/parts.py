@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from numba import njit
 
+from deepen.engine.compiled import njit
 from deepen.formats.arrays import open_array, write_array
 from deepen.formats.document_ids import pack_ids
 from deepen.formats.documents import read_tables
