@@ -6,6 +6,7 @@ base and for every checkpoint. Probes that need torch import it inside their met
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
 class Probe(Plug):
     """Base of all probes."""
 
+    @abstractmethod
     def prepare(self, material: Material) -> Measure:
         """Encode the material once.
 
         The returned function takes a model and a title for the progress display (None: show nothing) and returns a
         table of ``likelihoods.SCHEMA`` with one row for every held-out document.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def subset(self, material: Material, baseline: pa.Table) -> frozenset[str]:
         """Ids of the documents that are measured during training; ``baseline`` is the base's table of this probe."""
-        raise NotImplementedError
 
 
 class HeldOut(Probe):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,12 +13,12 @@ from deepen.plug import Plug
 class SelectRule(Plug):
     """Base of all selection rules."""
 
+    @abstractmethod
     def choose(self, candidates: Sequence[Candidate], *, budget: float) -> tuple[int | None, str]:
         """Index of the chosen candidate (None: keep the base) and one paragraph that argues for it with the numbers.
 
         ``candidates`` come by rising step; ``budget`` is the allowed relative rise of the kept ability.
         """
-        raise NotImplementedError
 
 
 class BestNewWithinBudget(SelectRule):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -57,9 +58,9 @@ class Schedule(Plug):
         warmup_steps = self.warmup.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
         return Shape(total_steps, warmup_steps, total_steps - min(warmup_steps, total_steps))
 
+    @abstractmethod
     def multiplier(self, step: int, shape: Shape) -> float:
         """Learning rate of ``step`` (from 0) as a multiple of the peak."""
-        raise NotImplementedError
 
     def problems(self, *, total_steps: int, tokens_per_step: int) -> list[str]:
         """What cannot work for a run of ``total_steps``, in words."""
