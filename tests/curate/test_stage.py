@@ -209,8 +209,12 @@ def test_importing_the_stage_loads_neither_torch_nor_numba():
 
 
 @pytest.mark.skipif("DEEPEN_TEST_DATA" not in os.environ, reason="needs real text")
-@pytest.mark.parametrize("name", ["hindi_modern_small", "web_mix_small", "chinese_wiki_sentences"])
-def test_real_text_survives(tmp_path, run, texts, name):
+# Half of the Hindi set are command pages of three lines that name the command twice, which the repetition rules drop
+# since marks count as words.
+@pytest.mark.parametrize(
+    ("name", "least"), [("hindi_modern_small", 0.65), ("web_mix_small", 0.7), ("chinese_wiki_sentences", 0.7)]
+)
+def test_real_text_survives(tmp_path, run, texts, name, least):
     from deepen.formats.manifest import StageJob, open_artifact
     from deepen.ingest.config import IngestConfig
     from deepen.ingest.stage import ingest
@@ -220,5 +224,5 @@ def test_real_text_survives(tmp_path, run, texts, name):
     count = run(
         open_artifact(tmp_path / "ingest"), steps=["normalize", {"use": "length", "min": 20}, "gopher_repetition"]
     )
-    assert balanced(count["s"]) and count["s"]["documents_kept"] > 0.65 * count["s"]["documents_in"]
+    assert balanced(count["s"]) and count["s"]["documents_kept"] > least * count["s"]["documents_in"]
     shutil.rmtree(Path(tmp_path / "ingest"))
