@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from deepen.ingest.isolation import extract_isolated
 from deepen.ingest.reading import Reading
-from deepen.ingest.records import MAX_RECORD_BYTES, Record, Reject
-from deepen.ingest.streams import FAULTS, Input, open_stream, stream_reject
+from deepen.ingest.records import Record, Reject
+from deepen.ingest.streams import Input, whole
 
 EXTRACTORS = {
     "html": "deepen.ingest.extract_html:extract",
@@ -22,14 +22,9 @@ EXTRACTORS = {
 
 def read_extracted(file: Input, reading: Reading) -> Iterator[Record | Reject]:
     """The text of the whole file as one record, or the reason why there is none."""
-    try:
-        with open_stream(file) as stream:
-            data = stream.read(MAX_RECORD_BYTES + 1)
-    except FAULTS as error:
-        yield stream_reject(file.location, error)
-        return
-    if len(data) > MAX_RECORD_BYTES:
-        yield Reject(file.location, "record_too_long", f"more than {MAX_RECORD_BYTES} bytes")
+    data = whole(file)
+    if isinstance(data, Reject):
+        yield data
         return
     options = {
         "encoding": reading.encoding,

@@ -18,19 +18,14 @@ from deepen.ingest.read_megatron import read_megatron
 from deepen.ingest.read_warc import read_warc
 from deepen.ingest.reading import Reader, Reading
 from deepen.ingest.records import MAX_RECORD_BYTES, Record, Reject, brief, decode, lines_of
-from deepen.ingest.streams import FAULTS, Input, open_stream, stream_reject
+from deepen.ingest.streams import FAULTS, Input, open_stream, stream_reject, whole
 
 
 def read_text(file: Input, reading: Reading) -> Iterator[Record | Reject]:
     """The whole file as one record."""
-    try:
-        with open_stream(file) as stream:
-            data = stream.read(MAX_RECORD_BYTES + 1)
-    except FAULTS as error:
-        yield stream_reject(file.location, error)
-        return
-    if len(data) > MAX_RECORD_BYTES:
-        yield Reject(file.location, "record_too_long", f"more than {MAX_RECORD_BYTES} bytes")
+    data = whole(file)
+    if isinstance(data, Reject):
+        yield data
         return
     try:
         text, encoding = decode_text(data, reading.encoding)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import zstandard
 
-from deepen.ingest.records import Reject, brief
+from deepen.ingest.records import MAX_RECORD_BYTES, Reject, brief
 
 _CHUNK_BYTES = 1 << 18
 _PACKED_BYTES = 1 << 13
@@ -280,3 +280,15 @@ _COMPRESSIONS: tuple[tuple[bytes, str, Callable[[BinaryIO], _Readable]], ...] = 
     (b"BZh", "bzip2", _bzip2),
     (b"\xfd7zXZ\x00", "xz", _xz),
 )
+
+
+def whole(file: Input) -> bytes | Reject:
+    """All bytes of a file, or the reject for one that is damaged or too large to be one record."""
+    try:
+        with open_stream(file) as stream:
+            data = stream.read(MAX_RECORD_BYTES + 1)
+    except FAULTS as error:
+        return stream_reject(file.location, error)
+    if len(data) > MAX_RECORD_BYTES:
+        return Reject(file.location, "record_too_long", f"more than {MAX_RECORD_BYTES} bytes")
+    return data

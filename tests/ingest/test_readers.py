@@ -201,7 +201,7 @@ def test_bytes_that_are_no_utf8_in_parquet_cost_their_row(tmp_path):
 
 
 def test_a_text_file_of_absurd_size_is_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr("deepen.ingest.readers.MAX_RECORD_BYTES", 10)
+    monkeypatch.setattr("deepen.ingest.streams.MAX_RECORD_BYTES", 10)
     (tmp_path / "a.txt").write_text("x" * 11)
     assert read(tmp_path / "a.txt") == ([], [("a.txt", "record_too_long")])
 
