@@ -51,7 +51,7 @@ def write_extension(directory: Path, extension: Extension) -> FileEntry:
 
 
 def read_extension(directory: Path) -> Extension | None:
-    """Read ``extension.json``; None when the vocabulary was not grown. Raises ``DamageError`` when it is not readable."""
+    """Read ``extension.json``; None when the vocabulary was not grown; raises ``DamageError`` when it is unreadable."""
     path = directory / EXTENSION
     if not path.is_file():
         return None
