@@ -76,7 +76,7 @@ def _make_folder(
     import torch
 
     from deepen.export.huggingface import SpecialIds, copy_tokenizer, round_trip, save_folder, tokens_of
-    from deepen.model.load import load_model, load_weights
+    from deepen.model.load import load_run_model, load_weights
     from deepen.parallel.process import set_up
 
     aside = job.out / _ASIDE
@@ -87,7 +87,7 @@ def _make_folder(
     special = SpecialIds(tokenize.counts["begin_of_document_id"], tokenize.counts["end_of_document_id"])
     vocabulary_size = tokenize.counts["vocabulary_size"]
     device = set_up(compute).device
-    model = load_model(base, vocabulary_size=vocabulary_size, seed=job.seed)
+    model = load_run_model(base, tokenize, seed=job.seed)
     if choice.step is not None:
         load_weights(model, _checkpoint(job.inputs["train"], choice.step).weights)
     model.to(device)

@@ -16,25 +16,42 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
 from deepen.errors import DamageError, DeepenError
+from deepen.formats.extension import new_rows_file
+from deepen.formats.manifest import Artifact
 from deepen.model.config import RandomInit, ResolvedBase
+from deepen.model.token_tables import put_new_rows
 
 _NO_SDPA = {"gemma2"}
 """Families without scaled-dot-product attention in transformers 5: their eager attention is used."""
 
 
+def load_run_model(base: ResolvedBase, tokenize: Artifact, *, seed: int) -> PreTrainedModel:
+    """The model that a run begins with: the base, with rows for the tokens that ``tokenize`` added, if it did."""
+    size = tokenize.counts["vocabulary_size"]
+    return load_model(base, vocabulary_size=size, seed=seed, new_rows=new_rows_file(tokenize.path))
+
+
 def load_model(
-    base: ResolvedBase, *, vocabulary_size: int, seed: int, dtype: torch.dtype = torch.float32
+    base: ResolvedBase,
+    *,
+    vocabulary_size: int,
+    seed: int,
+    new_rows: Path | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """The base as a causal language model on the CPU, ready to train (train mode, no cache).
 
     ``vocabulary_size`` is the number of token ids of the run's tokenizer: a random network gets exactly that many rows,
-    a pretrained one must have at least as many (the surplus is padding and stays). ``seed`` decides random weights,
-    whatever the state of the global generators. Raises ``DeepenError`` when the folder cannot be used.
+    a pretrained one must have at least as many (the surplus is padding and stays) once it has grown by ``new_rows``, a
+    ``new_rows.safetensors``. ``seed`` decides random weights, whatever the state of the global generators. Raises
+    ``DeepenError`` when the folder cannot be used.
     """
     if base.init is not None:
         return _random_model(base.init, vocabulary_size, seed, dtype)
     assert base.path is not None, "a resolved base is a folder or a random network"
     model = _pretrained_model(base.path, dtype)
+    if new_rows is not None:
+        put_new_rows(model, new_rows)
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < vocabulary_size:
         raise DeepenError(
@@ -56,9 +73,22 @@ def _random_model(init: RandomInit, vocabulary_size: int, seed: int, dtype: torc
     return model.train()
 
 
-def _pretrained_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a Hugging Face folder completely: an absent weight is an error, not filled with random numbers."""
+def load_token_tables(folder: Path) -> PreTrainedModel:
+    """The model in ``folder`` without its layers, in the precision of its files: only the tables are read.
+
+    It cannot compute anything; ``token_tables`` of it are the base's embedding and head.
+    """
+    return _pretrained_model(folder, "auto", num_layers=0)
+
+
+def _pretrained_model(folder: Path, dtype: torch.dtype | str, num_layers: int | None = None) -> PreTrainedModel:
+    """Load a Hugging Face folder completely: an absent weight is an error, not filled with random numbers.
+
+    ``num_layers`` takes that many of its layers only.
+    """
     config = read_config(folder)
+    if num_layers is not None:
+        config.num_hidden_layers = num_layers
     if not any(folder.glob("*.safetensors")):
         raise DeepenError(
             f"`{folder}` has no safetensors weights",

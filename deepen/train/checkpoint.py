@@ -6,7 +6,6 @@ then the directory is renamed. Tensors are streamed one after another, so saving
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from deepen.errors import DamageError
-from deepen.formats.atomic import FileEntry, sync_directory, write_json, writing
+from deepen.formats.atomic import sync_directory, write_json
 from deepen.formats.checkpoints import (
     OPTIMIZER,
     STATE,
@@ -34,36 +33,11 @@ from deepen.formats.checkpoints import (
 )
 from deepen.formats.manifest import MANIFEST
 from deepen.model.load import load_weights, unique_weights
+from deepen.model.tensor_files import write_tensors
 
-_DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
-    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _CPU_RANDOM_STATE = "random.cpu"
 _GPU_RANDOM_STATE = "random.cuda"
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
-    """Write tensors as one safetensors file, atomically and hashed, moving one at a time to the CPU."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end],
-        }  # fmt: skip
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with writing(path) as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for tensor in tensors.values():
-            plain = tensor.detach().to("cpu").contiguous().reshape(-1)
-            if plain.numel():
-                file.write(plain.view(torch.uint8).numpy())
-    return file.entry(path.name)
 
 
 def save_checkpoint(

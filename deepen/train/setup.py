@@ -13,7 +13,7 @@ from deepen.formats.manifest import StageJob
 from deepen.formats.records import keep_records
 from deepen.model.attention import check_isolation
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model
+from deepen.model.load import load_run_model
 from deepen.model.loss import LossModel, check_loss
 from deepen.parallel.config import Compute
 from deepen.parallel.process import Process, resolve_precision, set_up
@@ -47,7 +47,7 @@ def prepare_run(
     _check_batches(config, batches)
     resolved = _resolve(config, job, base, process)
     tokenized = job.inputs["tokenize"].counts
-    model = load_model(base, vocabulary_size=tokenized["vocabulary_size"], seed=job.seed).to(process.device)
+    model = load_run_model(base, job.inputs["tokenize"], seed=job.seed).to(process.device)
     loss_model = LossModel(model, z_loss=config.z_loss)
     _check_model(loss_model, batches.sequence_length)
     optimizer = build_optimizer(model, config)
