@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,15 @@ _ROWS_PER_GROUP = 1_000
 _CHARACTERS_PER_GROUP = 16_000_000
 """A row group ends at either limit, so that memory stays flat for books as well as for tweets."""
 
+SPANS_TYPE = pa.list_(
+    pa.struct(
+        [
+            pa.field("role", pa.string(), nullable=False),
+            pa.field("begin", pa.int32(), nullable=False),
+            pa.field("end", pa.int32(), nullable=False),
+        ]
+    )
+)
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -33,8 +42,23 @@ SCHEMA = pa.schema(
         pa.field("scores", pa.map_(pa.string(), pa.float64())),
         pa.field("content_hash", pa.string(), nullable=False),
         pa.field("meta", pa.map_(pa.string(), pa.string())),
+        pa.field("spans", SPANS_TYPE),
     ]
 )
+
+
+ROLES = ("system", "user", "assistant", "tool", "prompt", "target")
+"""Who a part of a text belongs to: the turns of a conversation, or the two halves of a prompt with its answer."""
+TRAINED_ROLES = ("assistant", "target")
+"""The roles whose words are learned; the others are read and carry no loss."""
+
+
+class Span(NamedTuple):
+    """Characters ``begin`` up to ``end`` of a document's text belong to ``role`` (one of ``ROLES``)."""
+
+    role: str
+    begin: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +76,9 @@ class Document:
     content_hash: str = ""
     meta: dict[str, str] = field(default_factory=dict)
     """``location`` (file and position inside it) and anything a reader found worth keeping."""
+    spans: tuple[Span, ...] | None = None
+    """Whose words are where: ascending, disjoint, possibly empty ranges of ``text``, with separators between them. None
+    for plain text, all of which is trained."""
 
 
 def document_id(source: str, location: str) -> str:
@@ -88,6 +115,7 @@ def _groups(documents: Iterable[Document]) -> Iterator[list[dict[str, Any]]]:
     for document in documents:
         row = dict(vars(document))
         row["scores"], row["meta"] = list(document.scores.items()), list(document.meta.items())
+        row["spans"] = None if document.spans is None else [span._asdict() for span in document.spans]
         group.append(row)
         num_characters += len(document.text)
         if len(group) == _ROWS_PER_GROUP or num_characters >= _CHARACTERS_PER_GROUP:
@@ -102,6 +130,8 @@ def read_documents(path: Path) -> Iterator[Document]:
     for table in read_tables(path):
         for row in table.to_pylist():
             row["scores"], row["meta"] = dict(row["scores"] or ()), dict(row["meta"] or ())
+            if row.get("spans") is not None:
+                row["spans"] = tuple(Span(**span) for span in row["spans"])
             yield Document(**row)
 
 

@@ -1,0 +1,88 @@
+"""Which tokens of a shard are targets: ``PREFIX.trained``, one byte for each token of ``PREFIX.bin``.
+
+1: this token is to be predicted, 0: it is only read (a question, a system prompt, the marks of a chat template). The
+file exists only where some document of the source is masked; without it every token is a target. Bytes instead of bits
+because readers slice them beside the ids without shifting anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepen.errors import DamageError
+from deepen.formats.atomic import FileEntry, writing
+from deepen.formats.megatron import IndexedDataset
+
+Array = npt.NDArray[Any]
+
+_BLOCK = 1 << 20
+
+
+def trained_path(prefix: Path) -> Path:
+    """``PREFIX.trained``; a dot inside the prefix is part of its name."""
+    return prefix.with_name(prefix.name + ".trained")
+
+
+@dataclass(frozen=True)
+class TrainedMask:
+    """The mask beside a pair; ``read`` gives None where the pair has none, which means that all is trained."""
+
+    flags: Array | None
+    """uint8 per token of ``.bin``, back to back; None: no file, every token is a target."""
+    dataset: IndexedDataset | None = None
+    """The pair that the mask belongs to, where there is a mask."""
+
+    @classmethod
+    def open(cls, prefix: Path, dataset: IndexedDataset | None = None) -> TrainedMask:
+        """Map the mask of the pair at ``prefix`` (``dataset`` spares opening it again).
+
+        Raises ``DamageError`` when the mask has not one byte per token.
+        """
+        path = trained_path(Path(prefix))
+        if not path.is_file():
+            return cls(None)
+        dataset = IndexedDataset.open(Path(prefix)) if dataset is None else dataset
+        num_bytes = path.stat().st_size
+        if num_bytes != dataset.num_tokens:
+            raise DamageError(
+                f"`{path}` has {num_bytes} bytes, its shard has {dataset.num_tokens} tokens",
+                hint="run `deepen tokenize` again with --redo",
+            )
+        flags = np.memmap(path, dtype=np.uint8, mode="r") if num_bytes else np.empty(0, np.uint8)
+        return cls(flags, dataset)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether any token is no target: whether there is a file."""
+        return self.flags is not None
+
+    def read(self, sequence: int, start: int, length: int) -> Array | None:
+        """Flags (uint8) of tokens ``start .. start + length`` of a sequence, as a view; None: all are targets."""
+        if self.flags is None or self.dataset is None:
+            return None
+        begin = int(self.dataset.offsets[sequence]) // self.dataset.dtype.itemsize + start
+        return self.flags[begin : begin + length]
+
+
+def merge_trained(prefix: Path, parts: Sequence[tuple[Path, int]], root: Path) -> FileEntry | None:
+    """Join the masks of parts, given as (prefix, number of tokens) in their order, to the mask of ``prefix``.
+
+    A part without a mask counts as trained in full. None, and no file, when no part has one.
+    """
+    if not any(trained_path(part).is_file() for part, _ in parts):
+        trained_path(prefix).unlink(missing_ok=True)
+        return None
+    with writing(trained_path(prefix)) as file:
+        for part, num_tokens in parts:
+            flags = np.memmap(trained_path(part), np.uint8, "r") if trained_path(part).is_file() else None
+            assert flags is None or len(flags) == num_tokens, f"`{trained_path(part)}` does not fit its ids"
+            for begin in range(0, num_tokens, _BLOCK):
+                length = min(_BLOCK, num_tokens - begin)
+                file.write(np.ones(length, np.uint8) if flags is None else flags[begin : begin + length])
+    return file.entry(trained_path(prefix).relative_to(root).as_posix())
