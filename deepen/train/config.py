@@ -12,7 +12,7 @@ from deepen.errors import Problem
 from deepen.plug import plug_from
 from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Settings
 from deepen.train.learning_rate import PeakRate, RateSetting, resolve_peak
-from deepen.train.schedules import SCHEDULES, Cosine, Schedule
+from deepen.train.schedules import SCHEDULES, Cosine, Multiple, Schedule
 
 _LARGEST_BATCH_ROUNDING = 0.01
 
@@ -57,6 +57,13 @@ class TrainConfig(Settings):
     """Largest gradient norm; longer gradients are scaled down (OLMo 2, Llama 2)."""
     z_loss: float = Field(default=1e-5, ge=0)
     """Weight of log(Z)^2 in the objective, never in reported losses (OLMo 2, arXiv 2501.00656; PaLM: 1e-4)."""
+    new_rows_first: AmountSetting | None = None
+    """How long, at the beginning, only the rows of new tokens move, all else bit-identical: steps, tokens, or a share
+    such as ``5%``, the most that is usual. None: everything moves from the start. For a vocabulary that grows
+    (`tokenize.vocabulary: {extend: ...}`)."""
+    new_rows_learning_rate: Multiple = 5.0
+    """Learning rate of that time as a multiple of the schedule's. Practice is 3 to 10; we know of no controlled
+    comparison, so the default lies between."""
     save: Save = Save()
     """Checkpoints."""
     log: int = Field(default=1, ge=1)
@@ -66,6 +73,13 @@ class TrainConfig(Settings):
 def num_steps(config: TrainConfig) -> int:
     """Optimizer steps of the run: ``tokens / batch_tokens``, rounded up."""
     return math.ceil(config.tokens / config.batch_tokens)
+
+
+def new_rows_steps(config: TrainConfig) -> int:
+    """Steps at the beginning in which only new rows move: at least one if any are asked for."""
+    if config.new_rows_first is None:
+        return 0
+    return max(1, config.new_rows_first.in_steps(total_steps=num_steps(config), tokens_per_step=config.batch_tokens))
 
 
 def rows_per_batch(config: TrainConfig, sequence_length: int) -> int:
@@ -84,6 +98,7 @@ def problems(
         *_batch_problems(config, sequence_length),
         *_rate_problems(config, base_name),
         *_schedule_problems(config),
+        *_new_rows_problems(config),
         *_interval_problems(config, evaluate_every),
     ]
 
@@ -121,6 +136,21 @@ def _schedule_problems(config: TrainConfig) -> Iterator[Problem]:
         yield Problem("train.schedule", message, "make the run longer or the warm-up and decay shorter")
     if not all(0 <= beta < 1 for beta in config.betas):
         yield Problem("train.betas", "both must be at least 0 and below 1", value=str(config.betas))
+
+
+def _new_rows_problems(config: TrainConfig) -> Iterator[Problem]:
+    first = config.new_rows_first
+    if first is None:
+        return
+    if first.unit == "seconds":
+        yield Problem("train.new_rows_first", "may not depend on time", "use steps, tokens or %", str(first))
+        return
+    shape = config.schedule.shape(total_steps=num_steps(config), tokens_per_step=config.batch_tokens)
+    steps = new_rows_steps(config)
+    end = shape.decay_start if config.schedule.extendable else shape.total_steps - 1
+    if steps + shape.warmup_steps > end:
+        message = f"{steps} steps for new rows and {shape.warmup_steps} of warm-up after them do not fit into {end}"
+        yield Problem("train.new_rows_first", message, "make it shorter, or the run longer", str(first))
 
 
 def _interval_problems(config: TrainConfig, evaluate_every: Interval | None) -> Iterator[Problem]:

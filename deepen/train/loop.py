@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from deepen.train.batches import IGNORED, Batch, Batches
 from deepen.train.checkpoint import prune, save_checkpoint
 from deepen.train.counts import SourceCounts, count_batch, counts_to_json
 from deepen.train.interrupt import StoppedError, StopRequest
+from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import clip_gradients, set_learning_rate
 from deepen.train.schedules import Schedule, Shape
 
@@ -113,6 +114,7 @@ class Run:
     schedule: Schedule
     shape: Shape
     peak_learning_rate: float
+    new_rows: NewRowsFirst
     calendar: Calendar
     progress: Progress
     evaluate: Evaluate | None
@@ -147,12 +149,15 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
     """Train from where ``run.progress`` stands to the end, yielding the record of each step once all of it is done."""
     progress, total_steps = run.progress, run.shape.total_steps
     while progress.step < total_steps:
+        if progress.step == run.new_rows.steps and run.new_rows.hold is not None:
+            run = train_everything(run, run.new_rows.hold)
         started = time.perf_counter()
         batch_index = run.batches.order.next_batch(progress.batch_index)
         batch = run.batches[batch_index]
         data_wait_seconds = time.perf_counter() - started
 
         learning_rate = run.peak_learning_rate * run.schedule.multiplier(progress.step, run.shape)
+        learning_rate *= run.new_rows.factor(progress.step, run.shape)
         result = train_step(run.trainee, batch, learning_rate)
         _advance(progress, batch_index, batch, result)
 
@@ -183,6 +188,12 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
                 f"stopped after step {progress.step} of {total_steps}, as asked; everything is saved",
                 hint="run the same command again to go on",
             )
+
+
+def train_everything(run: Run, hold: RowHold) -> Run:
+    """The same run from where not only new rows move any more."""
+    trainee = replace(run.trainee, optimizer=hold.release())
+    return replace(run, trainee=trainee, new_rows=replace(run.new_rows, hold=None))
 
 
 def _advance(progress: Progress, batch_index: int, batch: Batch, result: StepResult) -> None:

@@ -28,6 +28,8 @@ class Resolved(Settings):
     decay_steps: int
     peak_learning_rate: float
     precision: str
+    new_rows_steps: int = 0
+    """Steps at the beginning in which only new rows move."""
 
     @property
     def shape(self) -> Shape:
@@ -54,10 +56,11 @@ def read_resolved(directory: Path) -> Resolved | None:
 def prepare_continuation(directory: Path, old: TrainConfig, new: TrainConfig) -> int:
     """Make a train directory of ``old`` ready to go on as ``new``, which differs in more tokens; returns the next step.
 
-    The warm-up stays as many steps as it was. Checkpoints from inside the old decay are removed, since the longer run
-    has not decayed there; training then resumes where the decay had begun, and every later tensor is what one long run
-    with that warm-up would have had. May be repeated after a kill. Raises ``RunError`` when the schedule cannot be
-    extended, nothing was trained, or no checkpoint from before the decay is left.
+    The warm-up, and the time in which only new rows move, stay as many steps as they were. Checkpoints from inside the
+    old decay are removed, since the longer run has not decayed there; training then resumes where the decay had begun,
+    and every later tensor is what one long run with that warm-up would have had. May be repeated after a kill. Raises
+    ``RunError`` when the schedule cannot be extended, nothing was trained, or no checkpoint from before the decay is
+    left.
     """
     if not new.schedule.extendable or type(new.schedule) is not type(old.schedule):
         raise RunError(

@@ -26,6 +26,8 @@ def parse_factor(value: Any) -> Any:
 
 Factor = Annotated[float, BeforeValidator(parse_factor), Field(ge=0, le=1)]
 """A share of the peak learning rate: ``0.1x``."""
+Multiple = Annotated[float, BeforeValidator(parse_factor), Field(gt=0)]
+"""A multiple of a learning rate: ``5x``."""
 
 
 @dataclass(frozen=True)

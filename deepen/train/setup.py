@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.optim import AdamW
+from transformers import PreTrainedModel
 
 from deepen.errors import RunError, TrainingError
-from deepen.formats.checkpoints import newest_intact
+from deepen.formats.checkpoints import CheckpointInfo, newest_intact
+from deepen.formats.extension import new_rows_file
 from deepen.formats.manifest import StageJob
 from deepen.formats.records import keep_records
 from deepen.model.attention import check_isolation
 from deepen.model.config import ResolvedBase
 from deepen.model.load import load_run_model
 from deepen.model.loss import LossModel, check_loss
+from deepen.model.token_tables import new_row_ids
 from deepen.parallel.config import Compute
 from deepen.parallel.process import Process, resolve_precision, set_up
 from deepen.progress import say
 from deepen.settings import Interval
 from deepen.train.batches import Batches
 from deepen.train.checkpoint import load_checkpoint, remove_later
-from deepen.train.config import TrainConfig, num_steps, rows_per_batch
+from deepen.train.config import TrainConfig, new_rows_steps, num_steps, rows_per_batch
 from deepen.train.counts import SourceCounts, counts_from_json
 from deepen.train.learning_rate import resolve_peak
 from deepen.train.loop import CHECKPOINTS, METRICS, SCORES, Calendar, Evaluate, Progress, Run, Trainee
+from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import build_optimizer
 from deepen.train.resolved import Resolved, read_resolved, write_resolved
 
@@ -50,7 +56,8 @@ def prepare_run(
     model = load_run_model(base, job.inputs["tokenize"], seed=job.seed).to(process.device)
     loss_model = LossModel(model, z_loss=config.z_loss)
     _check_model(loss_model, batches.sequence_length)
-    optimizer = build_optimizer(model, config)
+    found = newest_intact(_checkpoints(job), say)
+    optimizer, new_rows = _new_rows_first(config, job, resolved, build_optimizer(model, config), model, found)
     trainee = Trainee(
         model=loss_model,
         optimizer=optimizer,
@@ -77,7 +84,8 @@ def prepare_run(
         shape=resolved.shape,
         peak_learning_rate=resolved.peak_learning_rate,
         calendar=_calendar(config, evaluate_every),
-        progress=_resume(job, trainee, names),
+        new_rows=new_rows,
+        progress=_resume(job, trainee, names, found),
         evaluate=evaluate,
     )
 
@@ -131,6 +139,7 @@ def _resolve(config: TrainConfig, job: StageJob, base: ResolvedBase, process: Pr
         decay_steps=shape.decay_steps,
         peak_learning_rate=peak,
         precision=resolve_precision(config.precision, process.device),
+        new_rows_steps=_new_rows_steps(config, job),
     )
     write_resolved(job.out, resolved)
     return resolved
@@ -149,11 +158,41 @@ def _calendar(config: TrainConfig, evaluate_every: Interval | None) -> Calendar:
     )
 
 
-def _resume(job: StageJob, trainee: Trainee, names: tuple[str, ...]) -> Progress:
-    """Load the newest intact checkpoint, if any, and drop everything that was recorded after it."""
+def _new_rows_first(
+    config: TrainConfig,
+    job: StageJob,
+    resolved: Resolved,
+    everything: AdamW,
+    model: PreTrainedModel,
+    found: CheckpointInfo | None,
+) -> tuple[AdamW, NewRowsFirst]:
+    """The optimizer that a run is at, and how it begins. A checkpoint of the last step of that time still holds the
+    new rows' moments: everything moves from the step after it."""
+    steps, file = resolved.new_rows_steps, new_rows_file(job.inputs["tokenize"].path)
+    if steps == 0 or file is None or (found is not None and found.step > steps):
+        return everything, NewRowsFirst(steps, config.new_rows_learning_rate)
+    hold = RowHold(model, new_row_ids(file), everything)
+    return hold.optimizer, NewRowsFirst(steps, config.new_rows_learning_rate, hold)
+
+
+def _new_rows_steps(config: TrainConfig, job: StageJob) -> int:
+    """How long only new rows move; a vocabulary that was to grow if that is worth it may not have grown."""
+    steps = new_rows_steps(config)
+    if steps and new_rows_file(job.inputs["tokenize"].path) is None:
+        say("train: the vocabulary did not grow, so there are no new rows to train first")
+        return 0
+    return steps
+
+
+def _checkpoints(job: StageJob) -> Path:
     directory = job.out / CHECKPOINTS
     directory.mkdir(parents=True, exist_ok=True)
-    found = newest_intact(directory, say)
+    return directory
+
+
+def _resume(job: StageJob, trainee: Trainee, names: tuple[str, ...], found: CheckpointInfo | None) -> Progress:
+    """Load the checkpoint ``found``, if any, and drop everything that was recorded after it."""
+    directory = _checkpoints(job)
     step = found.step if found else 0
     remove_later(directory, step)
 

@@ -81,6 +81,7 @@ def _counts(run: Run, job: StageJob) -> dict[str, Any]:
         "final_loss": progress.last_loss,
         "tokens": progress.tokens,
         "peak_learning_rate": run.peak_learning_rate,
+        "new_rows_steps": run.new_rows.steps,
         "precision": run.trainee.precision,
         "device": run.trainee.device.type,
         "parameters": sum(parameter.numel() for parameter in run.trainee.model.parameters()),
