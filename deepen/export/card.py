@@ -104,8 +104,9 @@ def _training(lineage: Mapping[str, Artifact]) -> str:
     tokens = sum(source["tokens"] for source in counts["sources"].values())
     text = f"## Training\n\nThe whole run took {counts['steps']:,} optimizer steps over {tokens:,} tokens"
     if "mix" in lineage:
-        mix = lineage["mix"].counts
-        text += f", in rows of {mix['sequence_length']:,} tokens, {mix['rows_per_batch']:,} rows per step"
+        shapes = {phase["sequence_length"]: phase["rows_per_batch"] for phase in lineage["mix"].counts["phases"]}
+        rows = ", then ".join(f"{length:,} tokens, {rows:,} rows per step" for length, rows in shapes.items())
+        text += f", in rows of {rows}"
     text += "."
     if counts.get("skipped_batches"):
         text += f" {counts['skipped_batches']:,} batches were skipped because loss or gradient was not finite."

@@ -1,20 +1,21 @@
 """The training order: one little-endian uint64 per row, ``source index << 48 | row``, batch after batch.
 
 Mixing, replay, epochs and caps are all this array; it can be looked at, plotted and compared. ``segments.json`` says
-which range of batches lies where, so a later change of mixture appends a segment instead of rewriting the past, and
-names holes: batches that are passed over. Any batch is found by one read, which makes resuming free.
+which range of batches lies where and how long its rows are, so a later change of mixture appends a segment instead of
+rewriting the past, and names holes: batches that are passed over. Any batch is found by one read: resuming is free.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from pydantic import Field, ValidationError
 
 from deepen.errors import DamageError
@@ -27,6 +28,8 @@ SEGMENTS = "segments.json"
 SOURCE_SHIFT = 48
 """Bits for the row number; the source index takes the 16 above."""
 _ROW_MASK = (1 << SOURCE_SHIFT) - 1
+_BLOCK_ROWS = 1 << 20
+_FEW_ROWS = 16
 
 
 class Segment(Settings):
@@ -40,6 +43,8 @@ class Segment(Settings):
     rows_per_batch: int = Field(gt=0)
     first_row: int = Field(default=0, ge=0)
     """Where the range begins in the file, in rows."""
+    isolated: bool = True
+    """Whether the documents of a row are kept apart; if not, a row is one text and labels cross its documents."""
 
 
 class Hole(Settings):
@@ -57,14 +62,22 @@ class Segments(Settings):
     """Names by source index."""
     segments: Many[Segment]
     holes: Many[Hole] = ()
+    parent: str | None = None
+    """In a file that was appended: ``Order.digest`` of the batches before its first, which it was made to follow."""
+    parent_step: int = Field(default=0, ge=0)
+    """In a file that was appended: the newest checkpoint when it was made; void when training goes back beyond it."""
+    reason: str = ""
+    notes: Many[str] = ()
+    """Where what was asked could not be had, and why."""
 
 
 def read_segments(directory: Path) -> Segments:
     """Read ``segments.json`` of a mix directory; raises ``DamageError`` when it is missing or unreadable."""
-    return _read(directory / SEGMENTS)
+    return read_segment_file(directory / SEGMENTS)
 
 
-def _read(path: Path) -> Segments:
+def read_segment_file(path: Path) -> Segments:
+    """Read one segment file; raises ``DamageError`` when it is missing or unreadable."""
     try:
         segments = Segments.model_validate_json(path.read_bytes(), strict=False)
     except (OSError, ValidationError, json.JSONDecodeError) as error:
@@ -77,6 +90,11 @@ def _read(path: Path) -> Segments:
 def write_segments(directory: Path, segments: Segments) -> FileEntry:
     """Write ``segments.json`` into ``directory``."""
     return write_json(directory / SEGMENTS, segments.model_dump(mode="json"))
+
+
+def rows_in_batch(batch_tokens: int, sequence_length: int) -> int:
+    """Rows of ``sequence_length`` tokens in a batch of ``batch_tokens``: the nearest whole number, at least 1."""
+    return max(1, round(batch_tokens / sequence_length))
 
 
 def row_ids(source: int, rows: Array) -> Array:
@@ -126,7 +144,7 @@ class Order:
         Raises ``DamageError`` when a file is missing, too short, or the segments leave a gap.
         """
         paths = [directory / SEGMENTS, *extra]
-        tables = [_read(path) for path in paths]
+        tables = [read_segment_file(path) for path in paths]
         ranges: list[_Range] = []
         for path, table in zip(paths, tables, strict=True):
             for segment in table.segments:
@@ -160,6 +178,64 @@ class Order:
             batch += 1
         return min(batch, self.num_batches)
 
+    def batch_of_step(self, step: int) -> int:
+        """The batch of optimizer step ``step`` (from 1), holes passed over."""
+        batch = step - 1
+        for hole in sorted(self.holes, key=lambda hole: hole.first_batch):
+            if hole.first_batch <= batch:
+                batch += hole.num_batches
+        return batch
+
+    def step_of_batch(self, batch: int) -> int:
+        """The optimizer step (from 1) that trains a batch which is no hole."""
+        skipped = sum(min(hole.num_batches, max(0, batch - hole.first_batch)) for hole in self.holes)
+        return batch + 1 - skipped
+
+    def stretches(self) -> list[Segment]:
+        """The ranges of batches as they are in force, in order; their files and first rows are left as written."""
+        return [
+            found.segment.model_copy(update={"num_batches": found.end_batch - found.segment.first_batch})
+            for found in self._ranges
+        ]
+
+    def blocks(self, first_batch: int = 0, end_batch: int | None = None) -> Iterator[tuple[Segment, int, Array]]:
+        """Row ids of a range of batches, about a million at a time: (segment, first batch of the block, ids)."""
+        end_batch = self.num_batches if end_batch is None else end_batch
+        for found in self._ranges:
+            segment, rows = found.segment, found.segment.rows_per_batch
+            step = max(1, _BLOCK_ROWS // rows)
+            begin, end = max(first_batch, segment.first_batch), min(end_batch, found.end_batch)
+            for batch in range(begin, end, step):
+                at = segment.first_row + (batch - segment.first_batch) * rows
+                yield segment, batch, found.ids[at : at + min(step, end - batch) * rows]
+
+    def find(self, ids: Collection[int]) -> list[tuple[int, int, int]]:
+        """Where rows come: (batch, place in the batch, id) for each time one of ``ids`` is in the order, in order."""
+        wanted = np.array(sorted(ids), dtype=np.uint64)
+        found = []
+        for segment, batch, block in self.blocks():
+            if len(wanted) <= _FEW_ROWS:
+                hits = np.zeros(len(block), dtype=np.bool_)
+                for row_id in wanted:
+                    hits |= block == row_id
+            else:
+                hits = np.isin(block, wanted)
+            for at in np.flatnonzero(hits).tolist():
+                found.append((batch + at // segment.rows_per_batch, at % segment.rows_per_batch, int(block[at])))
+        return found
+
+    def digest(self, num_batches: int) -> str:
+        """Identity of the first ``num_batches`` batches: xxh3-128 over their shapes and row ids."""
+        state = xxhash.xxh3_128("\0".join(self.sources).encode())
+        shape = None
+        for segment, batch, block in self.blocks(0, num_batches):
+            now = (segment.sequence_length, segment.rows_per_batch, segment.isolated)
+            if now != shape:
+                state.update(f"{batch}:{now}".encode())
+                shape = now
+            state.update(np.ascontiguousarray(block).data)
+        return state.hexdigest()
+
     def _range_of(self, batch: int) -> _Range:
         assert 0 <= batch < self.num_batches, f"batch {batch} of {self.num_batches}"
         return next(found for found in self._ranges if batch < found.end_batch)
@@ -170,11 +246,7 @@ def begins_with(longer: Path, shorter: Path) -> bool:
     new, old = Order.open(longer), Order.open(shorter)
     if new.sources != old.sources or new.num_batches < old.num_batches or new.holes != old.holes:
         return False
-    return all(
-        new.segment_of(batch).sequence_length == old.segment_of(batch).sequence_length
-        and np.array_equal(new.batch(batch), old.batch(batch))
-        for batch in range(old.num_batches)
-    )
+    return new.digest(old.num_batches) == old.digest(old.num_batches)
 
 
 def _cut(ranges: Sequence[_Range], first_batch: int) -> list[_Range]:

@@ -1,4 +1,7 @@
-"""Packed rows: which pieces of which documents share one training row of T tokens.
+"""Packed rows: which pieces of which documents share one training row.
+
+A row's segments fill its positions from the left, and the rest is padding. Where documents of a row are not isolated
+its segments may hold one token more than it has positions: the label of the last position.
 
 CSR layout in two memory-mapped arrays per source, so that a row is found by two reads at any size:
 ``packs/SOURCE.rows.npy`` int64[num_rows + 1] and ``packs/SOURCE.segments.npy`` int32 or int64 [num_segments, 3] holding
@@ -17,7 +20,6 @@ import numpy.typing as npt
 from deepen.errors import DamageError
 from deepen.formats.arrays import open_array, write_array
 from deepen.formats.atomic import FileEntry
-from deepen.formats.order import read_segments
 
 Array = npt.NDArray[Any]
 _BLOCK = 1 << 20
@@ -31,8 +33,6 @@ class Packs:
     """int64[num_rows + 1]: row r is the segments from ``rows[r]`` up to ``rows[r + 1]``."""
     segments: Array
     """[num_segments, 3]: sequence, start, length."""
-    sequence_length: int
-    """Positions in a row; what the segments leave over is padding."""
 
     @classmethod
     def open(cls, directory: Path, source: str) -> Packs:
@@ -44,7 +44,7 @@ class Packs:
                 f"`{directory / 'packs'}`: rows and segments of `{source}` do not belong together",
                 hint="run `deepen mix` again with --redo",
             )
-        return cls(rows, segments, read_segments(directory).segments[0].sequence_length)
+        return cls(rows, segments)
 
     @property
     def num_rows(self) -> int:

@@ -1,15 +1,15 @@
 """The training order: which row of which source comes next.
 
-Rows hold different numbers of real tokens, so shares are kept in *tokens*: the next row comes from the role (domain or
-replay), and within it from the source, that is furthest behind its share. Being behind is counted in whole numbers, so
-nothing drifts, and after any row a role is at most one row of tokens away from its share. Within a source rows come in
-the order of a fresh shuffle per epoch; none repeats before all were seen. The result depends on seed, names, shares and
-token counts only, and a longer order begins with every shorter one.
+Rows hold different numbers of real tokens, so shares are kept in *tokens*. They form a tree: roles, their sources, the
+parts of a source (its categories and lengths). The next row is found by going down it, at each node to the child that
+is furthest behind its share of the node's tokens. Being behind is counted in whole numbers, so nothing drifts. Within a
+part rows come in the order of a fresh shuffle per epoch; none repeats before all were seen. The result depends on seed,
+names, shares and token counts only, and a longer order begins with every shorter one of the same shares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +31,22 @@ _NO_EPOCH = np.int64(-1)
 
 @dataclass(frozen=True)
 class Supply:
-    """What one source offers to the order."""
+    """Rows that are drawn as one: those of a source, or of one category and length in it."""
 
     name: str
+    """Unique; with the seed it decides the shuffle."""
+    source: str
+    """The source it is, or is part of."""
     role: str
     """``domain`` or ``replay``."""
+    source_index: int
+    """Index of its source in the order."""
     tokens_per_row: Array
     """int32[num_rows]: real tokens in each packed row."""
+    sequence_length: int
+    """Positions in each of its rows."""
+    first_row: int = 0
+    """Its first row among the rows of its source."""
 
     @property
     def num_rows(self) -> int:
@@ -49,61 +58,144 @@ class Supply:
         """Number of packed tokens."""
         return int(self.tokens_per_row.sum(dtype=np.int64))
 
+    @property
+    def first_id(self) -> int:
+        """The id of its first row in the order."""
+        return self.source_index << SOURCE_SHIFT | self.first_row
+
+    @property
+    def path(self) -> tuple[str, str, str]:
+        """Where it stands in the tree of shares: role, source, supply."""
+        return self.role, self.source, self.name
+
+
+Shares = Mapping[tuple[str, ...], float]
+"""Shares by path: ``("domain",)`` of all tokens, ``("domain", "papers")`` of domain tokens and so on; siblings add up
+to 1, and what is not named has none."""
+
 
 @dataclass(frozen=True)
-class Drawn:
-    """What an order takes from one source."""
+class Phase:
+    """A range of batches with one length of rows, whose shares are constant or go in straight lines."""
 
-    rows: int
-    """Rows in the order, repeats included."""
-    tokens: int
-    """Tokens in the order, repeats included."""
-    seen_rows: int
-    """Different rows in the order."""
-    seen_tokens: int
-    """Tokens of the different rows."""
+    first_batch: int
+    num_batches: int
+    rows_per_batch: int
+    begin: Shares
+    end: Shares
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The tree of shares as arrays; the children of a node stand side by side, node 0 is the root."""
+
+    paths: tuple[tuple[str, ...], ...]
+    first_child: Array
+    num_children: Array
+    supply: Array
+    """The supply of a leaf, -1 at inner nodes."""
+    parent: Array
+
+    @classmethod
+    def of(cls, supplies: Sequence[Supply]) -> Tree:
+        """The tree over all supplies, level by level."""
+        leaves = {supply.path: index for index, supply in enumerate(supplies)}
+        paths: list[tuple[str, ...]] = [()]
+        first_child, num_children, parent = [], [], [-1]
+        for node, path in enumerate(paths):
+            depth = len(path)
+            below = dict.fromkeys(leaf[: depth + 1] for leaf in leaves if leaf[:depth] == path and len(leaf) > depth)
+            first_child.append(len(paths))
+            num_children.append(len(below))
+            paths += below  # the loop goes on over what is appended
+            parent += [node] * len(below)
+        supply = [leaves.get(path, -1) if len(path) == 3 else -1 for path in paths]
+        return cls(
+            tuple(paths), *(np.array(values, dtype=np.int64) for values in (first_child, num_children, supply, parent))
+        )
+
+    @property
+    def arrays(self) -> tuple[Array, Array, Array, Array]:
+        """What the drawing loop reads."""
+        return self.first_child, self.num_children, self.supply, self.parent
+
+    def weights(self, shares: Shares) -> Array:
+        """int64[nodes]: shares in units of 2^-32, summed over the siblings up to and with each; the last is 2^32."""
+        sums = np.zeros(len(self.paths), dtype=np.int64)
+        for first, number in zip(self.first_child, self.num_children, strict=True):
+            given = [max(0.0, shares.get(self.paths[node], 0.0)) for node in range(first, first + number)]
+            total = sum(given)
+            ends = np.cumsum(given) / total * _WHOLE if total else np.zeros(number)
+            sums[first : first + number] = np.round(ends).astype(np.int64)
+        return sums
 
 
 class OrderBuilder:
-    """Draws rows one after another; ``blocks`` yields them, ``drawn`` tells what was taken so far."""
+    """Draws rows one after another; ``blocks`` yields them, ``drawn`` says how many came from where.
 
-    def __init__(self, supplies: Sequence[Supply], *, domain_share: float, max_epochs: float, seed: int) -> None:
+    A supply that was passed ``max_epochs`` times is spent. Then the order ends, with ``exhausted`` set; or, when
+    ``cap_wins``, its siblings take over its share.
+    """
+
+    def __init__(
+        self,
+        supplies: Sequence[Supply],
+        *,
+        max_epochs: float,
+        seed: int,
+        cap_wins: bool = False,
+        drawn: Array | None = None,
+    ) -> None:
         self.supplies = tuple(supplies)
-        roles = np.array([0 if supply.role == "domain" else 1 for supply in supplies], dtype=np.int64)
-        domain = round(domain_share * _WHOLE)
-        self._role_weights = np.array([domain, _WHOLE - domain], dtype=np.int64)
-        self._roles, self._weights = roles, _weights_within_roles(supplies, roles)
-        for role, weight in enumerate(self._role_weights):
-            assert weight == 0 or self._weights[roles == role].any(), "a role with a share needs a source with tokens"
-        self._sizes = np.array([supply.num_rows for supply in supplies], dtype=np.int64)
-        self._caps = np.array([int(max_epochs * size) for size in self._sizes], dtype=np.int64)
-        self._first_row = np.concatenate([[0], np.cumsum(self._sizes)])
-        self._tokens = np.concatenate([supply.tokens_per_row.astype(np.int32) for supply in supplies])
-        self._keys = np.array([source_key(seed, supply.name) for supply in supplies], dtype=np.uint64)
-        self._state = _State.fresh(len(supplies))
+        self.tree = Tree.of(supplies)
+        self._cap_wins = cap_wins
+        sizes = np.array([supply.num_rows for supply in supplies], dtype=np.int64)
+        caps = np.array([int(max_epochs * size) for size in sizes], dtype=np.int64)
+        keys = np.array([source_key(seed, supply.name) for supply in supplies], dtype=np.uint64)
+        first = np.array([supply.first_id for supply in supplies], dtype=np.uint64)
+        self._sources = (sizes, caps, keys, first)
+        self._offsets = np.concatenate([[0], np.cumsum(sizes)])
+        self._tokens = np.concatenate([supply.tokens_per_row for supply in supplies]).astype(np.int32, copy=False)
+        self._state = _State.fresh(len(self.tree.paths), len(supplies))
+        if drawn is not None:
+            self._state.drawn[:] = drawn
+        self.num_rows = 0
+        """Rows drawn so far."""
         self.exhausted: int | None = None
-        """Index of the source that had no row left within ``max_epochs``; None as long as there was one."""
+        """The supply that had no row left within ``max_epochs``, or -1 when all had none; None as long as rows came."""
+        self.spent: dict[int, int] = {}
+        """With ``cap_wins``: supplies that reached ``max_epochs``, with the number of rows drawn by then."""
 
-    def blocks(self, num_rows: int) -> Iterator[Array]:
-        """The next ``num_rows`` row ids (uint64); ends early, with ``exhausted`` set, when a source is spent."""
-        for begin in range(0, num_rows, _BLOCK_ROWS):
-            block = np.empty(min(_BLOCK_ROWS, num_rows - begin), dtype=np.uint64)
-            num_filled, exhausted = _draw(
-                block, self._tokens, self._first_row, (self._roles, self._role_weights, self._weights),
-                (self._sizes, self._caps, self._keys), self._state.arrays,
-            )  # fmt: skip
-            yield block[:num_filled]
-            if exhausted >= 0:
-                self.exhausted = int(exhausted)
-                return
+    def blocks(self, phases: Sequence[Phase]) -> Iterator[Array]:
+        """The row ids (uint64) of all phases, one after another; ends early when there is nothing left to draw."""
+        for phase in phases:
+            begin, end = self.tree.weights(phase.begin), self.tree.weights(phase.end)
+            first, num_rows = 0, phase.num_batches * phase.rows_per_batch
+            while first < num_rows:
+                block = np.empty(min(_BLOCK_ROWS, num_rows - first), dtype=np.uint64)
+                place = (begin, end, first, phase.rows_per_batch, phase.num_batches)
+                num_filled, supply = _draw(
+                    block, (self._tokens, self._offsets), self.tree.arrays, place, self._sources, self._state.arrays
+                )
+                first += num_filled
+                self.num_rows += num_filled
+                yield block[:num_filled]
+                if num_filled < len(block) and not self._go_on(int(supply)):
+                    return
 
-    def drawn(self) -> list[Drawn]:
-        """What was taken from each source so far, in the order of the supplies."""
-        counts = self._state.counts
-        return [
-            Drawn(int(rows), int(tokens), int(min(rows, size)), int(seen_tokens))
-            for rows, tokens, seen_tokens, size in zip(*counts, self._sizes, strict=True)
-        ]
+    def _go_on(self, supply: int) -> bool:
+        """Whether there is something to draw though a supply is spent (-1: though there was nothing)."""
+        if supply < 0 or not self._cap_wins:
+            self.exhausted = supply
+            return False
+        self._state.is_spent[supply] = True
+        self.spent[supply] = self.num_rows
+        return True
+
+    @property
+    def drawn(self) -> Array:
+        """int64[supplies]: rows drawn so far, repeats included."""
+        return self._state.drawn
 
 
 @dataclass(frozen=True)
@@ -111,102 +203,125 @@ class _State:
     """What the drawing loop carries from block to block."""
 
     lags: Array
-    """int64[sources]: tokens x 2^32 a source is behind its share of its role."""
-    role_lags: Array
-    """int64[2]: the same for domain and replay."""
-    counts: Array
-    """int64[3, sources]: rows drawn, tokens drawn, tokens of rows seen for the first time."""
+    """int64[nodes]: tokens x 2^32 a node is behind its share of its parent's tokens."""
+    is_spent: Array
+    """bool[supplies]: nothing is drawn from it any more."""
+    drawn: Array
+    """int64[supplies]: rows drawn."""
     epochs: Array
-    """int64[sources]: the epoch whose round keys are in ``round_keys``; -1 when there are none yet."""
+    """int64[supplies]: the epoch whose round keys are in ``round_keys``; -1 when there are none yet."""
     round_keys: Array
+    weights: Array
+    """int64[nodes]: the shares of the present batch in units of 2^-32 of their parent's."""
 
     @classmethod
-    def fresh(cls, num_sources: int) -> _State:
+    def fresh(cls, num_nodes: int, num_supplies: int) -> _State:
         return cls(
-            np.zeros(num_sources, np.int64),
-            np.zeros(2, np.int64),
-            np.zeros((3, num_sources), np.int64),
-            np.full(num_sources, _NO_EPOCH, np.int64),
-            np.zeros((num_sources, len(make_round_keys(np.uint64(0), np.uint64(0)))), np.uint64),
+            np.zeros(num_nodes, np.int64),
+            np.zeros(num_supplies, np.bool_),
+            np.zeros(num_supplies, np.int64),
+            np.full(num_supplies, _NO_EPOCH, np.int64),
+            np.zeros((num_supplies, len(make_round_keys(np.uint64(0), np.uint64(0)))), np.uint64),
+            np.zeros(num_nodes, np.int64),
         )
 
     @property
     def arrays(self) -> tuple[Array, ...]:
-        return self.lags, self.role_lags, self.counts, self.epochs, self.round_keys
-
-
-def _weights_within_roles(supplies: Sequence[Supply], roles: Array) -> Array:
-    """Each source's part of its role's tokens in units of 2^-32; what rounding leaves goes to the largest source."""
-    tokens = [supply.num_tokens for supply in supplies]
-    weights = np.zeros(len(supplies), dtype=np.int64)
-    for role in (0, 1):
-        members = [index for index in range(len(supplies)) if roles[index] == role]
-        total = sum(tokens[index] for index in members)
-        if total == 0:
-            continue
-        for index in members:
-            weights[index] = tokens[index] * _WHOLE // total
-        weights[max(members, key=lambda index: tokens[index])] += _WHOLE - weights[members].sum()
-    return weights
+        return self.lags, self.is_spent, self.drawn, self.epochs, self.round_keys, self.weights
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _draw(
     block: Array,
-    tokens_of_rows: Array,
-    first_row: Array,
-    shares: tuple[Array, Array, Array],
-    sources: tuple[Array, Array, Array],
-    state: tuple[Array, Array, Array, Array, Array],
+    rows: tuple[Array, Array],
+    tree: tuple[Array, Array, Array, Array],
+    shares: tuple[Array, Array, int, int, int],
+    sources: tuple[Array, Array, Array, Array],
+    state: tuple[Array, Array, Array, Array, Array, Array],
 ) -> tuple[int, int]:
-    """Fill ``block`` with row ids; returns how many there are and the source that was spent, or -1."""
-    roles, role_weights, weights = shares
-    sizes, caps, keys = sources
-    lags, role_lags, counts, epochs, round_keys = state
+    """Fill ``block`` with row ids; returns how many there are and the supply that was spent, or -1."""
+    begin, end, first, rows_per_batch, num_batches = shares
+    sizes, caps, keys, first_ids = sources
+    lags, is_spent, num_drawn, epochs, round_keys, weights = state
+    tokens_of_rows, offsets = rows
+    batch = -1
     for at in range(len(block)):
-        role = 0 if role_lags[0] > role_lags[1] or (role_lags[0] == role_lags[1] and role_weights[0] > 0) else 1
-        source = _furthest_behind(lags, weights, roles, role)
-        drawn = counts[0, source]
-        if drawn >= caps[source]:
-            return at, source
-        size = sizes[source]
+        if (first + at) // rows_per_batch != batch:
+            batch = (first + at) // rows_per_batch
+            _set_weights((weights, is_spent), tree, begin, end, (2 * batch + 1, 2 * num_batches))
+        leaf = _furthest_behind(lags, weights, tree)
+        supply = tree[2][leaf]
+        drawn, size = num_drawn[supply], sizes[supply]
+        if leaf == 0 or drawn >= caps[supply]:
+            return at, supply
         epoch = drawn // size
-        if epochs[source] != epoch:
-            epochs[source] = epoch
-            round_keys[source] = make_round_keys(keys[source], np.uint64(epoch))
+        if epochs[supply] != epoch:
+            epochs[supply] = epoch
+            round_keys[supply] = make_round_keys(keys[supply], np.uint64(epoch))
         place = np.uint64(drawn - epoch * size)
-        row = item_at(place, np.uint64(size), half_bits_for(np.uint64(size)), round_keys[source])
-        block[at] = (np.uint64(source) << _SHIFT) | row
-        tokens = np.int64(tokens_of_rows[first_row[source] + np.int64(row)])
-        _take(source, role, tokens, shares, (lags, role_lags))
-        counts[0, source] += 1
-        counts[1, source] += tokens
-        if epoch == 0:
-            counts[2, source] += tokens
+        row = item_at(place, np.uint64(size), half_bits_for(np.uint64(size)), round_keys[supply])
+        block[at] = first_ids[supply] + row
+        tokens = np.int64(tokens_of_rows[offsets[supply] + np.int64(row)])
+        _book(leaf, tokens, (lags, weights), tree)
+        num_drawn[supply] += 1
     return len(block), -1
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _furthest_behind(lags: Array, weights: Array, roles: Array, role: int) -> int:
-    """The source of a role with the largest lag, the first of equals."""
-    best = -1
-    for source in range(len(lags)):
-        if roles[source] == role and weights[source] > 0 and (best < 0 or lags[source] > lags[best]):
-            best = source
-    return best
+def _set_weights(
+    nodes: tuple[Array, Array],
+    tree: tuple[Array, Array, Array, Array],
+    begin: Array,
+    end: Array,
+    place: tuple[int, int],
+) -> None:
+    """The weights at ``part / parts`` of the way from ``begin`` to ``end``, which are sums over siblings.
+
+    What is spent weighs nothing, nor does a node whose children all weigh nothing: siblings take over its share.
+    """
+    weights, is_spent = nodes
+    first_child, num_children, supply = tree[0], tree[1], tree[2]
+    part, parts = place
+    for node in range(len(first_child) - 1, -1, -1):  # children come after their parents
+        before = np.int64(0)
+        for child in range(first_child[node], first_child[node] + num_children[node]):
+            here = begin[child] + (end[child] - begin[child]) * part // parts
+            is_empty = is_spent[supply[child]] if supply[child] >= 0 else weights[child] == 0
+            weights[child] = 0 if is_empty else here - before
+            before = here
+        if num_children[node]:
+            weights[node] = 0
+            for child in range(first_child[node], first_child[node] + num_children[node]):
+                weights[node] += weights[child]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _take(
-    source: int, role: int, tokens: np.int64, shares: tuple[Array, Array, Array], lags: tuple[Array, Array]
-) -> None:
-    """Book ``tokens`` of one row: everyone's share grows by its weight, the one taken from has got a whole row."""
-    roles, role_weights, weights = shares
-    source_lags, role_lags = lags
-    for other in range(len(source_lags)):
-        if roles[other] == role:
-            source_lags[other] += weights[other] * tokens
-    source_lags[source] -= _WHOLE * tokens
-    role_lags[0] += role_weights[0] * tokens
-    role_lags[1] += role_weights[1] * tokens
-    role_lags[role] -= _WHOLE * tokens
+def _furthest_behind(lags: Array, weights: Array, tree: tuple[Array, Array, Array, Array]) -> int:
+    """The leaf that is furthest behind at every level, the first of equals; 0, the root, when nothing is left."""
+    first_child, num_children, supply = tree[0], tree[1], tree[2]
+    node = 0
+    while supply[node] < 0:
+        best = -1
+        for child in range(first_child[node], first_child[node] + num_children[node]):
+            if weights[child] > 0 and (best < 0 or lags[child] > lags[best]):
+                best = child
+        if best < 0:
+            return 0
+        node = best
+    return node
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _book(leaf: int, tokens: np.int64, nodes: tuple[Array, Array], tree: tuple[Array, Array, Array, Array]) -> None:
+    """Book ``tokens`` of one row: at each level everyone's share grows by its weight, the one taken from has a row."""
+    lags, weights = nodes
+    first_child, num_children, parent = tree[0], tree[1], tree[3]
+    node = leaf
+    while node > 0:
+        above = parent[node]
+        total = np.int64(0)
+        for child in range(first_child[above], first_child[above] + num_children[above]):
+            lags[child] += weights[child] * tokens
+            total += weights[child]
+        lags[node] -= total * tokens
+        node = above

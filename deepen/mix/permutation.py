@@ -47,6 +47,15 @@ def _permuted(places: Array, num_items: np.uint64, key: np.uint64, epoch: np.uin
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
+def mixed_all(values: Array) -> Array:
+    """``mixed`` of every one of ``values`` (uint64)."""
+    found = np.empty_like(values)
+    for at in range(len(values)):
+        found[at] = mixed(values[at])
+    return found
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def mixed(value: np.uint64) -> np.uint64:
     """A 64-bit mix: every input bit changes about half of the output bits."""
     value = (value ^ (value >> _SHIFT)) * _MULTIPLY_FIRST

@@ -3,169 +3,182 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from deepen.engine.map_parts import clear_ledger, map_parts
-from deepen.errors import SourceError
-from deepen.formats.arrays import open_array
-from deepen.formats.atomic import FileEntry
-from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.atomic import FileEntry, write_json
+from deepen.formats.documents import document_files
+from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.megatron import IndexedDataset
-from deepen.formats.order import Segment, Segments, write_order, write_segments
-from deepen.formats.packs import tokens_per_row, write_packs
+from deepen.formats.order import Order, Segments, write_order, write_segments
 from deepen.mix.config import MixConfig
+from deepen.mix.counts import mix_counts, tally
+from deepen.mix.megatron_order import MegatronPart, blended_blocks, index_source
+from deepen.mix.mixture import MIXTURE, Mixture, Stretch, open_supplies, segments_of, stored_supplies
 from deepen.mix.order import OrderBuilder, Supply
-from deepen.mix.packing import pack
-from deepen.mix.summary import exhausted_error, summary
+from deepen.mix.phases import SourceTokens, length_needs, phases_of, plan_stretches
+from deepen.mix.sources import PackPart, pack_source
+from deepen.mix.summary import exhausted_error, repetition_warnings, summary
 from deepen.progress import say, track
 
-FORMAT = 1
-_DEFAULT_DOMAIN_SHARE = 0.7
-_ORDER = "order/000.u64"
+FORMAT = 2
+ORDER = "order/000.u64"
 _WORTH_A_PROCESS = 10_000_000
 """Documents that are packed in the time that starting worker processes takes."""
 
+Array = npt.NDArray[Any]
 
-def mix(config: MixConfig, job: StageJob, *, rows_per_batch: int, num_batches: int) -> Manifest:
+
+def mix(config: MixConfig, job: StageJob, *, batch_tokens: int, num_batches: int) -> Manifest:
     """Pack every source of ``job.inputs["tokenize"]`` and write the order of ``num_batches`` batches.
 
-    Writes ``packs/``, ``order/000.u64`` and ``segments.json``. Raises ``SourceError`` when a role that is asked for has
-    no tokens, or a source would be repeated more than ``config.max_epochs`` times.
+    A batch has the number of rows that comes nearest to ``batch_tokens``. Writes ``packs/``, ``order/000.u64``,
+    ``segments.json`` and ``mixture.json``. With ``config.balance`` categories are read from ``job.inputs["curate"]``.
+    Raises ``SourceError`` when a role that is asked for has no tokens, or a source would be repeated more than
+    ``config.max_epochs`` times.
     """
-    assert rows_per_batch > 0 and num_batches > 0, "an order has at least one batch"
+    assert batch_tokens > 0 and num_batches > 0, "an order has at least one batch"
     begin_stage(job, stage="mix", format_number=FORMAT, config=config)
-    roles = {name: source["role"] for name, source in job.inputs["tokenize"].counts["sources"].items()}
-    packed = _pack_sources(config, job, list(roles))
-    supplies = [_supply(job.out, name, role) for name, role in roles.items()]
-    share = domain_share(config, supplies)
+    sources = _sources(job.inputs["tokenize"])
+    stretches = plan_stretches(config, sources, num_batches=num_batches, batch_tokens=batch_tokens)
+    packed = _pack_sources(config, job, sources, stretches)
+    mixture = _mixture(config, job, sources, stretches, packed)
+    supplies = open_supplies(job.out, mixture)
+    _say_what_is_empty(mixture)
 
-    builder = OrderBuilder(supplies, domain_share=share, max_epochs=config.max_epochs, seed=job.seed)
-    num_rows = rows_per_batch * num_batches
-    entry = write_order(job.out / _ORDER, _tracked(builder, config, rows_per_batch, num_rows), job.out)
-    segment = Segment(
-        file=_ORDER,
-        first_batch=0,
-        num_batches=num_batches,
-        sequence_length=config.sequence_length,
-        rows_per_batch=rows_per_batch,
-    )
-    segments = write_segments(job.out, Segments(sources=tuple(roles), segments=(segment,)))
-
-    counts = {
-        "sources": _counts(builder, packed, config.sequence_length),
-        "sequence_length": config.sequence_length,
-        "rows_per_batch": rows_per_batch,
-        "num_batches": num_batches,
-        "domain_share": share,
-    }
+    entry = _write_order(config, job, mixture, supplies)
+    segments = write_segments(job.out, Segments(sources=mixture.sources, segments=segments_of(mixture, ORDER)))
+    described = write_json(job.out / MIXTURE, mixture.model_dump(mode="json"))
+    ends = [stretch.first_batch + stretch.num_batches for stretch in stretches]
+    counts = mix_counts(mixture, supplies, packed, tally(Order.open(job.out), supplies, ends))
     say(summary(counts))
-    files = [entry, segments, *(FileEntry(**file) for result in packed for file in result["files"])]
+    for warning in repetition_warnings(counts):
+        say(warning)
+    files = [entry, segments, described, *(FileEntry(**file) for result in packed for file in result["files"])]
     clear_ledger(_ledger(job))
     return finish_stage(job, stage="mix", format_number=FORMAT, config=config, files=files, counts=counts)
 
 
-def domain_share(config: MixConfig, supplies: Sequence[Supply]) -> float:
-    """The share of tokens from domain sources, default filled in; raises ``SourceError`` if it is impossible."""
-    named = {role: [supply.name for supply in supplies if supply.role == role] for role in ("domain", "replay")}
-    tokens = {role: sum(supply.num_tokens for supply in supplies if supply.role == role) for role in named}
-    share = config.domain_share
-    if share is None:
-        share = _DEFAULT_DOMAIN_SHARE if named["replay"] else 1.0
-    for role, asked in (("domain", share), ("replay", 1 - share)):
-        if asked > 0 and tokens[role] == 0:
-            sources = ", ".join(f"`{name}`" for name in named[role])
-            what = f"{role} sources {sources} hold no tokens" if named[role] else f"no source has the role {role}"
-            other = {"domain": "0", "replay": "1"}[role]
-            raise SourceError(
-                f"mix: {asked:.0%} of the tokens are asked from {role} sources, and {what}",
-                hint=f"look at what `curate` dropped, add such a source, or set mix.domain_share: {other}",
-            )
-    for supply in supplies:
-        if supply.num_tokens == 0:
-            say(f"mix: source `{supply.name}` has no tokens and takes no part")
-    return share
-
-
-@dataclass(frozen=True)
-class PackPart:
-    """One source to pack."""
-
-    shard: Path
-    out: Path
-    source: str
-    sequence_length: int
-    packing: str
-
-
-def pack_source(part: PackPart) -> dict[str, Any]:
-    """Pack one source and write its arrays; returns its file entries and counts."""
-    lengths = IndexedDataset.open(part.shard).lengths
-    rows, segments = pack(lengths, part.sequence_length, part.packing)
-    files = write_packs(part.out, part.source, rows, segments)
-    return {
-        "files": [file.model_dump() for file in files],
-        "shard_tokens": int(lengths.sum(dtype=np.int64)),
-        "packed_tokens": int(segments[:, 2].sum(dtype=np.int64)),
-        "rows": len(rows) - 1,
-        "documents": int(np.count_nonzero(lengths)),
-        "pieces": len(segments),
-    }
+def _sources(tokenize: Artifact) -> list[SourceTokens]:
+    """The sources that are trained, with their tokens as they are in the shards."""
+    shards = tokenize.path / "shards"
+    return [
+        SourceTokens(name, source["role"], IndexedDataset.open(shards / name).num_tokens)
+        for name, source in tokenize.counts["sources"].items()
+    ]
 
 
 def _ledger(job: StageJob) -> Path:
     return job.out / ".ledger"
 
 
-def _pack_sources(config: MixConfig, job: StageJob, names: Sequence[str]) -> list[dict[str, Any]]:
-    shards = job.inputs["tokenize"].path / "shards"
-    parts = [PackPart(shards / name, job.out, name, config.sequence_length, config.packing) for name in names]
-    sizes = [IndexedDataset.open(part.shard).num_sequences for part in parts]
+def _pack_sources(
+    config: MixConfig, job: StageJob, sources: Sequence[SourceTokens], stretches: Sequence[Stretch]
+) -> list[dict[str, Any]]:
+    """Packed rows of every source: file entries, tokens and supplies, as ``pack_source`` returns them."""
+    shards = [job.inputs["tokenize"].path / "shards" / source.name for source in sources]
+    sizes = [IndexedDataset.open(shard).num_sequences for shard in shards]
     workers = job.workers if sum(sizes) > _WORTH_A_PROCESS else 1
-    return map_parts(
-        pack_source, parts, workers=workers, ledger=_ledger(job), what="packing", unit="documents", sizes=sizes
+    how: dict[str, Any] = {
+        "workers": workers, "ledger": _ledger(job), "what": "packing", "unit": "documents", "sizes": sizes,
+    }  # fmt: skip
+    pairs = list(zip(sources, shards, strict=True))
+    if config.order == "megatron":
+        return map_parts(index_source, [_megatron_part(config, job, *pair, stretches[0]) for pair in pairs], **how)
+    return map_parts(pack_source, [_pack_part(config, job, *pair, stretches) for pair in pairs], **how)
+
+
+def _pack_part(
+    config: MixConfig, job: StageJob, source: SourceTokens, shard: Path, stretches: Sequence[Stretch]
+) -> PackPart:
+    needs = length_needs(stretches, source.name, source.role)
+    curated = job.inputs["curate"].path / "documents" if config.balance is not None else None
+    return PackPart(
+        shard=shard,
+        out=job.out,
+        source=source.name,
+        packing=config.packing,
+        lengths=tuple(needs),
+        parts=tuple(needs.values()),
+        seed=job.seed,
+        ids=job.inputs["tokenize"].path / "documents" / f"{source.name}.npy",
+        documents=tuple(document_files(curated, source.name)) if curated is not None else (),
     )
 
 
-def _supply(out: Path, name: str, role: str) -> Supply:
-    rows, segments = (open_array(out / "packs" / f"{name}.{kind}.npy") for kind in ("rows", "segments"))
-    return Supply(name, role, tokens_per_row(rows, segments))
+def _megatron_part(
+    config: MixConfig, job: StageJob, source: SourceTokens, shard: Path, stretch: Stretch
+) -> MegatronPart:
+    return MegatronPart(
+        shard=shard,
+        out=job.out,
+        source=source.name,
+        share=stretch.share_of(source.name, source.role),
+        num_rows=stretch.num_batches * stretch.rows_per_batch,
+        sequence_length=stretch.sequence_length,
+        seed=job.seed,
+        max_epochs=config.max_epochs,
+    )
 
 
-def _tracked(
-    builder: OrderBuilder, config: MixConfig, rows_per_batch: int, num_rows: int
-) -> Iterator[npt.NDArray[np.uint64]]:
-    """The order's blocks, with progress; raises ``SourceError`` when a source is spent before the last row."""
+def _mixture(
+    config: MixConfig,
+    job: StageJob,
+    sources: Sequence[SourceTokens],
+    stretches: Sequence[Stretch],
+    packed: Sequence[dict[str, Any]],
+) -> Mixture:
+    """All that the order is made from."""
+    supplies = [
+        supply
+        for source, result in zip(sources, packed, strict=True)
+        for supply in stored_supplies(config, source, result["supplies"])
+    ]
+    return Mixture(
+        seed=job.seed,
+        max_epochs=config.max_epochs,
+        order=config.order,
+        isolated=config.is_isolated,
+        sources=tuple(source.name for source in sources),
+        supplies=tuple(supplies),
+        phases=tuple(stretches),
+    )
+
+
+def _say_what_is_empty(mixture: Mixture) -> None:
+    """Name sources that take no part, and lengths for which a source has no document."""
+    for name in mixture.sources:
+        mine = [supply for supply in mixture.supplies if supply.source == name]
+        if not any(supply.tokens for supply in mine):
+            say(f"mix: source `{name}` has no tokens and takes no part")
+            continue
+        for length in dict.fromkeys(supply.sequence_length for supply in mine):
+            if not any(supply.rows for supply in mine if supply.sequence_length == length):
+                say(f"mix: source `{name}` has no document left for rows of {length}; others of its role fill in")
+
+
+def _write_order(config: MixConfig, job: StageJob, mixture: Mixture, supplies: Sequence[Supply]) -> FileEntry:
+    num_rows = sum(phase.num_batches * phase.rows_per_batch for phase in mixture.phases)
+    if config.order == "megatron":
+        roles = {supply.source: supply.role for supply in mixture.supplies}
+        shares = [(name, mixture.phases[0].share_of(name, roles[name])) for name in mixture.sources]
+        return write_order(job.out / ORDER, _tracked(blended_blocks(job.out, shares, num_rows), num_rows), job.out)
+    # UniMax fills sources up to their caps, so a filled one must not stop the run a row before its end.
+    weights = (config.weights, config.anneal.weights if config.anneal is not None else None)
+    builder = OrderBuilder(supplies, max_epochs=config.max_epochs, seed=job.seed, cap_wins="unimax" in weights)
+    blocks = builder.blocks(phases_of(mixture.phases, mixture.supplies))
+    entry = write_order(job.out / ORDER, _tracked(blocks, num_rows), job.out)
+    if builder.num_rows < num_rows:
+        raise exhausted_error(builder, config, mixture.phases, num_rows)
+    return entry
+
+
+def _tracked(blocks: Iterator[Array], num_rows: int) -> Iterator[Array]:
+    """The order's blocks, with progress."""
     with track("ordering", num_rows, "rows") as tracker:
-        for block in builder.blocks(num_rows):
+        for block in blocks:
             yield block
             tracker.advance(len(block))
-    if builder.exhausted is not None:
-        raise exhausted_error(builder, config, rows_per_batch, num_rows)
-
-
-def _counts(builder: OrderBuilder, packed: Sequence[dict[str, Any]], sequence_length: int) -> dict[str, Any]:
-    counts = {}
-    for supply, drawn, result in zip(builder.supplies, builder.drawn(), packed, strict=True):
-        rows, tokens = supply.num_rows, result["packed_tokens"]
-        counts[supply.name] = {
-            "role": supply.role,
-            "documents": result["documents"],
-            "cuts": result["pieces"] - result["documents"],
-            "shard_tokens": result["shard_tokens"],
-            "packed_tokens": tokens,
-            "rows": rows,
-            "padding": rows * sequence_length - tokens,
-            "order_rows": drawn.rows,
-            "order_tokens": drawn.tokens,
-            "rows_seen": drawn.seen_rows,
-            "rows_unused": rows - drawn.seen_rows,
-            "seen_tokens": drawn.seen_tokens,
-            "unused_tokens": tokens - drawn.seen_tokens,
-            "epochs": round(drawn.rows / rows, 6) if rows else 0.0,
-        }
-    return counts

@@ -18,6 +18,7 @@ from deepen.ingest.files import list_files
 from deepen.model.config import BaseRun, RandomInit
 from deepen.progress import readable
 from deepen.recipe.models import Machine, Recipe
+from deepen.tokenize.config import TrainVocabulary
 from deepen.train.config import num_steps
 
 _PEAK_BF16 = {"A100": 312e12, "H100 / H200": 989e12}
@@ -44,7 +45,7 @@ def estimate(recipe: Recipe, machine: Machine) -> list[Line]:
     shape = architecture_of(recipe)
     if shape is None:
         return [*lines, Line("model", 0, "unknown", "the base is not on this machine: `deepen fetch` it first")]
-    flops = shape.training_flops_per_token(recipe.mix.sequence_length) * recipe.train.tokens
+    flops = sum(shape.training_flops_per_token(length) * tokens for length, tokens in _tokens_by_length(recipe))
     lines += [
         Line("parameters", shape.num_parameters, readable(shape.num_parameters), "from config.json"),
         Line("compute", flops, f"{flops:.2e} FLOP", "tokens x (6 N + 12 layers d T)"),
@@ -52,12 +53,24 @@ def estimate(recipe: Recipe, machine: Machine) -> list[Line]:
     return [*lines, *_time(flops, machine), *_memory(shape, recipe), *_disk(shape, recipe)]
 
 
+def _tokens_by_length(recipe: Recipe) -> list[tuple[int, float]]:
+    """How many tokens are trained in rows of each length, in the order of the run."""
+    steps, found, before = num_steps(recipe.train), [], 0
+    for phase in recipe.mix.lengths:
+        end = steps
+        if phase.until is not None:
+            end = phase.until.in_steps(total_steps=steps, tokens_per_step=recipe.train.batch_tokens)
+        found.append((phase.length, recipe.train.tokens * (end - before) / steps))
+        before = end
+    return found
+
+
 def architecture_of(recipe: Recipe) -> Architecture | None:
     """Shape of the base, or None when it is a hub model that was not looked at yet."""
     base = recipe.base
     if isinstance(base, RandomInit):
         vocabulary = recipe.tokenize.vocabulary
-        size = 0 if isinstance(vocabulary, str) else vocabulary.train
+        size = vocabulary.train if isinstance(vocabulary, TrainVocabulary) else 0
         return architecture_from_config(base.config_json(size))
     path = _config_file(base)
     return architecture_from_config(json.loads(path.read_text())) if path.is_file() else None
@@ -120,7 +133,7 @@ def duration(hours: float) -> str:
 
 def _memory(shape: Architecture, recipe: Recipe) -> list[Line]:
     state = shape.num_parameters * ADAMW_BYTES_PER_PARAMETER
-    row = shape.activation_bytes(recipe.mix.sequence_length)
+    row = shape.activation_bytes(recipe.mix.longest)
     return [
         Line(
             "memory for state",
@@ -132,7 +145,7 @@ def _memory(shape: Architecture, recipe: Recipe) -> list[Line]:
             "memory per row",
             row,
             f"{row / 1e9:.3f} GB",
-            f"activations of one row of {recipe.mix.sequence_length} tokens, fp32",
+            f"activations of one row of {recipe.mix.longest} tokens, fp32",
         ),
     ]
 

@@ -19,10 +19,12 @@ from deepen.evaluate.config import EvaluateConfig
 from deepen.formats.yaml_text import Key, YamlText
 from deepen.ingest import config as ingest_config
 from deepen.ingest.config import Source
+from deepen.mix import config as mix_config
 from deepen.mix.config import MixConfig
 from deepen.model.config import BaseRun, BaseSetting, RandomInit
 from deepen.recipe.models import Recipe
-from deepen.tokenize.config import TokenizeConfig
+from deepen.tokenize import config as tokenize_config
+from deepen.tokenize.config import TokenizeConfig, TrainVocabulary
 from deepen.train import config as train_config
 from deepen.train.config import TrainConfig
 
@@ -93,6 +95,8 @@ def check(sections: Sections, text: YamlText) -> list[Problem]:
     found = [*_check_sources(sections), *_check_mixture(sections), *_check_base(sections)]
     if sections.curate is not None:
         found += curate_config.problems(sections.curate)
+    if sections.tokenize is not None:
+        found += tokenize_config.problems(sections.tokenize)
     if sections.train is not None and sections.mix is not None and sections.base is not None:
         found += _check_training(sections.train, sections.mix, sections.base)
         if sections.evaluate is not None:
@@ -117,29 +121,29 @@ def _check_sources(sections: Sections) -> Iterator[Problem]:
 
 
 def _check_mixture(sections: Sections) -> Iterator[Problem]:
-    share = sections.mix.domain_share if sections.mix is not None else None
-    if share is None or not sections.sources or None in sections.sources:
+    mix, train = sections.mix, sections.train
+    if mix is None:
         return
-    roles = {source.role for source in sections.sources if source is not None}
-    for role, part in (("replay", 1 - share), ("domain", share)):
-        if part > 0 and role not in roles:
-            remedy = f"add a source with `role: {role}`, or set domain_share to {1 if role == 'replay' else 0}"
-            message = f"asks for {part:.0%} {role} text, and no source has that role"
-            yield Problem("mix.domain_share", message, remedy, str(share))
+    if train is not None:
+        steps = train_config.num_steps(train)
+        yield from mix_config.timing_problems(mix, total_steps=steps, tokens_per_step=train.batch_tokens)
+    if sections.sources and None not in sections.sources:
+        yield from mix_config.problems(mix, [(source.name, source.role) for source in sections.sources if source])
 
 
 def _check_base(sections: Sections) -> Iterator[Problem]:
-    base, length = sections.base, sections.mix.sequence_length if sections.mix is not None else 0
-    trains_vocabulary = sections.tokenize is not None and sections.tokenize.vocabulary != "keep"
+    base, length = sections.base, sections.mix.longest if sections.mix is not None else 0
+    trains_vocabulary = sections.tokenize is not None and isinstance(sections.tokenize.vocabulary, TrainVocabulary)
     if isinstance(base, RandomInit):
         if sections.tokenize is not None and not trains_vocabulary:
-            message = "a base with `init: random` has no tokenizer to keep"
-            yield Problem("tokenize.vocabulary", message, "set {train: 4096}", "keep")
+            message = "a base with `init: random` has no tokenizer to keep or to extend"
+            yield Problem("tokenize.vocabulary", message, "set {train: 4096}")
         if base.max_length < length:
             message = f"is shorter than mix.sequence_length ({length})"
             yield Problem("base.max_length", message, f"at least {length}", str(base.max_length))
     elif trains_vocabulary:
-        yield Problem("tokenize.vocabulary", "a new vocabulary does not fit a trained base", "set it to `keep`")
+        message = "a new vocabulary does not fit a trained base"
+        yield Problem("tokenize.vocabulary", message, "set it to `keep`, or to {extend: auto}")
     if isinstance(base, BaseRun) and not (Path(base.run) / "recipe.yaml").is_file():
         yield Problem("base.run", "there is no such run", "give the run's folder, for example runs/NAME", base.run)
     if isinstance(base, str):
@@ -168,7 +172,9 @@ def _check_base_folder(base: str, length: int) -> Iterator[Problem]:
 
 def _check_training(train: TrainConfig, mix: MixConfig, base: str | BaseRun | RandomInit) -> list[Problem]:
     name = None if isinstance(base, RandomInit) else base.run if isinstance(base, BaseRun) else base
-    return train_config.problems(train, sequence_length=mix.sequence_length, base_name=name)
+    # Of several lengths each must divide the batch, which the mixture's own checks say.
+    length = mix.longest if len(mix.lengths) == 1 else 1
+    return train_config.problems(train, sequence_length=length, base_name=name)
 
 
 def _check_evaluation(
@@ -176,7 +182,7 @@ def _check_evaluation(
 ) -> Iterator[Problem]:
     total_steps = train_config.num_steps(train)
     yield from evaluate_config.problems(evaluate, total_steps=total_steps, tokens_per_step=train.batch_tokens)
-    trained = mix.sequence_length
+    trained = mix.longest
     for index, probe in enumerate(evaluate.probes):
         context = getattr(probe, "context", 0)
         if isinstance(base, RandomInit) and base.max_length > trained and context > trained:

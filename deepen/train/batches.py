@@ -32,9 +32,10 @@ class Batch:
 
     tokens_BT: Array
     labels_BT: Array
-    """The next token of the same document, also across a cut; ``IGNORED`` at a document's end and on padding."""
+    """The next token of the same document, also across a cut; ``IGNORED`` at a document's end and on padding. In rows
+    that are not isolated the next token of the row."""
     positions_BT: Array
-    """Count from 0 in every piece of a document, and in the padding."""
+    """Count from 0 in every piece of a document, and in the padding; through the row when it is not isolated."""
     documents_BT: Array
     """Sequence number in the source's shard; -1 on padding."""
     source_B: Array
@@ -76,13 +77,8 @@ class Batches:
 
     @property
     def sequence_length(self) -> int:
-        """Positions in a row."""
-        return self.order.segment_of(0).sequence_length
-
-    @property
-    def rows_per_batch(self) -> int:
-        """Rows in a batch."""
-        return self.order.segment_of(0).rows_per_batch
+        """Positions in the longest rows of the run."""
+        return max(stretch.sequence_length for stretch in self.order.stretches())
 
     def __len__(self) -> int:
         return self.order.num_batches
@@ -90,7 +86,8 @@ class Batches:
     def __getitem__(self, batch_index: int) -> Batch:
         ids_B = np.asarray(self.order.batch(batch_index))
         source_B, row_B = source_of(ids_B), row_of(ids_B)
-        shape = (len(ids_B), self.order.segment_of(batch_index).sequence_length)
+        segment = self.order.segment_of(batch_index)
+        shape = (len(ids_B), segment.sequence_length)
         batch = Batch(
             tokens_BT=np.full(shape, PADDING_TOKEN, dtype=np.int64),
             labels_BT=np.full(shape, IGNORED, dtype=np.int64),
@@ -101,6 +98,8 @@ class Batches:
         counting_T = np.arange(shape[1], dtype=np.int64)
         for index, (source, row) in enumerate(zip(source_B.tolist(), row_B.tolist(), strict=True)):
             _fill_row(batch, index, self.sources[source], row, counting_T)
+            if not segment.isolated:
+                _join_row(batch, index, self.sources[source], row, counting_T)
         return batch
 
     def document_names(self, batch_index: int, rows: Collection[int] | None = None) -> list[str]:
@@ -119,6 +118,7 @@ def _fill_row(batch: Batch, index: int, source: SourceData, row: int, counting_T
     """Copy the pieces of one packed row into row ``index`` of the batch."""
     at = 0
     for sequence, start, length in source.packs.row(row).tolist():
+        length = min(length, len(counting_T) - at)  # a row of joined documents may end with a token for its last label
         end = at + length
         piece = source.shard.read(sequence, start, length + 1)  # one more, if the document has it: the last label
         has_next = start + length < int(source.shard.lengths[sequence])
@@ -129,3 +129,13 @@ def _fill_row(batch: Batch, index: int, source: SourceData, row: int, counting_T
         batch.documents_BT[index, at:end] = sequence
         at = end
     batch.positions_BT[index, at:] = counting_T[: len(counting_T) - at]
+
+
+def _join_row(batch: Batch, index: int, source: SourceData, row: int, counting_T: Array) -> None:
+    """Make one text of row ``index``: positions count through, and a document's last label begins the next one."""
+    at = 0
+    for sequence, start, length in source.packs.row(row).tolist():
+        if 0 < at <= len(counting_T):
+            batch.labels_BT[index, at - 1] = source.shard.read(sequence, start, 1)[0]
+        at += length
+    batch.positions_BT[index] = counting_T

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from deepen.errors import Problem
+from deepen.formats.order import rows_in_batch
 from deepen.plug import plug_from
 from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Settings
 from deepen.train.learning_rate import PeakRate, RateSetting, resolve_peak
@@ -84,7 +85,7 @@ def new_rows_steps(config: TrainConfig) -> int:
 
 def rows_per_batch(config: TrainConfig, sequence_length: int) -> int:
     """Rows of ``sequence_length`` tokens in a batch: the nearest whole number, at least 1."""
-    return max(1, round(config.batch_tokens / sequence_length))
+    return rows_in_batch(config.batch_tokens, sequence_length)
 
 
 def problems(

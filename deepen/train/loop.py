@@ -24,6 +24,7 @@ from deepen.errors import TrainingError
 from deepen.formats.records import append_record
 from deepen.formats.scores import CheckpointScores, Score
 from deepen.model.loss import LossModel
+from deepen.parallel.config import Compute
 from deepen.parallel.process import memory_bytes
 from deepen.train.batches import IGNORED, Batch, Batches
 from deepen.train.checkpoint import prune, save_checkpoint
@@ -50,7 +51,8 @@ class Trainee:
     model: LossModel
     optimizer: AdamW
     clip: float
-    micro_batch_rows: int
+    compute: Compute
+    """How many rows are computed at once."""
     precision: str
     device: torch.device
 
@@ -124,8 +126,12 @@ def train_step(trainee: Trainee, batch: Batch, learning_rate: float) -> StepResu
     """One update on one batch: the mean loss over *its* valid tokens, however many micro-batches it takes."""
     num_valid = int((batch.labels_BT != IGNORED).sum())
     nll_rows: list[Tensor] = []
-    for begin in range(0, len(batch.source_B), trainee.micro_batch_rows):
-        rows = slice(begin, begin + trainee.micro_batch_rows)
+    num_rows, sequence_length = batch.tokens_BT.shape
+    at_once = trainee.compute.rows_per_micro_batch(
+        rows_per_batch=num_rows, sequence_length=sequence_length, device=trainee.device.type
+    )
+    for begin in range(0, num_rows, at_once):
+        rows = slice(begin, begin + at_once)
         tokens_BT, labels_BT, positions_BT = (
             torch.from_numpy(values[rows]).to(trainee.device, non_blocking=True)
             for values in (batch.tokens_BT, batch.labels_BT, batch.positions_BT)

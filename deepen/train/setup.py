@@ -62,11 +62,7 @@ def prepare_run(
         model=loss_model,
         optimizer=optimizer,
         clip=config.clip,
-        micro_batch_rows=compute.rows_per_micro_batch(
-            rows_per_batch=batches.rows_per_batch,
-            sequence_length=batches.sequence_length,
-            device=process.device.type,
-        ),
+        compute=compute,
         precision=resolved.precision,
         device=process.device,
     )
@@ -92,12 +88,14 @@ def prepare_run(
 
 def _check_batches(config: TrainConfig, batches: Batches) -> None:
     """The order must hold the batches that the settings ask for."""
-    asked = rows_per_batch(config, batches.sequence_length)
-    if batches.rows_per_batch != asked:
-        raise RunError(
-            f"the order has {batches.rows_per_batch} rows per batch, `train.batch_tokens` asks for {asked}",
-            hint="run `deepen mix` again",
-        )
+    for stretch in batches.order.stretches():
+        asked = rows_per_batch(config, stretch.sequence_length)
+        if stretch.rows_per_batch != asked:
+            raise RunError(
+                f"the order has {stretch.rows_per_batch} rows per batch of {stretch.sequence_length} tokens each, "
+                f"`train.batch_tokens` asks for {asked}",
+                hint="run `deepen mix` again",
+            )
     usable = len(batches) - sum(hole.num_batches for hole in batches.order.holes)
     if usable < num_steps(config):
         raise RunError(

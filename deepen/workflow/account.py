@@ -61,13 +61,15 @@ def _curate_to_tokenize(counts: Counts) -> Iterator[AccountLine]:
 
 def _tokenize_to_mix(counts: Counts) -> Iterator[AccountLine]:
     shards = _sources(counts, "tokenize")
-    length = counts.get("mix", {}).get("sequence_length", 0)
     for name, source in _sources(counts, "mix").items():
         yield AccountLine(name, "tokens in shards", shards[name]["tokens"], source["shard_tokens"], "tokens to pack")
-        yield AccountLine(name, "tokens to pack", source["shard_tokens"], source["packed_tokens"], "packed tokens")
+        to_pack = source["passes"] * source["shard_tokens"]
+        what = "tokens to pack" if source["passes"] == 1 else f"tokens to pack x {source['passes']} passes"
+        terms = f"{source['packed_tokens']:,} packed + {source['left_over']:,} left over at the end"
+        yield AccountLine(name, what, to_pack, source["packed_tokens"] + source["left_over"], terms)
         filled = source["packed_tokens"] + source["padding"]
         terms = f"{source['packed_tokens']:,} packed + {source['padding']:,} padding"
-        yield AccountLine(name, f"rows x {length}", source["rows"] * length, filled, terms)
+        yield AccountLine(name, "positions in rows", source["slots"], filled, terms)
         seen = source["seen_tokens"] + source["unused_tokens"]
         terms = f"{source['seen_tokens']:,} in the order + {source['unused_tokens']:,} unused"
         yield AccountLine(name, "packed tokens", source["packed_tokens"], seen, terms)

@@ -33,13 +33,6 @@ class Setup:
     ``probe:FILE`` (test items)."""
 
     @property
-    def rows_per_batch(self) -> int:
-        """Rows of ``mix.sequence_length`` in one optimizer step."""
-        from deepen.train.config import rows_per_batch
-
-        return rows_per_batch(self.recipe.train, self.recipe.mix.sequence_length)
-
-    @property
     def num_batches(self) -> int:
         """Optimizer steps of the run."""
         from deepen.train.config import num_steps
@@ -81,7 +74,7 @@ def _tokenize(setup: Setup, job: StageJob) -> Manifest:
 def _mix(setup: Setup, job: StageJob) -> Manifest:
     from deepen.mix.stage import mix
 
-    return mix(setup.recipe.mix, job, rows_per_batch=setup.rows_per_batch, num_batches=setup.num_batches)
+    return mix(setup.recipe.mix, job, batch_tokens=setup.recipe.train.batch_tokens, num_batches=setup.num_batches)
 
 
 def _baseline(setup: Setup, job: StageJob) -> Manifest:
@@ -142,7 +135,7 @@ def _seeded(room: str) -> Callable[[Setup], dict[str, Any]]:
 
 
 def _mix_identity(setup: Setup) -> dict[str, Any]:
-    return _seeded("mix")(setup) | {"rows_per_batch": setup.rows_per_batch, "num_batches": setup.num_batches}
+    return _seeded("mix")(setup) | {"batch_tokens": setup.recipe.train.batch_tokens, "num_batches": setup.num_batches}
 
 
 def _train_identity(setup: Setup) -> dict[str, Any]:
@@ -178,7 +171,7 @@ STAGES: dict[str, Stage] = {
               reads=lambda name: name == "held_out" or name.startswith("probe:")),
         Stage("tokenize", ("curate",), _seeded("tokenize"), _tokenize, _format_of("tokenize"),
               reads=lambda name: name == "base"),
-        Stage("mix", ("tokenize",), _mix_identity, _mix, _format_of("mix")),
+        Stage("mix", ("curate", "tokenize"), _mix_identity, _mix, _format_of("mix")),
         Stage("baseline", ("curate", "tokenize"), _baseline_identity, _baseline,
               _format_of("evaluate", "BASELINE_FORMAT"),
               reads=lambda name: name == "base"),

@@ -115,7 +115,7 @@ def lineage_of(root: Path, tokenizer: Path) -> dict[str, Artifact]:
     tokens = {"papers": {"tokens": 55_555, "role": "domain"}, "web": {"tokens": 44_444, "role": "replay"}}
     trained = {"papers": {"tokens": 7_000}, "web": {"tokens": 3_000}}
     ids = {"vocabulary_size": VOCABULARY_SIZE, "begin_of_document_id": 0, "end_of_document_id": 1}
-    rows = {"sequence_length": 64, "rows_per_batch": 4}
+    rows = {"phases": [{"sequence_length": 64, "rows_per_batch": 4}]}
     training = {"sources": trained, "steps": 10, "skipped_batches": 0, "final_loss": 3.25}
     return {
         "curate": finished(root / "curate", "curate", {"sources": curated}),

@@ -7,14 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepen.formats.order import row_of, source_of
-from deepen.mix.order import OrderBuilder, Supply
+from deepen.mix.order import OrderBuilder, Phase, Supply
 
 TOKENS = 64
 
 
 def supply(name: str, role: str, num_rows: int) -> Supply:
     random = np.random.RandomState(len(name) * 1000 + num_rows)
-    return Supply(name, role, random.randint(1, TOKENS + 1, num_rows).astype(np.int32))
+    return Supply(name, name, role, len(name) - 1, random.randint(1, TOKENS + 1, num_rows).astype(np.int32), TOKENS)
+
+
+def shares_of(supplies: list[Supply], domain: float) -> dict[tuple[str, ...], float]:
+    """Roles by share, sources of a role by their tokens."""
+    shares: dict[tuple[str, ...], float] = {("domain",): domain, ("replay",): 1 - domain}
+    for one in supplies:
+        shares[one.path[:2]] = one.num_tokens
+        shares[one.path] = 1.0
+    return shares
 
 
 SUPPLIES = [
@@ -26,9 +35,9 @@ SUPPLIES = [
 
 
 def build(num_rows: int, supplies: list[Supply] = SUPPLIES, share: float = 0.7, epochs: float = 1e6, seed: int = 1):
-    builder = OrderBuilder(supplies, domain_share=share, max_epochs=epochs, seed=seed)
-    blocks = list(builder.blocks(num_rows))
-    return builder, np.concatenate(blocks)
+    builder = OrderBuilder(supplies, max_epochs=epochs, seed=seed)
+    shares = shares_of(supplies, share)
+    return builder, np.concatenate(list(builder.blocks([Phase(0, num_rows, 1, shares, shares)])))
 
 
 def tokens_of(supplies: list[Supply], ids: np.ndarray) -> np.ndarray:
@@ -47,11 +56,11 @@ def test_the_domain_share_holds_after_every_row(share: float, seed: int) -> None
 
 
 def test_sources_of_a_role_are_taken_by_their_tokens() -> None:
-    builder, ids = build(3000)
-    drawn = builder.drawn()
+    _, ids = build(3000)
+    drawn = np.bincount(source_of(ids), tokens_of(SUPPLIES, ids))
     held = [supply.num_tokens for supply in SUPPLIES]
     for first, second in ((0, 1), (2, 3)):
-        got = drawn[first].tokens / (drawn[first].tokens + drawn[second].tokens)
+        got = drawn[first] / (drawn[first] + drawn[second])
         assert abs(got - held[first] / (held[first] + held[second])) < 0.01
 
 
@@ -82,30 +91,25 @@ def test_blocks_make_no_difference(monkeypatch) -> None:
 
 def test_golden_order() -> None:
     supplies = [
-        Supply("papers", "domain", np.array([8, 7, 6, 8, 5], np.int32)),
-        Supply("notes", "domain", np.array([8, 8], np.int32)),
-        Supply("web", "replay", np.array([8, 4, 8], np.int32)),
+        Supply("papers", "papers", "domain", 0, np.array([8, 7, 6, 8, 5], np.int32), 8),
+        Supply("notes", "notes", "domain", 1, np.array([8, 8], np.int32), 8),
+        Supply("web", "web", "replay", 2, np.array([8, 4, 8], np.int32), 8),
     ]
     _, ids = build(14, supplies, seed=17)
     assert list(zip(source_of(ids).tolist(), row_of(ids).tolist(), strict=True)) == [
-        (0, 1), (2, 2), (1, 0), (0, 2), (2, 0), (0, 0), (1, 1), (0, 3), (2, 1), (0, 4), (2, 1), (0, 1), (2, 0), (1, 0),
+        (0, 1), (2, 2), (1, 0), (0, 2), (2, 0), (0, 0), (1, 1), (0, 3), (2, 1), (0, 4), (2, 1), (1, 0), (2, 0), (0, 1),
     ]  # fmt: skip
 
 
 def test_what_was_drawn_is_counted() -> None:
     builder, ids = build(200)
-    tokens = tokens_of(SUPPLIES, ids)
-    for source, drawn in enumerate(builder.drawn()):
-        mine = source_of(ids) == source
-        seen = np.unique(row_of(ids[mine]))
-        assert (drawn.rows, drawn.tokens) == (mine.sum(), tokens[mine].sum())
-        assert (drawn.seen_rows, drawn.seen_tokens) == (len(seen), SUPPLIES[source].tokens_per_row[seen].sum())
+    assert builder.drawn.tolist() == np.bincount(source_of(ids), minlength=4).tolist()
 
 
 def test_the_order_stops_where_a_source_is_spent() -> None:
     builder, ids = build(10_000, epochs=2)
     assert builder.exhausted is not None
-    assert all(drawn.rows <= 2 * of.num_rows for drawn, of in zip(builder.drawn(), SUPPLIES, strict=True))
+    assert all(rows <= 2 * of.num_rows for rows, of in zip(builder.drawn, SUPPLIES, strict=True))
     assert build(len(ids), epochs=2)[0].exhausted is None
 
 

@@ -25,11 +25,11 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def test_the_account_balances(make_job) -> None:
     manifest = mix(
-        MixConfig(sequence_length=8), make_job("out", papers=PAPERS, web=WEB), rows_per_batch=2, num_batches=5
+        MixConfig(sequence_length=8), make_job("out", papers=PAPERS, web=WEB), batch_tokens=16, num_batches=5
     )
     for source in manifest.counts["sources"].values():
         assert source["shard_tokens"] == source["packed_tokens"] == source["seen_tokens"] + source["unused_tokens"]
-        assert source["rows"] * 8 == source["packed_tokens"] + source["padding"]
+        assert source["slots"] == source["rows"] * 8 == source["packed_tokens"] + source["padding"]
         assert source["rows"] == source["rows_seen"] + source["rows_unused"]
     assert sum(source["order_rows"] for source in manifest.counts["sources"].values()) == 10
     assert manifest.counts["domain_share"] == 0.7
@@ -39,8 +39,8 @@ def test_the_account_balances(make_job) -> None:
 def test_one_epoch_shows_every_token_of_every_shard_once(make_job, packing: str) -> None:
     job = make_job("out", papers=("domain", [14, 7, 5, 2, 3, 40, 9]))
     config = MixConfig(sequence_length=8, packing=packing)
-    rows = mix(config, job, rows_per_batch=1, num_batches=1).counts["sources"]["papers"]["rows"]
-    mix(config, job, rows_per_batch=1, num_batches=rows)
+    rows = mix(config, job, batch_tokens=8, num_batches=1).counts["sources"]["papers"]["rows"]
+    mix(config, job, batch_tokens=8, num_batches=rows)
     order, packs = Order.open(job.out), Packs.open(job.out, "papers")
     shard = IndexedDataset.open(job.inputs["tokenize"].path / "shards" / "papers")
     seen = [
@@ -57,29 +57,29 @@ def test_two_builds_and_any_number_of_workers_give_the_same_bytes(make_job, monk
     monkeypatch.setattr("deepen.mix.stage._WORTH_A_PROCESS", 0)
     config = MixConfig(sequence_length=8)
     for name, workers in (("one", 1), ("two", 2)):
-        mix(config, make_job(name, workers=workers, papers=PAPERS, web=WEB), rows_per_batch=2, num_batches=5)
+        mix(config, make_job(name, workers=workers, papers=PAPERS, web=WEB), batch_tokens=16, num_batches=5)
     one, two = (files(make_job(name).out) for name in ("one", "two"))
     assert one == two
     assert sorted(one) == [
-        "order/000.u64", "packs/papers.rows.npy", "packs/papers.segments.npy", "packs/web.rows.npy",
+        "mixture.json", "order/000.u64", "packs/papers.rows.npy", "packs/papers.segments.npy", "packs/web.rows.npy",
         "packs/web.segments.npy", "segments.json",
     ]  # fmt: skip
 
 
 def test_leftovers_of_a_kill_change_nothing(make_job) -> None:
     config = MixConfig(sequence_length=8)
-    mix(config, make_job("one", papers=PAPERS), rows_per_batch=2, num_batches=3)
+    mix(config, make_job("one", papers=PAPERS), batch_tokens=16, num_batches=3)
     job = make_job("two", papers=PAPERS)
     for name in ("order/000.u64.tmp", "packs/papers.rows.npy", "packs/papers.segments.npy.tmp"):
         (job.out / name).parent.mkdir(parents=True, exist_ok=True)
         (job.out / name).write_bytes(b"half")
-    mix(config, job, rows_per_batch=2, num_batches=3)
+    mix(config, job, batch_tokens=16, num_batches=3)
     assert files(job.out) == files(make_job("one").out)
 
 
 def test_the_manifest_lists_every_file_with_its_hash(make_job) -> None:
     job = make_job("out", papers=PAPERS, web=WEB)
-    mix(MixConfig(sequence_length=8), job, rows_per_batch=2, num_batches=5)
+    mix(MixConfig(sequence_length=8), job, batch_tokens=16, num_batches=5)
     artifact = open_artifact(job.out)
     assert artifact is not None
     assert {entry.path for entry in artifact.manifest.files} == set(files(job.out))
@@ -89,26 +89,26 @@ def test_the_manifest_lists_every_file_with_its_hash(make_job) -> None:
 def test_more_batches_only_extend_the_order(make_job) -> None:
     config = MixConfig(sequence_length=8)
     for name, num_batches in (("short", 4), ("long", 9)):
-        mix(config, make_job(name, papers=PAPERS, web=WEB), rows_per_batch=2, num_batches=num_batches)
+        mix(config, make_job(name, papers=PAPERS, web=WEB), batch_tokens=16, num_batches=num_batches)
     assert begins_with(make_job("long").out, make_job("short").out)
 
 
 def test_another_seed_gives_another_order(make_job) -> None:
     config = MixConfig(sequence_length=8)
     for name, seed in (("one", 1), ("two", 2)):
-        mix(config, make_job(name, seed=seed, papers=PAPERS, web=WEB), rows_per_batch=2, num_batches=5)
+        mix(config, make_job(name, seed=seed, papers=PAPERS, web=WEB), batch_tokens=16, num_batches=5)
     one, two = (Order.open(make_job(name).out) for name in ("one", "two"))
     assert any(not np.array_equal(one.batch(b), two.batch(b)) for b in range(5))
 
 
 def test_without_replay_everything_is_domain(make_job) -> None:
     job = make_job("out", papers=PAPERS)
-    assert mix(MixConfig(sequence_length=8), job, rows_per_batch=2, num_batches=3).counts["domain_share"] == 1.0
+    assert mix(MixConfig(sequence_length=8), job, batch_tokens=16, num_batches=3).counts["domain_share"] == 1.0
 
 
 def test_replay_only_is_a_valid_control(make_job) -> None:
     job = make_job("out", papers=PAPERS, web=WEB)
-    manifest = mix(MixConfig(sequence_length=8, domain_share=0.0), job, rows_per_batch=2, num_batches=3)
+    manifest = mix(MixConfig(sequence_length=8, domain_share=0.0), job, batch_tokens=16, num_batches=3)
     assert manifest.counts["sources"]["papers"]["order_rows"] == 0
     assert set(source_of(Order.open(job.out).batch(0)).tolist()) == {1}
 
@@ -123,13 +123,13 @@ def test_replay_only_is_a_valid_control(make_job) -> None:
 )
 def test_a_role_without_tokens_is_refused(make_job, sources, share, message: str) -> None:
     with pytest.raises(SourceError, match=message) as caught:
-        mix(MixConfig(sequence_length=8, domain_share=share), make_job("o", **sources), rows_per_batch=1, num_batches=1)
+        mix(MixConfig(sequence_length=8, domain_share=share), make_job("o", **sources), batch_tokens=8, num_batches=1)
     assert "mix.domain_share" in str(caught.value.hint)
 
 
 def test_one_empty_source_among_others_is_told(make_job, capsys) -> None:
     job = make_job("out", papers=PAPERS, empty=("domain", []))
-    source = mix(MixConfig(sequence_length=8), job, rows_per_batch=1, num_batches=3).counts["sources"]["empty"]
+    source = mix(MixConfig(sequence_length=8), job, batch_tokens=8, num_batches=3).counts["sources"]["empty"]
     assert (source["rows"], source["order_rows"], source["epochs"]) == (0, 0, 0.0)
     assert "source `empty` has no tokens" in capsys.readouterr().err
 
@@ -137,19 +137,19 @@ def test_one_empty_source_among_others_is_told(make_job, capsys) -> None:
 def test_too_many_epochs_are_refused_with_the_largest_run_that_fits(make_job) -> None:
     config = MixConfig(sequence_length=8, max_epochs=2)
     with pytest.raises(SourceError, match="`papers` has 80 tokens") as caught:
-        mix(config, make_job("out", papers=PAPERS, web=WEB), rows_per_batch=2, num_batches=500)
+        mix(config, make_job("out", papers=PAPERS, web=WEB), batch_tokens=16, num_batches=500)
     hint = str(caught.value.hint)
     batches = int(hint.split("(")[1].split()[0])
     assert f"at most {batches * 2 * 8} ({batches} batches)" in hint
     assert "mix.max_epochs" in hint
     assert "mix.domain_share to at most" in hint
-    mix(config, make_job("fits", papers=PAPERS, web=WEB), rows_per_batch=2, num_batches=batches)
+    mix(config, make_job("fits", papers=PAPERS, web=WEB), batch_tokens=16, num_batches=batches)
     with pytest.raises(SourceError):
-        mix(config, make_job("more", papers=PAPERS, web=WEB), rows_per_batch=2, num_batches=batches + 1)
+        mix(config, make_job("more", papers=PAPERS, web=WEB), batch_tokens=16, num_batches=batches + 1)
 
 
 def test_the_summary_names_shares_asked_and_realised(make_job, capsys) -> None:
-    mix(MixConfig(sequence_length=8), make_job("out", papers=PAPERS, web=WEB), rows_per_batch=2, num_batches=5)
+    mix(MixConfig(sequence_length=8), make_job("out", papers=PAPERS, web=WEB), batch_tokens=16, num_batches=5)
     table = capsys.readouterr().err
     assert "papers" in table
     assert "70.00%" in table
