@@ -66,9 +66,10 @@ class Source(Settings):
     ``body``, ``article``, ``document`` that the source's first records have; the choice is printed."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer that made a Megatron pair (``format: megatron``), which must be named."""
-    conversations: Literal["as_text"] | None = None
-    """``as_text``: the records are conversations or instructions (``messages``, ShareGPT, Alpaca, Colossal-LLaMA), and
-    all of their words are trained on, questions as well as answers. ``text`` is not used then."""
+    conversations: Literal["answers", "as_text"] | None = None
+    """The records are conversations, instructions or prompts (``messages``, ShareGPT, Alpaca, Colossal-LLaMA). Of
+    ``answers`` alone the words are trained, the rest is read; with ``as_text`` all words are trained, questions as well
+    as answers. None: ``answers`` where the first records have such a shape and no text field; the choice is printed."""
     category: str | FieldName | None = None
     """A label for every document, or ``{field: NAME}`` to take it from each record."""
     language: str | None = None

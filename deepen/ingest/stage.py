@@ -17,26 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from deepen.engine.map_parts import clear_ledger, map_parts
-from deepen.errors import SourceError
 from deepen.formats.atomic import FileEntry, HashingWriter, writing
-from deepen.formats.documents import Document, content_hash, document_id, write_documents
+from deepen.formats.documents import Document, write_documents
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import read_records, write_records
+from deepen.ingest.as_documents import Contents, as_document, guess_contents
 from deepen.ingest.carry_over import Carried, carry_over
-from deepen.ingest.config import Extraction, FieldName, IngestConfig, Source
-from deepen.ingest.conversations import FIELDS, conversation_text, looks_like_conversation
+from deepen.ingest.config import Extraction, IngestConfig, Source
 from deepen.ingest.files import CONTAINERS, TABLES, InputFile, companions, fingerprint_files, list_files
 from deepen.ingest.readers import READERS
 from deepen.ingest.reading import Reading
 from deepen.ingest.records import Record, Reject
 from deepen.ingest.summary import check_counts, print_summary
-from deepen.progress import say
 
-FORMAT = 2
+FORMAT = 3
 
 _PART_BYTES = 64 << 20
-_GUESSES = ("text", "content", "body", "article", "document")
-_GUESS_RECORDS = 100
 _PARTIAL, _LEDGER, REJECTED = "partial", "ledger", "rejected.jsonl"
 
 
@@ -47,7 +43,7 @@ class Part:
     source: Source
     number: int
     files: tuple[InputFile, ...]
-    text_field: str
+    contents: Contents
     extraction: Extraction
     out: str
     fingerprint: str
@@ -102,7 +98,7 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
 
 def _parts(source: Source, files: Sequence[InputFile], extraction: Extraction, job: StageJob) -> list[Part]:
     """Files in groups of about 64 MB; a limited source is one part, because the limit counts through all its files."""
-    text_field = _text_field(source, files)
+    contents = _contents(source, files)
     groups: list[list[InputFile]] = []
     num_bytes = 0
     for file in files:
@@ -112,39 +108,21 @@ def _parts(source: Source, files: Sequence[InputFile], extraction: Extraction, j
         groups[-1].append(file)
         num_bytes += file.num_bytes
     return [
-        Part(source, number, tuple(group), text_field, extraction, str(job.out), job.fingerprint)
+        Part(source, number, tuple(group), contents, extraction, str(job.out), job.fingerprint)
         for number, group in enumerate(groups)
     ]
 
 
-def _text_field(source: Source, files: Sequence[InputFile]) -> str:
-    """The field that holds the text: as set, or the first likely one in the source's first records."""
+def _contents(source: Source, files: Sequence[InputFile]) -> Contents:
+    """Where the records have their text: as set, or as the source's first records show."""
     tables = [file for file in files if file.format in (*TABLES, *CONTAINERS)]
-    if source.text is not None or source.conversations is not None or not tables:
-        return source.text or "text"
-    seen: Counter[str] = Counter()
-    hint = "set `text: FIELD` for this source"
+    if source.conversations is not None:
+        return Contents(conversations=source.conversations)
+    if source.text is not None or not tables:
+        return Contents(source.text or "text")
     reading = _reading(source, Extraction(), tables_only=True)
     every = (found for file in tables for found in READERS[str(file.format)](file, reading))
-    records = (found for found in every if isinstance(found, Record))
-    for record in islice(records, _GUESS_RECORDS):
-        seen.update(record.values.keys())
-        if looks_like_conversation(record.values):
-            hint = (
-                "these look like conversations: set `conversations: as_text` to train on all of their words"
-                " (training on the answers alone is not supported)"
-            )
-        for name in _GUESSES:
-            if isinstance(record.values.get(name), str):
-                say(f"ingest: source `{source.name}` has its text in the field `{name}` (set `text` to change this)")
-                return name
-    if not seen:
-        return "text"  # nothing readable: the rejects will say why
-    names = ", ".join(f"`{name}`" for name, _ in seen.most_common(12))
-    raise SourceError(
-        f"source `{source.name}`: cannot tell which field holds the text; its records have {names}",
-        hint=hint,
-    )
+    return guess_contents(source, (found for found in every if isinstance(found, Record)))
 
 
 def read_part(part: Part) -> dict[str, Any]:
@@ -160,7 +138,7 @@ def read_part(part: Part) -> dict[str, Any]:
 def _documents(part: Part, counts: dict[str, Any], rejects: HashingWriter) -> Iterator[Document]:
     for file in part.files:
         for found in _found_in(file, part):
-            made = found if isinstance(found, Reject) else _document(found, part)
+            made = found if isinstance(found, Reject) else as_document(found, part.source, part.contents)
             if isinstance(made, Reject):
                 counts["rejected"][made.reason] += made.num_records
                 rejects.write(_line(part.source.name, made))
@@ -184,10 +162,8 @@ def _found_in(file: InputFile, part: Part) -> Iterator[Record | Reject]:
 
 
 def _read(file: InputFile, part: Part) -> Iterator[Record | Reject]:
-    category = part.source.category
-    texts = [part.text_field] if part.source.conversations is None else FIELDS
-    fields = [*texts, "id", *([category.field] if isinstance(category, FieldName) else [])]
-    return READERS[str(file.format)](file, _reading(part.source, part.extraction, fields=tuple(dict.fromkeys(fields))))
+    fields = part.contents.fields(part.source)
+    return READERS[str(file.format)](file, _reading(part.source, part.extraction, fields=fields))
 
 
 def _reading(
@@ -203,60 +179,6 @@ def _reading(
         tokenizer=source.tokenizer,
         tables_only=tables_only,
     )
-
-
-def _document(record: Record, part: Part) -> Document | Reject:
-    source, location = part.source, record.location
-    text = _text_of(record, part)
-    if isinstance(text, Reject):
-        return text
-    if not text.strip():
-        return Reject(location, "empty_text")
-    try:
-        digest = content_hash(text)
-    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell but no file can hold
-        return Reject(location, "invalid_unicode", f"U+{ord(text[error.start]):04X} at position {error.start}")
-    meta = {"location": location, **record.meta}
-    own_id = record.values.get("id")
-    if isinstance(own_id, str | int) and _is_writable(str(own_id)):
-        meta["id"] = str(own_id)
-    return Document(
-        id=document_id(source.name, location),
-        text=text,
-        source=source.name,
-        category=_category(record, source),
-        language=source.language,
-        licence=source.licence,
-        content_hash=digest,
-        meta=meta,
-    )
-
-
-def _text_of(record: Record, part: Part) -> str | Reject:
-    location = record.location
-    if part.source.conversations is not None and not record.whole_file:
-        conversation = conversation_text(record.values)
-        return conversation if conversation is not None else Reject(location, "not_a_conversation")
-    field = "text" if record.whole_file else part.text_field
-    if field not in record.values:
-        return Reject(location, "no_text_field", f"no field `{field}`")
-    text = record.values[field]
-    if text is None:
-        return Reject(location, "empty_text", f"`{field}` is null")
-    return (
-        text if isinstance(text, str) else Reject(location, "text_not_string", f"`{field}` is a {type(text).__name__}")
-    )
-
-
-def _category(record: Record, source: Source) -> str | None:
-    if not isinstance(source.category, FieldName):
-        return source.category
-    value = record.values.get(source.category.field)
-    return str(value).encode("utf-8", "replace").decode() if value is not None else None
-
-
-def _is_writable(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _line(source: str, reject: Reject) -> bytes:

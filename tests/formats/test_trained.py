@@ -19,7 +19,7 @@ def write_pair(prefix: Path, lengths: list[int], flags: list[int] | None) -> tup
     return prefix, sum(lengths)
 
 
-def test_flags_are_read_by_sequence(tmp_path: Path) -> None:
+def test_flags_are_read_by_sequence(tmp_path):
     prefix, _ = write_pair(tmp_path / "a.b", [3, 2], [0, 1, 1, 0, 1])
     mask = TrainedMask.open(prefix)
     assert mask.is_masked

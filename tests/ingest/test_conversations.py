@@ -1,41 +1,100 @@
-"""Conversations become text only when asked, and nothing of them is lost."""
+"""Conversations keep whose words are where; broken ones are rejects with a name and a place."""
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deepen.errors import SourceError
-from deepen.ingest.conversations import conversation_text
+from deepen.ingest.conversations import Conversation, conversation_text, read_conversation
 
 TURNS = "System: be brief\n\nUser: why?\n\nAssistant: because"
 SAID = [("be brief", "system", "system"), ("why?", "user", "human"), ("because", "assistant", "gpt")]
+SPOKEN = [(role, text) for text, role, _ in SAID]
 PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+MESSAGES = [{"role": role, "content": text} for text, role, _ in SAID]
+SHARE_GPT = [{"from": name, "value": text} for text, _, name in SAID]
+COLUMNS = {"from": [name for _, _, name in SAID], "value": [text for text, _, _ in SAID]}
 SHAPES = [
-    ({"messages": [{"role": role, "content": text} for text, role, _ in SAID]}, TURNS),
-    ({"conversations": [{"from": name, "value": text} for text, _, name in SAID]}, TURNS),
-    ({"messages": [{"role": "user", "content": PARTS}]}, "User: a\nb"),
-    ({"instruction": "Add.", "input": "", "output": "3"}, "Add.\n\n3"),
-    ({"instruction": "Add.", "input": "1 2", "output": "3"}, "Add.\n\n1 2\n\n3"),
-    ({"source": "", "target": "All of it.", "category": "c"}, "All of it."),
-    ({"source": "Q ", "target": "A"}, "Q A"),
-    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, None),
-    ({"messages": ["text"]}, None),
-    ({"instruction": 5, "output": "x"}, None),
-    ({"body": "x"}, None),
+    ({"messages": MESSAGES}, TURNS, SPOKEN),
+    ({"conversations": SHARE_GPT}, TURNS, SPOKEN),
+    ({"conversations": COLUMNS}, TURNS, SPOKEN),
+    ({"messages": [{"role": "user", "content": PARTS}]}, "User: a\nb", "no_assistant_turn"),
+    ({"instruction": "Add.", "input": "", "output": "3"}, "Add.\n\n3", [("user", "Add."), ("assistant", "3")]),
+    (
+        {"instruction": "Add.", "input": "1 2", "output": "3", "system": "S", "history": [["q", "a"]]},
+        "Add.\n\n1 2\n\n3",
+        [("system", "S"), ("user", "q"), ("assistant", "a"), ("user", "Add.\n\n1 2"), ("assistant", "3")],
+    ),
+    ({"source": "", "target": "All of it.", "category": "c"}, "All of it.", None),
+    ({"source": "Q ", "target": "A"}, "Q A", [("prompt", "Q "), ("target", "A")]),
+    ({"source": "Q ", "target": " "}, "Q  ", "no_assistant_turn"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, None, "content_not_text"),
+    ({"messages": [{"role": "narrator", "content": "x"}]}, "Narrator: x", "unknown_role"),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, "Assistant: ", "tool_call"),
+    ({"messages": ["text"]}, None, "not_a_conversation"),
+    ({"messages": []}, "", "no_assistant_turn"),
+    ({"instruction": 5, "output": "x"}, None, "content_not_text"),
+    ({"body": "x"}, None, "not_a_conversation"),
 ]
 
 
-@pytest.mark.parametrize(("record", "text"), SHAPES)
-def test_known_shapes(record, text):
+@pytest.mark.parametrize(("record", "text", "expected"), SHAPES)
+def test_known_shapes(record, text, expected):
     assert conversation_text(record) == text
+    found = read_conversation(record)
+    if isinstance(expected, str):
+        assert found.reason == expected
+    else:
+        spans = None if found.spans is None else [(s.role, found.text[s.begin : s.end]) for s in found.spans]
+        assert spans == expected
 
 
-def test_conversations_are_refused_until_asked_for(tmp_path, run, documents):
+def test_empty_turns_keep_their_place_and_add_no_blank_lines():
+    turns = [("system", ""), ("user", "q"), ("assistant", "a")]
+    found = read_conversation({"messages": [{"role": role, "content": text} for role, text in turns]})
+    assert isinstance(found, Conversation)
+    assert found.text == "q\n\na" and [span.begin for span in found.spans] == [0, 0, 3]
+
+
+def test_conversations_are_recognised_and_broken_ones_named(tmp_path, run, documents, capsys):
+    good = [{"messages": MESSAGES, "id": n} for n in range(20)]
+    broken = [{"messages": MESSAGES[:2]}, {"messages": [{"role": "x", "content": ""}]}]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line) for line in [*good, *broken]))
+    manifest = run({"path": "a.jsonl"}, max_rejected=0.2)
+    assert manifest.counts["sources"]["s0"]["rejected"] == {"no_assistant_turn": 1, "unknown_role": 1}
+    assert documents()[3].text == "be brief\n\nwhy?\n\nbecause" and documents()[3].meta["id"] == "3"
+    assert [span.role for span in documents()[0].spans] == ["system", "user", "assistant"]
+    assert "answers alone are trained" in capsys.readouterr().err
+    rejected = (tmp_path / "out/rejected.jsonl").read_text()
+    assert '"a.jsonl:22"' in rejected and "turn 1: `x`" in rejected
+
+
+def test_all_words_are_trained_when_asked_for(tmp_path, run, documents):
     lines = [{"source": "", "target": f"text {n}", "category": "law", "id": n} for n in range(20)]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(line) for line in [*lines, {"other": 1}]))
-    with pytest.raises(SourceError, match="as_text"):
-        run({"path": "a.jsonl"}, out="refused")
-    manifest = run({"path": "a.jsonl", "conversations": "as_text", "category": {"field": "category"}})
+    manifest = run({"path": "a.jsonl", "conversations": "as_text"})
     assert [document.text for document in documents()] == [f"text {n}" for n in range(20)]
-    assert documents()[0].category == "law" and documents()[3].meta["id"] == "3"
+    assert documents()[0].category == "law" and documents()[0].spans is None
     assert manifest.counts["sources"]["s0"]["rejected"] == {"not_a_conversation": 1}
+
+
+def test_a_text_field_goes_before_turns_and_other_records_need_a_field(tmp_path, run, texts):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": MESSAGES, "text": "written out"}))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"other": "x"}))
+    run({"path": "a.jsonl"})
+    assert texts() == ["written out"]
+    with pytest.raises(SourceError, match="`other`"):
+        run({"path": "b.jsonl"}, out="other")
+
+
+def test_nested_lists_of_parquet_and_arrow(tmp_path, run, documents):
+    table = pa.table({"messages": [MESSAGES, MESSAGES], "n": [1, 2]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "b.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    run({"path": "a.parquet"}, {"path": "b.arrow"})
+    assert len(documents()) == 4
+    assert {document.text for document in documents()} == {"be brief\n\nwhy?\n\nbecause"}
+    assert all(len(document.spans) == 3 for document in documents())
