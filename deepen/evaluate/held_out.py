@@ -5,7 +5,8 @@ fewer than ``context * (1 - stride)`` once the document is that long. Windows of
 padding), longest first, so that a batch that does not fit in memory fails at once. Logits are never kept.
 
 Without a begin-of-document token nothing stands before the first token, so it cannot be scored: its bytes are left out
-of the denominator. The end-of-document token is not scored: it has no bytes.
+of the denominator. The end-of-document token is not scored: it has no bytes. Models with different tokenizers are then
+scored from the first place where both begin a token.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -90,25 +92,32 @@ def prepare(material: Material, *, context: int, stride: float) -> Callable[[Los
 
 def encode(material: Material) -> Corpus:
     """Encode every document of the material, in source and file order."""
-    encoder = plain_encoder(material)
+    begin = material.begin_of_document_id
+    encoder = plain_encoder(material.tokenizer)
+    compared = plain_encoder(material.compared) if material.compared is not None and begin is None else None
     corpus = Corpus()
     for source in material.sources:
         for rows in _batched(material.texts(source), _DOCUMENTS_AT_ONCE):
-            encodings = encoder.encode_batch([text for _, text in rows], add_special_tokens=False)
-            for (document_id, text), encoding in zip(rows, encodings, strict=True):
+            texts = [text for _, text in rows]
+            encodings = encoder.encode_batch(texts, add_special_tokens=False)
+            others = compared.encode_batch(texts, add_special_tokens=False) if compared else [None] * len(texts)
+            for (document_id, text), encoding, other in zip(rows, encodings, others, strict=True):
                 corpus.ids.append(document_id)
                 corpus.sources.append(source.name)
-                corpus.documents.append(encoded(text, encoding, material.begin_of_document_id))
+                corpus.documents.append(encoded(text, encoding, begin, other))
     return corpus
 
 
-def plain_encoder(material: Material) -> Tokenizer:
-    """The run's tokenizer, reading text as nothing but text.
+def plain_encoder(folder: Path) -> Tokenizer:
+    """The tokenizer in ``folder``, reading text as nothing but text; a ``tokenizer.json`` is taken at its word.
 
     No special tokens are added, none are recognised in the text (a document cannot write its own end), and nothing is
     truncated; without a post-processor the offsets are those of the tokens themselves.
     """
-    encoder: Tokenizer = Tokenizer.from_str(load_tokenizer(material.tokenizer).backend_tokenizer.to_str())
+    file = folder / "tokenizer.json"
+    encoder: Tokenizer = Tokenizer.from_str(
+        file.read_text() if file.is_file() else load_tokenizer(folder).backend_tokenizer.to_str()
+    )
     encoder.post_processor = None
     encoder.encode_special_tokens = True
     encoder.no_truncation()
@@ -116,25 +125,42 @@ def plain_encoder(material: Material) -> Tokenizer:
     return encoder
 
 
-def encoded(text: str, encoding: Encoding, begin_of_document_id: int | None) -> Encoded:
+def encoded(text: str, encoding: Encoding, begin_of_document_id: int | None, other: Encoding | None = None) -> Encoded:
     """Put the begin token in front, or find the first token that can be scored and the bytes from there on.
 
     Tokens that share a character with an unscored one (pieces of one multi-byte character) are not scored either: bytes
-    and likelihoods then belong to the same characters exactly.
+    and likelihoods then belong to the same characters exactly. ``other`` is the encoding by another tokenizer that must
+    be scored on the same characters.
     """
     num_text_bytes = len(text.encode())
     if begin_of_document_id is not None:
         tokens = np.array([begin_of_document_id, *encoding.ids], dtype=np.int32)
         return Encoded(tokens, 1, num_text_bytes if len(tokens) > 1 else 0)
     tokens = np.array(encoding.ids, dtype=np.int32)
-    first_scored, end_of_unscored = 0, 0
-    while first_scored < len(tokens):
-        start, end = encoding.token_to_chars(first_scored) or (0, 0)
-        if first_scored > 0 and start >= end_of_unscored:
-            break
-        first_scored, end_of_unscored = first_scored + 1, max(end_of_unscored, end)
+    first_scored, end_of_unscored = _first_boundary(encoding, 0)
     scored = first_scored < len(tokens)
-    return Encoded(tokens, first_scored, num_text_bytes - len(text[:end_of_unscored].encode()) if scored else 0)
+    while scored and other is not None:
+        theirs, end_of_theirs = _first_boundary(other, end_of_unscored)
+        if end_of_theirs == end_of_unscored or theirs == len(other.ids):
+            scored = theirs < len(other.ids)
+            break
+        first_scored, end_of_unscored = _first_boundary(encoding, end_of_theirs)
+        scored = first_scored < len(tokens)
+    if not scored:
+        return Encoded(tokens, len(tokens), 0)
+    return Encoded(tokens, first_scored, num_text_bytes - len(text[:end_of_unscored].encode()))
+
+
+def _first_boundary(encoding: Encoding, least: int) -> tuple[int, int]:
+    """The first token, not the very first one, that begins where those before it end, at character ``least`` or later;
+    and where those end. The number of tokens when there is none."""
+    end = 0
+    for index in range(len(encoding.ids)):
+        start, stop = encoding.token_to_chars(index) or (0, 0)
+        if index > 0 and start >= end >= least:
+            return index, end
+        end = max(end, stop)
+    return len(encoding.ids), end
 
 
 def likelihoods(

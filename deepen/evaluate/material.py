@@ -1,19 +1,22 @@
 """The held-out material: which documents are scored, for which ability, with which tokenizer.
 
-Domain sources measure what is new; replay and watch sources measure what must be kept.
+Domain sources measure what is new; replay and watch sources measure what must be kept. When the run's vocabulary grew,
+the base is read through its own tokenizer and checkpoints through theirs; both are scored on the same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from deepen.formats.documents import read_tables
+from deepen.formats.extension import read_extension
 from deepen.formats.manifest import Artifact
 from deepen.formats.scores import Ability
+from deepen.model.config import ResolvedBase
 
 _ABILITIES: dict[str, Ability] = {"domain": "new", "replay": "kept", "watch": "kept"}
 
@@ -40,9 +43,11 @@ class Material:
     sources: tuple[HeldOutSource, ...]
     """In recipe order."""
     tokenizer: Path
-    """Folder of the run's tokenizer."""
+    """Folder of the tokenizer of the model that is scored: the run's, or the base's own."""
     begin_of_document_id: int | None
     """Token put before every document, if the base's tokenizer does so."""
+    compared: Path | None = None
+    """Folder of the tokenizer of the models that this one is compared with, when it is another one."""
     only: frozenset[str] | None = None
     """Ids to which the documents are restricted; None for all."""
 
@@ -58,13 +63,21 @@ class Material:
         return {source.name: source.ability for source in self.sources}
 
 
-def material_of(curate: Artifact, tokenize: Artifact) -> Material:
-    """The held-out documents of a curated corpus with the tokenizer they are scored with."""
+def material_of(curate: Artifact, tokenize: Artifact, base: ResolvedBase) -> Material:
+    """The held-out documents of a curated corpus with the tokenizer that checkpoints are scored with."""
     sources = tuple(
         HeldOutSource(name, counts["role"], curate.path / "held_out" / f"{name}.parquet")
         for name, counts in curate.counts["sources"].items()
     )
-    return Material(sources, tokenize.path / "tokenizer", tokenize.counts["begin_of_document_id"])
+    compared = None if read_extension(tokenize.path) is None else base.path
+    return Material(sources, tokenize.path / "tokenizer", tokenize.counts["begin_of_document_id"], compared)
+
+
+def for_the_base(material: Material) -> Material:
+    """The same documents as the untouched base is scored on them: with its own tokenizer."""
+    if material.compared is None:
+        return material
+    return replace(material, tokenizer=material.compared, compared=material.tokenizer)
 
 
 def smallest_hashes(material: Material, baseline: pa.Table, *, tokens_per_source: int) -> frozenset[str]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from deepen.evaluate.compare import compare, status
 from deepen.evaluate.config import EvaluateConfig, Probe
 from deepen.evaluate.likelihoods import NOT_FINITE, read_likelihoods, summary, write_likelihoods
-from deepen.evaluate.material import Material, material_of
+from deepen.evaluate.material import Material, for_the_base, material_of
 from deepen.formats.atomic import FileEntry, entry_of
 from deepen.formats.checkpoints import (
     CheckpointInfo,
@@ -52,7 +52,7 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     """
     settings = config.baseline
     begin_stage(job, stage="baseline", format_number=BASELINE_FORMAT, config=settings)
-    material = material_of(job.inputs["curate"], job.inputs["tokenize"])
+    material = for_the_base(material_of(job.inputs["curate"], job.inputs["tokenize"], base))
     files = []
     for probe in config.probes:
         path = job.out / likelihood_file(probe)
@@ -78,7 +78,7 @@ def evaluate(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     manifest is passed over with a message and counted.
     """
     begin_stage(job, stage="evaluate", format_number=FORMAT, config=config)
-    material = material_of(job.inputs["curate"], job.inputs["tokenize"])
+    material = material_of(job.inputs["curate"], job.inputs["tokenize"], base)
     checkpoints, damaged = _intact_checkpoints(job.inputs["train"].path / "checkpoints")
     files = _measure_checkpoints(config, job, material, checkpoints, base=base, compute=compute)
     scored = [_compared(config, job, material, info) for info in checkpoints]
@@ -95,14 +95,20 @@ def evaluate(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
 
 
 def in_loop_evaluator(
-    config: EvaluateConfig, *, curate: Artifact, tokenize: Artifact, baseline: Artifact, seed: int
+    config: EvaluateConfig,
+    *,
+    curate: Artifact,
+    tokenize: Artifact,
+    baseline: Artifact,
+    base: ResolvedBase,
+    seed: int,
 ) -> Callable[[LossModel, int, int], list[Score]]:
     """The function ``(model, step, tokens) -> scores`` that the training loop calls.
 
     It scores a subset of the held-out documents, the same at every call and after every restart, against the base's
     likelihoods on that subset. Documents are read and encoded at the first call.
     """
-    material = material_of(curate, tokenize)
+    material = material_of(curate, tokenize, base)
     tables = {probe.use: read_likelihoods(baseline.path / likelihood_file(probe)) for probe in config.probes}
     measures: dict[str, Callable[[LossModel, str | None], pa.Table]] = {}
 
@@ -159,10 +165,10 @@ def _measure_checkpoints(
         missing = [info for info in checkpoints if not (job.out / likelihood_file(probe, info.step)).is_file()]
         measure = probe.prepare(material) if missing else None
         for info in missing:
-            from deepen.evaluate.subject import open_base, put_weights
+            from deepen.evaluate.subject import open_run_model, put_weights
 
             assert measure is not None
-            model = model or open_base(base, job.inputs["tokenize"], seed=job.seed, compute=compute)
+            model = model or open_run_model(base, job.inputs["tokenize"], seed=job.seed, compute=compute)
             put_weights(model, info)
             measured = measure(model, f"evaluate step {info.step}")
             write_likelihoods(job.out / likelihood_file(probe, info.step), measured, job.out)

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from transformers import PreTrainedModel
+
 from deepen.formats.checkpoints import CheckpointInfo
+from deepen.formats.extension import read_extension
 from deepen.formats.manifest import Artifact
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model, load_weights
+from deepen.model.load import load_model, load_run_model, load_weights
 from deepen.model.loss import LossModel
 from deepen.parallel.config import Compute
 from deepen.parallel.process import set_up
 
 
 def open_base(base: ResolvedBase, tokenize: Artifact, *, seed: int, compute: Compute) -> LossModel:
-    """The untouched base in float32 on its device; a random base is the one that training starts from (same seed)."""
-    device = set_up(compute).device
-    model = load_model(base, vocabulary_size=tokenize.counts["vocabulary_size"], seed=seed)
-    loss_model = LossModel(model).to(device)
-    return loss_model.eval()
+    """The untouched base in float32 on its device; a random base is the one that training starts from (same seed).
+
+    When the vocabulary grew, it is the base as it was before.
+    """
+    extension = read_extension(tokenize.path)
+    size = tokenize.counts["vocabulary_size"] if extension is None else extension.base_vocabulary_size
+    return _on_device(load_model(base, vocabulary_size=size, seed=seed), compute)
+
+
+def open_run_model(base: ResolvedBase, tokenize: Artifact, *, seed: int, compute: Compute) -> LossModel:
+    """The model that training begins with, in float32 on its device: what the weights of checkpoints are put into."""
+    return _on_device(load_run_model(base, tokenize, seed=seed), compute)
+
+
+def _on_device(model: PreTrainedModel, compute: Compute) -> LossModel:
+    return LossModel(model).to(set_up(compute).device).eval()
 
 
 def put_weights(model: LossModel, checkpoint: CheckpointInfo) -> None:

@@ -92,6 +92,7 @@ def _train(setup: Setup, job: StageJob) -> Manifest:
         curate=job.inputs["curate"],
         tokenize=job.inputs["tokenize"],
         baseline=job.inputs["baseline"],
+        base=setup.base,
         seed=job.seed,
     )
     return train(

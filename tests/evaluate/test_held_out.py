@@ -64,7 +64,7 @@ def test_with_a_begin_token_every_byte_is_scored(material: MakeMaterial) -> None
 
 @pytest.fixture(scope="module")
 def encoder(tokenizer_folder: Path) -> Tokenizer:
-    return plain_encoder(Material((), tokenizer_folder, None))
+    return plain_encoder(tokenizer_folder)
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))

@@ -50,7 +50,7 @@ class Run:
 
     def evaluator(self, config: EvaluateConfig = CONFIG) -> Callable[..., Any]:
         named = {name: self.inputs[name] for name in ("curate", "tokenize", "baseline")}
-        return in_loop_evaluator(config, **named, seed=17)
+        return in_loop_evaluator(config, **named, base=self.base, seed=17)
 
 
 @pytest.fixture
