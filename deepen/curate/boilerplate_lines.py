@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from deepen.curate.spans import Piece, of_pieces
 from deepen.curate.step import Drop
 from deepen.curate.surveys import Keys, SurveyStep
 from deepen.formats.documents import Document
@@ -49,7 +50,8 @@ class BoilerplateLines(SurveyStep):
         scores = document.scores | {"boilerplate_lines.removed": float(removed.sum())}
         if not removed.any() or (removed | (words == 0)).all():
             return replace(document, scores=document.scores | {"boilerplate_lines.removed": 0.0})
-        return replace(document, text=_without(text, ends.tolist(), removed.tolist(), words.tolist()), scores=scores)
+        pieces = _without(text, ends.tolist(), removed.tolist(), words.tolist())
+        return of_pieces(replace(document, scores=scores), text, pieces)
 
 
 def _lines(text: bytes) -> tuple[npt.NDArray[np.int64], Keys, npt.NDArray[np.int64]]:
@@ -63,15 +65,19 @@ def _lines(text: bytes) -> tuple[npt.NDArray[np.int64], Keys, npt.NDArray[np.int
     return ends[:count], keys[:count], words[:count]
 
 
-def _without(text: bytes, ends: list[int], removed: list[bool], words: list[int]) -> str:
+def _without(text: bytes, ends: list[int], removed: list[bool], words: list[int]) -> list[Piece]:
     """The lines that stay; where some were removed, the blank lines around become one side's."""
-    lines: list[bytes] = []
+    lines: list[tuple[int, int]] = []
     start, after_gap = 0, False
     for end, gone, num_words in zip(ends, removed, words, strict=True):
         if gone:
             after_gap = True
-        elif num_words or not after_gap or (lines and lines[-1].strip()):
-            lines.append(text[start:end])
+        elif num_words or not after_gap or (lines and text[slice(*lines[-1])].strip()):
+            lines.append((start, end))
             after_gap = after_gap and num_words == 0
         start = end + 1
-    return b"\n".join(lines).decode().strip("\n")
+    while lines and lines[0][0] == lines[0][1]:  # no empty lines at the ends
+        del lines[0]
+    while lines and lines[-1][0] == lines[-1][1]:
+        del lines[-1]
+    return [("\n" if number else "", first, last) for number, (first, last) in enumerate(lines)]

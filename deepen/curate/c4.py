@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from deepen.curate.spans import Piece, of_pieces
 from deepen.curate.step import DocumentStep, Drop
 from deepen.formats.documents import Document
 
@@ -76,7 +77,8 @@ class C4(DocumentStep):
             "c4.sentences": float(sentences),
             "c4.kept_lines": kept / int((verdicts != kernel.BLANK).sum()),
         }
-        return replace(document, text=self._joined(text, spans[:count].tolist(), verdicts.tolist()), scores=scores)
+        pieces = self._pieces(text, spans[:count].tolist(), verdicts.tolist())
+        return of_pieces(replace(document, scores=scores), text, pieces)
 
     def _phrases(self, text: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Where unwanted phrases begin (int64, ascending) and their bits."""
@@ -93,17 +95,25 @@ class C4(DocumentStep):
         table = np.array(found, dtype=np.int64).reshape(-1, 2)
         return table[:, 0].copy(), table[:, 1].copy()
 
-    def _joined(self, text: bytes, spans: list[list[int]], verdicts: list[int]) -> str:
-        """The lines that stay; where blank lines were between them, one is left."""
-        pieces: list[str] = []
+    def _pieces(self, text: bytes, spans: list[list[int]], verdicts: list[int]) -> list[Piece]:
+        """The lines that stay, without references; where blank lines were between them, one is left."""
+        pieces: list[Piece] = []
         blank = False
         for (first, last), verdict in zip(spans, verdicts, strict=True):
             if verdict == 0:
                 blank = True
             elif verdict == 1:
-                if pieces:
-                    pieces.append("\n\n" if blank else "\n")
-                line = text[first:last].decode()
-                pieces.append(_REFERENCE.sub("", line) if self.references and "[" in line else line)
+                separator = ("\n\n" if blank else "\n") if pieces else ""
+                if self.references and b"[" in text[first:last]:
+                    for begin, end in _references(text[first:last].decode(), first):
+                        pieces.append((separator, first, begin))
+                        first, separator = end, ""
+                pieces.append((separator, first, last))
                 blank = False
-        return "".join(pieces)
+        return pieces
+
+
+def _references(line: str, first: int) -> list[tuple[int, int]]:
+    """First byte and the byte after of each reference mark in a line that begins at byte ``first``."""
+    places = [found.span() for found in _REFERENCE.finditer(line)]
+    return [(first + len(line[:begin].encode()), first + len(line[:end].encode())) for begin, end in places]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import replace
 from typing import Literal
 
+from deepen.curate.spans import edited_within
 from deepen.curate.step import DocumentStep, Drop
 from deepen.formats.documents import Document
 
@@ -34,12 +34,9 @@ class Normalize(DocumentStep):
 
     def apply(self, document: Document) -> Document | Drop:
         """The document in normal form."""
-        text = document.text
-        if not (text.isascii() and text.isprintable()):
-            text = normalized(text, mojibake=self.mojibake)
-        if not text.strip():
-            return Drop("nothing_left", 0.0)
-        return document if text == document.text else replace(document, text=text)
+        if not (document.text.isascii() and document.text.isprintable()):
+            document = edited_within(document, lambda text: normalized(text, mojibake=self.mojibake))
+        return document if document.text.strip() else Drop("nothing_left", 0.0)
 
 
 def normalized(text: str, *, mojibake: bool = True) -> str:

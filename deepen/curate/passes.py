@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from deepen.curate.corpus import PartFiles
 from deepen.curate.signatures import Signer
+from deepen.curate.spans import lost_by
 from deepen.curate.step import Applies, Drop
 from deepen.formats.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.document_ids import DocumentIds
@@ -119,6 +120,9 @@ def apply_steps(steps: Sequence[Applies], document: Document) -> Document | Drop
         if isinstance(result, Drop):
             return result
         if result.text != document.text:
+            reason = lost_by(document, result)
+            if reason is not None:
+                return Drop(reason, 0.0)
             result = replace(result, content_hash=content_hash(result.text))
         document = result
     return document

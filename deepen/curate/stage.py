@@ -28,7 +28,7 @@ from deepen.formats.atomic import FileEntry, write_bytes
 from deepen.formats.documents import SCHEMA, document_files, num_documents_in, read_tables, write_tables
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 
-FORMAT = 2
+FORMAT = 3
 
 _PARTIAL, _LEDGER = "partial", "ledger"
 

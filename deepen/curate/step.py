@@ -53,7 +53,8 @@ class DocumentStep(Plug):
     def apply(self, document: Document) -> Document | Drop:
         """The document (changed or as it was), or why it is dropped. Depends on nothing but document and settings.
 
-        A step that changes the text need not mind ``content_hash``: it is made anew.
+        A step that changes the text need not mind ``content_hash``: it is made anew. Where the document has ``spans``
+        they must be moved along (``spans.edited_within``, ``spans.of_pieces``); else it is dropped (``spans_lost``).
         """
 
 
