@@ -1,0 +1,92 @@
+"""The command line: one command per verb. Parse, call, print; results on stdout, everything else on stderr.
+
+The table below is all of it, in the order of ``--help``; commands live in one module per kind.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from deepen import settings
+from deepen.cli import looking, preparing, running
+from deepen.errors import DeepenError
+
+app = typer.Typer(
+    name="deepen",
+    help="Continued pretraining for language models, from raw documents to a proven, exported model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "init": preparing.init,
+    "check": preparing.check,
+    "explain": preparing.explain,
+    "plan": preparing.plan,
+    "fetch": preparing.fetch,
+    "run": running.run,
+    "ingest": running.stage_command("ingest"),
+    "curate": running.curate,
+    "tokenize": running.tokenize,
+    "mix": running.stage_command("mix"),
+    "baseline": running.stage_command("baseline"),
+    "train": running.stage_command("train"),
+    "evaluate": running.stage_command("evaluate"),
+    "select": running.stage_command("select"),
+    "export": running.stage_command("export"),
+    "demo": running.demo,
+    "status": looking.status,
+    "account": looking.account,
+    "verify": looking.verify,
+    "show": looking.show,
+    "trace": looking.trace,
+    "report": looking.report,
+    "rm": looking.rm,
+    "chat": looking.chat,
+}
+"""Every command by name."""
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"deepen {settings.VERSION}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: run a command; users' errors are shown without a traceback."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except DeepenError as error:
+        _error(f"{error.message}\n\nhint: {error.hint}" if error.hint else error.message)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        _error("stopped")
+        sys.exit(130)
+    except KeyboardInterrupt:
+        _error("stopped; run the same command again to go on from here")
+        sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _error(f"the disk is full: {error}\n\nhint: make room and run the same command again; finished parts are kept")
+        sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's own usage errors know how to show themselves
+            raise
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(2)
+
+
+def _error(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)

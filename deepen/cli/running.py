@@ -1,0 +1,127 @@
+"""Commands that make stages of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepen.board.console import print_preview
+from deepen.cli.options import (
+    DEFAULT_RUNS,
+    RecipeArgument,
+    RunsOption,
+    StageOptions,
+    load,
+    print_json,
+    run_directory,
+    with_stage_options,
+    write_report,
+)
+
+STAGE_HELP = {
+    "ingest": "Read files of any supported format into documents.",
+    "mix": "Pack shards into rows and write down the training order.",
+    "baseline": "Score the untouched base on the held-out documents.",
+    "train": "Train; resumes at the newest intact checkpoint.",
+    "evaluate": "Score every kept checkpoint against the base.",
+    "select": "Choose one checkpoint, with the argument for it.",
+    "export": "Write the chosen model as a proven Hugging Face folder.",
+}
+"""The stages whose command has no options of its own."""
+
+
+@with_stage_options
+def run(
+    recipe: RecipeArgument,
+    options: StageOptions,
+    first: Annotated[str, typer.Option("--from", help="First stage to make.")] = "ingest",
+    last: Annotated[str, typer.Option("--until", help="Last stage to make.")] = "export",
+) -> None:
+    """Run all stages that are not done yet, then write the report."""
+    run_stages(recipe, options, first, last)
+
+
+def run_stages(recipe: Path, options: StageOptions, first: str, last: str) -> None:
+    """Bring the stages from ``first`` to ``last`` up to date and print where everything is."""
+    from deepen.workflow.run import RunOptions, parse_share, run_pipeline
+
+    loaded = load(recipe, options.machine, options.sets)
+    directory = run_directory(recipe, options.runs, loaded)
+    how = RunOptions(
+        first=first,
+        last=last,
+        redo=options.redo,
+        extend=options.extend,
+        offline=options.offline,
+        share=parse_share(options.part),
+    )
+    artifacts = run_pipeline(loaded.recipe, loaded.machine, directory, how)
+    report_path = write_report(directory) if "export" in artifacts else None
+    if options.as_json:
+        stages = {
+            name: {"path": a.path, "fingerprint": a.fingerprint, "counts": a.counts} for name, a in artifacts.items()
+        }
+        print_json({"run": str(directory), "report": report_path, "stages": stages})
+        return
+    print(f"run:    {directory}")
+    if report_path is not None:
+        print(f"model:  {artifacts['export'].path}\nreport: {report_path}")
+
+
+def stage_command(name: str) -> Callable[..., None]:
+    """The command that makes the stage ``name`` and what it needs."""
+
+    def command(recipe: RecipeArgument, options: StageOptions) -> None:
+        run_stages(recipe, options, "ingest", name)
+
+    command.__doc__ = f"{STAGE_HELP[name]}\n\nEarlier stages that are not done are made first."
+    return with_stage_options(command)
+
+
+@with_stage_options
+def curate(
+    recipe: RecipeArgument,
+    options: StageOptions,
+    dry_run: Annotated[
+        int | None, typer.Option("--dry-run", min=1, help="Only show what would become of so many documents.")
+    ] = None,
+) -> None:
+    """Clean, deduplicate and hold out documents.
+
+    Earlier stages that are not done are made first; with --dry-run nothing is written.
+    """
+    if dry_run is None:
+        run_stages(recipe, options, "ingest", "curate")
+        return
+    from deepen.workflow.preview import preview_curate
+
+    loaded = load(recipe, options.machine, options.sets)
+    preview = preview_curate(loaded.recipe, run_directory(recipe, options.runs, loaded), dry_run)
+    if options.as_json:
+        print_json(vars(preview))
+    else:
+        print_preview(preview.counts, preview.examples)
+
+
+@with_stage_options
+def tokenize(recipe: RecipeArgument, options: StageOptions) -> None:
+    """Turn documents into token shards.
+
+    Earlier stages that are not done are made first.
+    """
+    run_stages(recipe, options, "ingest", "tokenize")
+
+
+def demo(
+    runs: RunsOption = DEFAULT_RUNS,
+    compare: Annotated[bool, typer.Option("--compare", help="Also run without replay.")] = False,
+) -> None:
+    """Run the built-in example: a tiny base, continued on Python code."""
+    from deepen.workflow.demo import run_demo
+
+    for line in run_demo(runs, compare=compare):
+        print(line)
+    print(f"report: {write_report(runs / 'demo')}")
