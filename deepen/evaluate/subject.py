@@ -5,10 +5,9 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from deepen.formats.checkpoints import CheckpointInfo
-from deepen.formats.extension import read_extension
 from deepen.formats.manifest import Artifact
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model, load_run_model, load_weights
+from deepen.model.load import load_base_model, load_run_model, load_weights
 from deepen.model.loss import LossModel
 from deepen.parallel.config import Compute
 from deepen.parallel.process import set_up
@@ -19,9 +18,7 @@ def open_base(base: ResolvedBase, tokenize: Artifact, *, seed: int, compute: Com
 
     When the vocabulary grew, it is the base as it was before.
     """
-    extension = read_extension(tokenize.path)
-    size = tokenize.counts["vocabulary_size"] if extension is None else extension.base_vocabulary_size
-    return _on_device(load_model(base, vocabulary_size=size, seed=seed), compute)
+    return _on_device(load_base_model(base, tokenize, seed=seed), compute)
 
 
 def open_run_model(base: ResolvedBase, tokenize: Artifact, *, seed: int, compute: Compute) -> LossModel:

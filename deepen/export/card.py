@@ -26,6 +26,8 @@ class Export:
     num_parameters: int
     """Tied weights count once."""
     vocabulary_size: int
+    num_new_tokens: int
+    """Tokens of it that the run added to the base's vocabulary."""
     dtype: str
     difference: float
     """Largest absolute difference of logits between the model in memory and its export."""
@@ -58,6 +60,8 @@ def _summary(export: Export) -> str:
     size = (
         f"{export.num_parameters:,} parameters in {export.dtype} and a vocabulary of {export.vocabulary_size:,} tokens"
     )
+    if export.num_new_tokens:
+        size += f", {export.num_new_tokens:,} of them added in this run (the tables have some rows to spare)"
     proof = f"its logits on {export.compared_tokens:,} tokens of {export.compared_on} differ from those of the model"
     return (
         f"# {export.base}, continued with deepen\n\nThis folder holds {what}. It has {size}. Reloaded from "

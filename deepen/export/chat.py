@@ -47,6 +47,8 @@ class Speaker:
     tokenizer: PreTrainedTokenizerFast
     end_ids: frozenset[int]
     """Tokens that end an answer."""
+    vocabulary_size: int
+    """One more than the largest id; rows of the model beyond it are no tokens and are never said."""
 
     @property
     def max_length(self) -> int:
@@ -67,7 +69,8 @@ def open_speaker(folder: Path) -> Speaker:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     stated = model.generation_config.eos_token_id if model.generation_config else None
     ends = [*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id]
-    return Speaker(model, tokenizer, frozenset(end for end in ends if end is not None))
+    size = max(tokenizer.get_vocab().values()) + 1
+    return Speaker(model, tokenizer, frozenset(end for end in ends if end is not None), size)
 
 
 @lru_cache(maxsize=1)
@@ -135,7 +138,7 @@ def _next_tokens(speaker: Speaker, tokens: list[int], sampling: Sampling) -> Ite
     for _ in range(room):
         with torch.no_grad():
             output = speaker.model(input_ids=inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
-        token = _draw(output.logits[0, -1].float().cpu(), sampling.temperature, generator)
+        token = _draw(output.logits[0, -1, : speaker.vocabulary_size].float().cpu(), sampling.temperature, generator)
         if token in speaker.end_ids:
             return
         yield token

@@ -7,6 +7,7 @@ folder equals the rounded model exactly, and rounding moved the logits no furthe
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,12 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from deepen.errors import DeepenError
+from deepen.formats.extension import Extension
+from deepen.model.config import TOKENIZER_FILES
 from deepen.model.load import load_tokenizer
 
 DTYPES = {"trained": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
-_NOT_FROM_TOKENIZER = {"config.json", "generation_config.json", "README.md", "deepen.json", "manifest.json"}
 _TOKENS_PER_TEXT = 256
 
 
@@ -46,12 +48,19 @@ class RoundTrip:
 
 
 def save_folder(
-    model: PreTrainedModel, folder: Path, *, max_shard: str, special: SpecialIds, base: Path | None
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    max_shard: str,
+    special: SpecialIds,
+    base: Path | None,
+    extension: Extension | None = None,
 ) -> None:
     """Write weights, config.json and generation_config.json of ``model`` into ``folder`` in the model's present dtype.
 
     A base's own generation settings are handed on as they are; otherwise only the special ids are stated, so that
-    generation ends where documents end.
+    generation ends where documents end. Rows that grew without getting a token are never generated: ``suppress_tokens``
+    lists them, so that the tables can keep the size that they were trained with.
     """
     model.config.use_cache = True
     if model.config.eos_token_id is None:
@@ -62,14 +71,23 @@ def save_folder(
     settings = base / "generation_config.json" if base is not None else None
     if settings is not None and settings.is_file():
         shutil.copyfile(settings, folder / settings.name)
+    if extension is not None:
+        _suppress(folder / "generation_config.json", extension, num_rows=len(model.get_input_embeddings().weight))
+
+
+def _suppress(file: Path, extension: Extension, *, num_rows: int) -> None:
+    """State in the generation settings that rows beyond the vocabulary are no tokens."""
+    settings = json.loads(file.read_text())
+    still = [number for number in settings.get("suppress_tokens") or [] if number < extension.base_vocabulary_size]
+    settings["suppress_tokens"] = [*still, *range(extension.vocabulary_size, num_rows)] or None
+    file.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def copy_tokenizer(tokenizer: Path, folder: Path) -> None:
-    """Copy the files of a tokenizer folder byte by byte."""
-    for file in sorted(tokenizer.iterdir()):
-        is_weights = ".safetensors" in file.name
-        if file.is_file() and file.suffix != ".tmp" and file.name not in _NOT_FROM_TOKENIZER and not is_weights:
-            shutil.copyfile(file, folder / file.name)
+    """Copy the files of the tokenizer in a folder byte by byte."""
+    files = {path for pattern in TOKENIZER_FILES for path in tokenizer.glob(pattern) if path.is_file()}
+    for file in sorted(files):
+        shutil.copyfile(file, folder / file.name)
 
 
 def round_trip(

@@ -20,6 +20,7 @@ from deepen.export.config import ExportConfig
 from deepen.formats.atomic import FileEntry, entry_of, sync_directory, write_bytes
 from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
 from deepen.formats.documents import read_tables
+from deepen.formats.extension import read_extension
 from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.scores import Choice
 from deepen.model.config import ResolvedBase
@@ -76,7 +77,7 @@ def _make_folder(
     import torch
 
     from deepen.export.huggingface import SpecialIds, copy_tokenizer, round_trip, save_folder, tokens_of
-    from deepen.model.load import load_run_model, load_weights
+    from deepen.model.load import load_base_model, load_run_model, load_weights
     from deepen.parallel.process import set_up
 
     aside = job.out / _ASIDE
@@ -85,23 +86,30 @@ def _make_folder(
     aside.mkdir()
     tokenize = job.inputs["tokenize"]
     special = SpecialIds(tokenize.counts["begin_of_document_id"], tokenize.counts["end_of_document_id"])
-    vocabulary_size = tokenize.counts["vocabulary_size"]
-    device = set_up(compute).device
-    model = load_run_model(base, tokenize, seed=job.seed)
+    vocabulary_size, tokenizer = tokenize.counts["vocabulary_size"], tokenize.path / "tokenizer"
+    extension = read_extension(tokenize.path)
     if choice.step is not None:
+        model = load_run_model(base, tokenize, seed=job.seed)
         load_weights(model, _checkpoint(job.inputs["train"], choice.step).weights)
-    model.to(device)
-    copy_tokenizer(tokenize.path / "tokenizer", aside)
+    else:  # the base as it was: tokens that it was never trained on would only harm it
+        model = load_base_model(base, tokenize, seed=job.seed)
+        if extension is not None and base.path is not None:
+            vocabulary_size, tokenizer, extension = extension.base_vocabulary_size, base.path, None
+    model.to(set_up(compute).device)
+    copy_tokenizer(tokenizer, aside)
     tokens, compared_on = tokens_of(aside, texts), "held-out documents"
     if not tokens:
         tokens, compared_on = [torch.arange(min(64, vocabulary_size))[None]], "arbitrary tokens"
-    save = partial(save_folder, folder=aside, max_shard=config.max_shard, special=special, base=base.path)
+    save = partial(
+        save_folder, folder=aside, max_shard=config.max_shard, special=special, base=base.path, extension=extension
+    )
     found = round_trip(model, tokens, aside, dtype=config.dtype, save=save)
     return Export(
         base=base.name,
         choice=choice,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary_size=vocabulary_size,
+        num_new_tokens=0 if extension is None else len(extension.tokens),
         dtype=found.dtype,
         difference=found.difference,
         compared_tokens=found.compared_tokens,

@@ -15,6 +15,16 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from deepen.settings import Count, Settings
 
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
+"""Patterns of the files in a model folder that belong to its tokenizer."""
+
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gpt2"]
 
 

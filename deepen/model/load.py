@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils import logging as transformers_logging
 
 from deepen.errors import DamageError, DeepenError
-from deepen.formats.extension import new_rows_file
+from deepen.formats.extension import new_rows_file, read_extension
 from deepen.formats.manifest import Artifact
 from deepen.model.config import RandomInit, ResolvedBase
 from deepen.model.token_tables import put_new_rows
@@ -29,6 +29,13 @@ def load_run_model(base: ResolvedBase, tokenize: Artifact, *, seed: int) -> PreT
     """The model that a run begins with: the base, with rows for the tokens that ``tokenize`` added, if it did."""
     size = tokenize.counts["vocabulary_size"]
     return load_model(base, vocabulary_size=size, seed=seed, new_rows=new_rows_file(tokenize.path))
+
+
+def load_base_model(base: ResolvedBase, tokenize: Artifact, *, seed: int) -> PreTrainedModel:
+    """The base as it is without the run: with no rows for tokens that ``tokenize`` added."""
+    extension = read_extension(tokenize.path)
+    size = tokenize.counts["vocabulary_size"] if extension is None else extension.base_vocabulary_size
+    return load_model(base, vocabulary_size=size, seed=seed)
 
 
 def load_model(

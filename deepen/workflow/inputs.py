@@ -18,7 +18,7 @@ from deepen.formats.atomic import hash_file, write_json
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
 from deepen.ingest.config import HUB, IngestConfig, Source
 from deepen.ingest.files import list_files
-from deepen.model.config import BaseRun, RandomInit, ResolvedBase
+from deepen.model.config import TOKENIZER_FILES, BaseRun, RandomInit, ResolvedBase
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
 from deepen.workflow.hub_data import CARD, pattern_in_card, read_card
@@ -26,14 +26,6 @@ from deepen.workflow.remote import Listing, remote_files
 from deepen.workflow.stages import Setup
 
 _BASE_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-)
 
 
 @contextmanager
@@ -152,7 +144,7 @@ def resolve_base(base: str | BaseRun | RandomInit, pins: Pins, run: Path) -> Res
     folder = Path(base).expanduser()
     if folder.is_dir():
         return ResolvedBase(name=folder.name, path=folder, init=None, fingerprint=identify_folder(folder, run))
-    folder, commit = pins.snapshot(base, kind="model", patterns=(*_BASE_FILES, *_TOKENIZER_FILES))
+    folder, commit = pins.snapshot(base, kind="model", patterns=(*_BASE_FILES, *TOKENIZER_FILES))
     return ResolvedBase(name=base, path=folder, init=None, fingerprint=f"hub:{base}@{commit}")
 
 
@@ -177,7 +169,7 @@ def _base_of_run(run: Path) -> ResolvedBase:
 def identify_folder(folder: Path, run: Path) -> str:
     """Identity of a model folder: names and contents of its configuration, weights and tokenizer."""
     cache = HashCache(hash_cache(run))
-    patterns = (*_BASE_FILES, *_TOKENIZER_FILES)
+    patterns = (*_BASE_FILES, *TOKENIZER_FILES)
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     if not (folder / "config.json").is_file():
         raise SourceError(f"base `{folder}` has no config.json", hint="give a Hugging Face model folder or a hub id")
@@ -217,7 +209,7 @@ def resolve_sources(config: IngestConfig, pins: Pins) -> IngestConfig:
 
 def _resolve_source(source: Source, pins: Pins) -> Source:
     if source.tokenizer is not None and not Path(source.tokenizer).is_dir():
-        folder, _ = pins.snapshot(source.tokenizer, kind="model", patterns=_TOKENIZER_FILES)
+        folder, _ = pins.snapshot(source.tokenizer, kind="model", patterns=TOKENIZER_FILES)
         source = source.model_copy(update={"tokenizer": str(folder)})
     if "://" not in source.path:
         return source
