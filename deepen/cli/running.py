@@ -11,7 +11,9 @@ import typer
 from deepen.board.console import print_preview
 from deepen.cli.options import (
     DEFAULT_RUNS,
+    JsonOption,
     RecipeArgument,
+    RunArgument,
     RunsOption,
     StageOptions,
     load,
@@ -113,6 +115,28 @@ def tokenize(recipe: RecipeArgument, options: StageOptions) -> None:
     Earlier stages that are not done are made first.
     """
     run_stages(recipe, options, "ingest", "tokenize")
+
+
+def remix(
+    run: RunArgument,
+    step: Annotated[int, typer.Option("--at", min=0, help="The last step that stays as it is planned.")],
+    domain_share: Annotated[float, typer.Option("--domain-share", min=0, max=1, help="Share of tokens after it.")],
+    weights: Annotated[
+        list[str] | None, typer.Option("--weight", help="SOURCE=NUMBER, for all sources of a role. Repeatable.")
+    ] = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept with the change.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Change the mixture of a stopped training, from some step on."""
+    from deepen.workflow.remix import Remix, parse_weights, remix_run
+
+    path, table = remix_run(run, Remix(step, domain_share, parse_weights(weights), reason))
+    if as_json:
+        print_json({"file": path, **table.model_dump(mode="json")})
+        return
+    print(f"{path}: {domain_share:.0%} domain text after step {step}; training reads it when it goes on")
+    for note in table.notes:
+        print(f"  {note}")
 
 
 def demo(

@@ -224,6 +224,17 @@ class Order:
                 found.append((batch + at // segment.rows_per_batch, at % segment.rows_per_batch, int(block[at])))
         return found
 
+    def rows_by_source(self) -> Array:
+        """int64[sources]: rows of each source in all batches that are no holes."""
+        found = np.zeros(len(self.sources), dtype=np.int64)
+        for segment, batch, ids in self.blocks():
+            kept = np.ones(len(ids) // segment.rows_per_batch, dtype=np.bool_)
+            for hole in self.holes:
+                kept[max(0, hole.first_batch - batch) : max(0, hole.first_batch + hole.num_batches - batch)] = False
+            taken = source_of(ids)[np.repeat(kept, segment.rows_per_batch)]
+            found += np.bincount(taken, minlength=len(self.sources))
+        return found
+
     def digest(self, num_batches: int) -> str:
         """Identity of the first ``num_batches`` batches: xxh3-128 over their shapes and row ids."""
         state = xxhash.xxh3_128("\0".join(self.sources).encode())
@@ -247,6 +258,23 @@ def begins_with(longer: Path, shorter: Path) -> bool:
     if new.sources != old.sources or new.num_batches < old.num_batches or new.holes != old.holes:
         return False
     return new.digest(old.num_batches) == old.digest(old.num_batches)
+
+
+def appended_files(directory: Path) -> list[Path]:
+    """The segment files that were appended under ``directory`` (``train/order``), in the order in which they were."""
+    return sorted(directory.glob("[0-9][0-9][0-9].json"))
+
+
+def check_parents(directory: Path, files: Sequence[Path]) -> None:
+    """Raise ``DamageError`` when an appended file was made to follow another order than the one before it."""
+    for number, path in enumerate(files):
+        table, order = read_segment_file(path), Order.open(directory, *files[:number])
+        first = table.segments[0].first_batch
+        if first > order.num_batches or order.digest(first) != table.parent:
+            raise DamageError(
+                f"`{path}` was made to follow other batches than those before its first ({first})",
+                hint="remove it and what was appended after it, and run `deepen remix` again",
+            )
 
 
 def _cut(ranges: Sequence[_Range], first_batch: int) -> list[_Range]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -133,8 +133,8 @@ class Tree:
 class OrderBuilder:
     """Draws rows one after another; ``blocks`` yields them, ``drawn`` says how many came from where.
 
-    A supply that was passed ``max_epochs`` times is spent. Then the order ends, with ``exhausted`` set; or, when
-    ``cap_wins``, its siblings take over its share.
+    A supply that was passed ``max_epochs`` times is spent. Then the order ends, with ``exhausted`` set; or what is
+    nearest to it in the tree takes over its share, within its ``role`` or in the whole ``run``, as ``heirs`` says.
     """
 
     def __init__(
@@ -143,12 +143,12 @@ class OrderBuilder:
         *,
         max_epochs: float,
         seed: int,
-        cap_wins: bool = False,
+        heirs: Literal["none", "role", "run"] = "none",
         drawn: Array | None = None,
     ) -> None:
         self.supplies = tuple(supplies)
         self.tree = Tree.of(supplies)
-        self._cap_wins = cap_wins
+        self._heirs = heirs
         sizes = np.array([supply.num_rows for supply in supplies], dtype=np.int64)
         caps = np.array([int(max_epochs * size) for size in sizes], dtype=np.int64)
         keys = np.array([source_key(seed, supply.name) for supply in supplies], dtype=np.uint64)
@@ -164,13 +164,13 @@ class OrderBuilder:
         self.exhausted: int | None = None
         """The supply that had no row left within ``max_epochs``, or -1 when all had none; None as long as rows came."""
         self.spent: dict[int, int] = {}
-        """With ``cap_wins``: supplies that reached ``max_epochs``, with the number of rows drawn by then."""
+        """Supplies that reached ``max_epochs`` and have heirs, with the number of rows drawn by then."""
 
     def blocks(self, phases: Sequence[Phase]) -> Iterator[Array]:
         """The row ids (uint64) of all phases, one after another; ends early when there is nothing left to draw."""
         for phase in phases:
             begin, end = self.tree.weights(phase.begin), self.tree.weights(phase.end)
-            first, num_rows = 0, phase.num_batches * phase.rows_per_batch
+            first, num_rows, everything = 0, phase.num_batches * phase.rows_per_batch, False
             while first < num_rows:
                 block = np.empty(min(_BLOCK_ROWS, num_rows - first), dtype=np.uint64)
                 place = (begin, end, first, phase.rows_per_batch, phase.num_batches)
@@ -180,17 +180,24 @@ class OrderBuilder:
                 first += num_filled
                 self.num_rows += num_filled
                 yield block[:num_filled]
-                if num_filled < len(block) and not self._go_on(int(supply)):
+                if num_filled == len(block):
+                    continue
+                if not self._has_heir(int(supply)) or (supply < 0 and everything):
+                    self.exhausted = int(supply)
                     return
+                if supply < 0:  # nothing is left of what has a share: whatever there is takes over
+                    everything = True
+                    begin = end = self.tree.weights({**phase.end, ("domain",): 1.0, ("replay",): 1.0})
 
-    def _go_on(self, supply: int) -> bool:
-        """Whether there is something to draw though a supply is spent (-1: though there was nothing)."""
-        if supply < 0 or not self._cap_wins:
-            self.exhausted = supply
-            return False
-        self._state.is_spent[supply] = True
-        self.spent[supply] = self.num_rows
-        return True
+    def _has_heir(self, supply: int) -> bool:
+        """Whether something may be drawn instead of a supply that is spent (-1: instead of all with a share)."""
+        if supply >= 0 and self._heirs != "none":
+            self._state.is_spent[supply] = True
+            self.spent[supply] = self.num_rows
+        left = [other for index, other in enumerate(self.supplies) if not self._state.is_spent[index]]
+        role = {other.role for other in left if other.num_rows}
+        found = {"none": False, "run": bool(role), "role": supply >= 0 and self.supplies[supply].role in role}
+        return found[self._heirs]
 
     @property
     def drawn(self) -> Array:

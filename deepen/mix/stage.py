@@ -168,7 +168,9 @@ def _write_order(config: MixConfig, job: StageJob, mixture: Mixture, supplies: S
         return write_order(job.out / ORDER, _tracked(blended_blocks(job.out, shares, num_rows), num_rows), job.out)
     # UniMax fills sources up to their caps, so a filled one must not stop the run a row before its end.
     weights = (config.weights, config.anneal.weights if config.anneal is not None else None)
-    builder = OrderBuilder(supplies, max_epochs=config.max_epochs, seed=job.seed, cap_wins="unimax" in weights)
+    builder = OrderBuilder(
+        supplies, max_epochs=config.max_epochs, seed=job.seed, heirs="role" if "unimax" in weights else "none"
+    )
     blocks = builder.blocks(phases_of(mixture.phases, mixture.supplies))
     entry = write_order(job.out / ORDER, _tracked(blocks, num_rows), job.out)
     if builder.num_rows < num_rows:

@@ -120,6 +120,8 @@ class Run:
     calendar: Calendar
     progress: Progress
     evaluate: Evaluate | None
+    order_changes: tuple[dict[str, Any], ...] = ()
+    """Changes of the mixture that are in force, as ``describe_changes`` gives them."""
 
 
 def train_step(trainee: Trainee, batch: Batch, learning_rate: float) -> StepResult:
@@ -289,6 +291,7 @@ def save_now(run: Run, *, milestone: bool) -> None:
         "step": progress.step, "batch_index": progress.batch_index, "tokens": progress.tokens,
         "skipped_steps": progress.skipped_steps, "skips_in_a_row": progress.skips_in_a_row,
         "last_loss": progress.last_loss, "sources": counts_to_json(run.names, progress.counts),
+        "order": list(run.order_changes),
         "fingerprint": run.fingerprint,
     }  # fmt: skip
     save_checkpoint(directory, run.trainee.model.model, run.trainee.optimizer, state, milestone=milestone)

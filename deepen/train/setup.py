@@ -25,6 +25,7 @@ from deepen.parallel.process import Process, resolve_precision, set_up
 from deepen.progress import say
 from deepen.settings import Interval
 from deepen.train.batches import Batches
+from deepen.train.changes import changes_in_force, describe_changes
 from deepen.train.checkpoint import load_checkpoint, remove_later
 from deepen.train.config import TrainConfig, new_rows_steps, num_steps, rows_per_batch
 from deepen.train.counts import SourceCounts, counts_from_json
@@ -49,14 +50,15 @@ def prepare_run(
     takes, a loss or an attention that is not what we think. Raises ``DeepenError`` for each.
     """
     process = set_up(compute)
-    batches = Batches.open(job.inputs["tokenize"].path, job.inputs["mix"].path)
+    found = newest_intact(_checkpoints(job), say)
+    changes = changes_in_force(job.out, job.inputs["mix"].path, found)
+    batches = Batches.open(job.inputs["tokenize"].path, job.inputs["mix"].path, *changes)
     _check_batches(config, batches)
     resolved = _resolve(config, job, base, process)
     tokenized = job.inputs["tokenize"].counts
     model = load_run_model(base, job.inputs["tokenize"], seed=job.seed).to(process.device)
     loss_model = LossModel(model, z_loss=config.z_loss)
     _check_model(loss_model, batches.sequence_length)
-    found = newest_intact(_checkpoints(job), say)
     optimizer, new_rows = _new_rows_first(config, job, resolved, build_optimizer(model, config), model, found)
     trainee = Trainee(
         model=loss_model,
@@ -83,6 +85,7 @@ def prepare_run(
         new_rows=new_rows,
         progress=_resume(job, trainee, names, found),
         evaluate=evaluate,
+        order_changes=tuple(describe_changes(job.out, changes)),
     )
 
 
@@ -99,7 +102,8 @@ def _check_batches(config: TrainConfig, batches: Batches) -> None:
     usable = len(batches) - sum(hole.num_batches for hole in batches.order.holes)
     if usable < num_steps(config):
         raise RunError(
-            f"the order has {usable} batches, the run needs {num_steps(config)}", hint="run `deepen mix` again"
+            f"the order has {usable} batches, the run needs {num_steps(config)}",
+            hint="run `deepen mix` again; after a change of mixture, `deepen remix RUN --at STEP` plans the rest",
         )
 
 

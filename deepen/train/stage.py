@@ -73,9 +73,14 @@ def _counts(run: Run, job: StageJob) -> dict[str, Any]:
 
     progress = run.progress
     roles = job.inputs["mix"].counts["sources"]
-    sources = counts_to_json(run.names, progress.counts)
+    sources: dict[str, dict[str, Any]] = {**counts_to_json(run.names, progress.counts)}
+    if run.order_changes:
+        planned = run.batches.order.rows_by_source()
+        for name, rows in zip(run.names, planned.tolist(), strict=True):
+            sources[name]["order_rows"] = rows
     return {
         "sources": {name: {"role": roles[name]["role"], **counts} for name, counts in sources.items()},
+        "order_changes": list(run.order_changes),
         "steps": progress.step,
         "skipped_batches": progress.skipped_steps,
         "final_loss": progress.last_loss,
@@ -104,6 +109,8 @@ def _files(out: Path) -> list[FileEntry]:
     for name in ("metrics.jsonl", "scores.jsonl"):
         if (out / name).is_file():
             files.append(entry_of(out / name, out))
+    for path in sorted((out / "order").glob("[0-9][0-9][0-9].*")):
+        files.append(entry_of(path, out))
     for info in list_checkpoints(out / "checkpoints"):
         prefix = info.path.relative_to(out).as_posix()
         files.append(entry_of(info.path / MANIFEST, out))

@@ -80,7 +80,8 @@ def _mix_to_train(counts: Counts) -> Iterator[AccountLine]:
     for name, source in _sources(counts, "train").items():
         terms = f"{source['rows']:,} trained + {source['skipped_rows']:,} in skipped batches"
         rows = source["rows"] + source["skipped_rows"]
-        yield AccountLine(name, "rows in the order", mixed[name]["order_rows"], rows, terms)
+        planned = source.get("order_rows", mixed[name]["order_rows"])  # its own where the mixture was changed
+        yield AccountLine(name, "rows in the order", planned, rows, terms)
         loss = source["loss_tokens"] + source["masked"] + source["without_label"]
         terms = f"{source['loss_tokens']:,} in the loss + {source['masked']:,} masked"
         terms += f" + {source['without_label']:,} without a label"

@@ -13,9 +13,9 @@ from deepen.errors import RunError
 from deepen.formats.document_ids import read_document_ids
 from deepen.formats.manifest import Artifact
 from deepen.formats.megatron import IndexedDataset
-from deepen.formats.order import Order, row_of, source_of
+from deepen.formats.order import Order, appended_files, row_of, source_of
 from deepen.formats.packs import Packs
-from deepen.workflow.stages import finished_stages
+from deepen.workflow.stages import finished_stages, stage_directory
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ def open_order(run: Path) -> OpenedOrder:
     if "mix" not in stages:
         raise RunError(f"`{run}` has no finished mix", hint="run it up to there: `deepen mix RECIPE`")
     mix = stages["mix"]
-    return OpenedOrder(Order.open(mix.path), list(mix.counts["sources"]), mix.path, stages["tokenize"].path)
+    train = stages["train"].path if "train" in stages else stage_directory(run, "train")
+    order = Order.open(mix.path, *appended_files(train / "order"))
+    return OpenedOrder(order, list(mix.counts["sources"]), mix.path, stages["tokenize"].path)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ def find_neighbour(run: Path, stage: str, fingerprint: str) -> Artifact | None:
     """A finished artifact of ``stage`` with this fingerprint in another run under the same root."""
     for directory in sorted(run.parent.glob(f"*/{stage}")):
         manifest = read_manifest(directory) if directory.parent != run else None
-        if manifest is not None and manifest.location is None and manifest.fingerprint == fingerprint:
+        if manifest is None or manifest.location is not None or manifest.fingerprint != fingerprint:
+            continue
+        if not manifest.counts.get("order_changes"):  # a change of mixture on the way is not in the fingerprint
             return Artifact(directory, manifest)
     return None
 
