@@ -24,7 +24,7 @@ from deepen.mix.config import MixConfig
 from deepen.model.config import BaseRun, BaseSetting, RandomInit
 from deepen.recipe.models import Recipe
 from deepen.tokenize import config as tokenize_config
-from deepen.tokenize.config import TokenizeConfig, TrainVocabulary
+from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig, TrainVocabulary
 from deepen.train import config as train_config
 from deepen.train.config import TrainConfig
 
@@ -99,6 +99,8 @@ def check(sections: Sections, text: YamlText) -> list[Problem]:
         found += tokenize_config.problems(sections.tokenize)
     if sections.train is not None and sections.mix is not None and sections.base is not None:
         found += _check_training(sections.train, sections.mix, sections.base)
+    if sections.train is not None and sections.tokenize is not None:
+        found += _check_new_rows(sections.train, sections.tokenize)
         if sections.evaluate is not None:
             found += _check_evaluation(sections.evaluate, sections.train, sections.mix, sections.base)
     return [replace(problem, place=text.place(key_of(problem.path))) for problem in found]
@@ -175,6 +177,13 @@ def _check_training(train: TrainConfig, mix: MixConfig, base: str | BaseRun | Ra
     # Of several lengths each must divide the batch, which the mixture's own checks say.
     length = mix.longest if len(mix.lengths) == 1 else 1
     return train_config.problems(train, sequence_length=length, base_name=name)
+
+
+def _check_new_rows(train: TrainConfig, tokenize: TokenizeConfig) -> Iterator[Problem]:
+    if train.new_rows_first is not None and not isinstance(tokenize.vocabulary, ExtendVocabulary):
+        message = "there are no new rows: the vocabulary does not grow"
+        remedy = "take it out, or set tokenize.vocabulary: {extend: auto}"
+        yield Problem("train.new_rows_first", message, remedy, str(train.new_rows_first))
 
 
 def _check_evaluation(

@@ -67,6 +67,7 @@ def test_all_problems_come_at_once_with_place_value_and_remedy(recipe):
         ("FOLDER/code.txt", "FOLDER/nothing.txt", "ingest.sources[0].path"),
         ("sequence_length: 64", "sequence_length: 128", "base.max_length"),
         ("{train: 400}", "keep", "tokenize.vocabulary"),
+        ("batch_tokens: 640", "batch_tokens: 640\n  new_rows_first: 5%", "train.new_rows_first"),
         ("batch_tokens: 640", "batch_tokens: 670", "train.batch_tokens"),
         ("tokens: 64k tokens", "tokens: 100", "train.tokens"),
         ("learning_rate: 5e-5", "learning_rate: 0.1x base", "train.learning_rate"),
