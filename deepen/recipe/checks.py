@@ -99,10 +99,10 @@ def check(sections: Sections, text: YamlText) -> list[Problem]:
         found += tokenize_config.problems(sections.tokenize)
     if sections.train is not None and sections.mix is not None and sections.base is not None:
         found += _check_training(sections.train, sections.mix, sections.base)
-    if sections.train is not None and sections.tokenize is not None:
-        found += _check_new_rows(sections.train, sections.tokenize)
         if sections.evaluate is not None:
             found += _check_evaluation(sections.evaluate, sections.train, sections.mix, sections.base)
+    if sections.train is not None and sections.tokenize is not None:
+        found += _check_new_rows(sections.train, sections.tokenize)
     return [replace(problem, place=text.place(key_of(problem.path))) for problem in found]
 
 
