@@ -156,12 +156,12 @@ def plane_chart(runs: Mapping[str, Records], budget: float, chosen: int | None) 
 
 
 def mixture_chart(shares: Mapping[str, Sequence[float]], steps: Sequence[int]) -> str:
-    """Share of each source in the tokens so far, over the steps."""
+    """Share of each source in the tokens of each part of the run; ``steps`` are where the parts end."""
     figure = go.Figure()
     for name, values in shares.items():
         figure.add_scatter(x=list(steps), y=list(values), name=name, stackgroup="one", line={"width": 0.5})
     figure.update_xaxes(title="step")
-    figure.update_yaxes(title="share of tokens so far", tickformat=".0%", range=[0, 1])
+    figure.update_yaxes(title="share of tokens", tickformat=".0%", range=[0, 1])
     return fragment(figure, 280)
 
 

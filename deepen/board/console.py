@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deepen.workflow.lineage import StageStatus
 
 _EXAMPLE_CHARACTERS = 100
+_PIECE_CHARACTERS = 120
 
 
 def print_table(title: str, columns: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -55,6 +56,27 @@ def print_explanation(found: Explanation) -> None:
         console.print(f"  takes:   {found.kind}\n  default: {found.default}")
     for name, meaning in found.keys:
         console.print(f"  {name:<24} {meaning}")
+
+
+def print_row(record: Mapping[str, Any]) -> None:
+    """Print one row of a batch: each piece of a document with its place, its part of the loss, and how it reads."""
+    console = Console(highlight=False, markup=False)
+    walls = "" if record["isolated"] else ", documents joined"
+    numbers = f"{record['tokens']} tokens, {record['loss_tokens']} in the loss, {record['padding']} padding{walls}"
+    console.print(f"step {record['step']}, row {record['row']}, source {record['source']}: {numbers}", style="bold")
+    for piece in record["segments"]:
+        first, end = piece["positions"]
+        whole = f"tokens {piece['start']} to {piece['start'] + piece['tokens']} of {piece['document_tokens']}"
+        quiet = ", ".join(f"{begin}-{end}" for begin, end in piece["without_loss"])
+        console.print(f"  {first}-{end} document {piece['document']}, {whole}; no loss at {quiet or 'none'}")
+        console.print(f"    {_head_and_tail(piece['text'])}")
+
+
+def _head_and_tail(text: str) -> str:
+    """A text on one line, its middle left out where it is long."""
+    line = " ".join(text.split())
+    half = _PIECE_CHARACTERS // 2
+    return line if len(line) <= _PIECE_CHARACTERS else f"{line[:half]} ... {line[-half:]}"
 
 
 def print_pair(record: Mapping[str, Any]) -> None:

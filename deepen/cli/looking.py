@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deepen.board.console import print_account, print_pair, print_status, print_table
+from deepen.board.console import print_account, print_pair, print_row, print_status, print_table
 from deepen.cli.options import JsonOption, RunArgument, print_json, write_report
 from deepen.errors import DeepenError
 
@@ -73,24 +73,29 @@ def show(
     for record in records_of(path, ShowOptions(sample=sample, dropped=dropped, step=step)):
         if "copy_of" in record and not jsonl:
             print_pair(record)
+        elif "segments" in record and not jsonl:
+            print_row(record)
         else:
             print(json.dumps(record, ensure_ascii=False, default=str, indent=None if jsonl else 1))
 
 
 def trace(
     run: RunArgument,
-    document: Annotated[str, typer.Argument(help="Document id, or a unique beginning of one.")],
+    document: Annotated[str, typer.Argument(help="Document id, a unique beginning of one, or SOURCE:LOCATION.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Say in which steps a document is trained."""
-    from deepen.workflow.batches import trace as visits_of
+    """Say in which steps a document is trained, or why it is not."""
+    from deepen.workflow.trace import trace as traced
 
-    visits = visits_of(run, document)
+    found = traced(run, document)
     if as_json:
-        print_json([vars(visit) for visit in visits])
+        print_json({**vars(found), "visits": [vars(visit) for visit in found.visits]})
+    elif found.reason:
+        print(f"document {found.document} of {found.source}: {found.reason}")
     else:
-        rows = [(visit.step, visit.row, visit.source, visit.start, visit.tokens) for visit in visits]
-        print_table(f"document {document}: {len(visits)} visits", "step, row, source, from token, tokens", rows)
+        rows = [(visit.step, visit.row, visit.position, visit.start, visit.tokens) for visit in found.visits]
+        title = f"document {found.document} of {found.source}: {len(rows)} visits"
+        print_table(title, "step, row, position, from token, tokens", rows)
 
 
 def report(run: RunArgument) -> None:

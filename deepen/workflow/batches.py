@@ -1,31 +1,59 @@
-"""Which documents are in which step: the training order opened for `show` and `trace`, without torch."""
+"""What is in which step: the training order opened for `show`, `trace` and the report, without torch.
+
+Changes of mixture that were appended while training went on are laid over the order, as training itself does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from deepen.errors import RunError
-from deepen.formats.document_ids import read_document_ids
+from deepen.formats.document_ids import DocumentIds, read_document_ids
 from deepen.formats.manifest import Artifact
-from deepen.formats.megatron import IndexedDataset
+from deepen.formats.megatron import IndexedDataset, idx_path
 from deepen.formats.order import Order, appended_files, row_of, source_of
 from deepen.formats.packs import Packs
+from deepen.formats.trained import TrainedMask
 from deepen.workflow.stages import finished_stages, stage_directory
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Segment:
+class SourceFiles:
+    """What one source gives to the rows of a run."""
+
+    packs: Packs
+    shard: IndexedDataset
+    trained: TrainedMask
+    ids: DocumentIds | None
+    """None for fixed rows, whose documents have no names."""
+
+    def name_of(self, sequence: int) -> str:
+        """The document's id, or its number where it has none."""
+        return f"row {sequence}" if self.ids is None else self.ids[sequence]
+
+
+@dataclass(frozen=True)
+class Piece:
     """A piece of one document inside a packed row."""
 
     document: str
+    at: int
+    """Position in the row where it begins."""
     start: int
-    """Position in the document's tokens where the piece begins."""
-    tokens: np.ndarray[Any, Any]
+    """Position in the document's tokens where it begins."""
+    document_tokens: int
+    """Tokens of the whole document."""
+    tokens: Array
+    has_loss: Array
+    """bool per token: whether what follows it is predicted."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +63,57 @@ class OpenedOrder:
     order: Order
     sources: list[str]
     mix: Path
-    shards: Path
+    tokenize: Path
+    _files: dict[str, SourceFiles] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Path:
         """Folder of the run's tokenizer."""
-        return self.shards / "tokenizer"
+        return self.tokenize / "tokenizer"
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps in the order."""
+        return self.order.step_of_batch(self.order.num_batches - 1)
+
+    def files(self, source: str) -> SourceFiles:
+        """The files of a source, opened once."""
+        if source not in self._files:
+            prefix = self.mix / "shards" / source
+            prefix = prefix if idx_path(prefix).is_file() else self.tokenize / "shards" / source
+            shard, ids = IndexedDataset.open(prefix), self.tokenize / "documents" / f"{source}.npy"
+            self._files[source] = SourceFiles(
+                Packs.open(self.mix, source),
+                shard,
+                TrainedMask.open(prefix, shard),
+                read_document_ids(ids) if ids.is_file() else None,
+            )
+        return self._files[source]
 
     def rows_of(self, step: int) -> list[tuple[str, int]]:
         """Source and row number of every row of optimizer step ``step`` (from 1)."""
-        rows = self.order.batch(step - 1)
+        rows = self.order.batch(self.order.batch_of_step(step))
         return [(self.sources[source], int(row)) for source, row in zip(source_of(rows), row_of(rows), strict=True)]
 
-    def segments(self, source: str, row: int) -> Iterator[Segment]:
-        """The pieces of documents in one row of a source."""
-        packs = Packs.open(self.mix, source)
-        dataset = IndexedDataset.open(self.shards / "shards" / source)
-        ids = read_document_ids(self.shards / "documents" / f"{source}.npy")
-        for sequence, start, length in packs.row(row).tolist():
-            yield Segment(ids[sequence], start, dataset[sequence][start : start + length])
+    def pieces(self, source: str, row: int, sequence_length: int, *, isolated: bool) -> Iterator[Piece]:
+        """The pieces of documents in one row of a source, as the model sees them."""
+        files = self.files(source)
+        listed = [piece for piece in files.packs.row(row).tolist() if piece[2]]
+        at = 0
+        for number, (sequence, start, length) in enumerate(listed):
+            inside = min(length, sequence_length - at)
+            if inside <= 0:
+                return
+            total = int(files.shard.lengths[sequence])
+            has_loss = np.arange(start + 1, start + inside + 1) < total
+            flags = files.trained.read(sequence, start + 1, inside)
+            if flags is not None:
+                has_loss[: len(flags)] &= flags[: total - start - 1].astype(np.bool_)[:inside]
+            if not isolated and length == inside and number + 1 < len(listed):
+                has_loss[-1] = True
+            tokens = np.asarray(files.shard.read(sequence, start, inside))
+            yield Piece(files.name_of(sequence), at, start, total, tokens, has_loss)
+            at += inside
 
 
 def open_order(run: Path) -> OpenedOrder:
@@ -64,62 +124,66 @@ def open_order(run: Path) -> OpenedOrder:
     mix = stages["mix"]
     train = stages["train"].path if "train" in stages else stage_directory(run, "train")
     order = Order.open(mix.path, *appended_files(train / "order"))
-    return OpenedOrder(order, list(mix.counts["sources"]), mix.path, stages["tokenize"].path)
+    return OpenedOrder(order, list(order.sources), mix.path, stages["tokenize"].path)
 
 
-@dataclass(frozen=True)
-class Visit:
-    """One time a document (or a part of it) is in a batch."""
+def show_batch(run: Path, step: int) -> Iterator[dict[str, Any]]:
+    """The batch of optimizer step ``step`` decoded: per row its source, padding and pieces of documents."""
+    from tokenizers import Tokenizer
 
-    step: int
-    row: int
-    source: str
-    start: int
-    tokens: int
-
-
-def trace(run: Path, document: str) -> list[Visit]:
-    """Every step of ``run`` in which the document with this id (or unique beginning of an id) is trained."""
     opened = open_order(run)
-    for index, source in enumerate(opened.sources):
-        ids = read_document_ids(opened.shards / "documents" / f"{source}.npy")
-        sequences = [sequence for sequence, known in enumerate(ids) if known.startswith(document.lower())]
-        if len({ids[sequence] for sequence in sequences}) > 1:
-            raise RunError(f"`{document}` is the beginning of {len(sequences)} document ids; give more digits")
-        if sequences:
-            return _visits(opened, index, source, sequences[0])
-    raise RunError(
-        f"no document with id `{document}` is in the training shards of `{run}`",
-        hint="it may be held out or dropped: look with `deepen show RUN/curate --dropped all`",
-    )
+    if not 1 <= step <= opened.num_steps:
+        raise RunError(f"there is no step {step}: the order has {opened.num_steps} steps")
+    tokenizer = Tokenizer.from_file(str(opened.tokenizer / "tokenizer.json"))
+    segment = opened.order.segment_of(opened.order.batch_of_step(step))
+    for place, (source, row) in enumerate(opened.rows_of(step)):
+        pieces = list(opened.pieces(source, row, segment.sequence_length, isolated=segment.isolated))
+        num_tokens = sum(len(piece.tokens) for piece in pieces)
+        yield {
+            "step": step,
+            "row": place,
+            "source": source,
+            "tokens": num_tokens,
+            "loss_tokens": sum(int(piece.has_loss.sum()) for piece in pieces),
+            "padding": segment.sequence_length - num_tokens,
+            "isolated": segment.isolated,
+            "segments": [_described(piece, tokenizer) for piece in pieces],
+        }
 
 
-def _visits(opened: OpenedOrder, index: int, source: str, sequence: int) -> list[Visit]:
-    packs = Packs.open(opened.mix, source)
-    pieces = packs.rows_with(sequence)  # {row: [(start, length), ...]}
-    visits = []
-    for batch in range(opened.order.num_batches):
-        rows = opened.order.batch(batch)
-        mine = np.flatnonzero(source_of(rows) == index)
-        for position in mine[np.isin(row_of(rows[mine]), list(pieces))]:
-            for start, length in pieces[int(row_of(rows[position]))]:
-                visits.append(Visit(batch + 1, int(position), source, start, length))
-    return visits
+def _described(piece: Piece, tokenizer: Any) -> dict[str, Any]:
+    text = tokenizer.decode(piece.tokens.tolist(), skip_special_tokens=False)
+    return {
+        "document": piece.document,
+        "positions": [piece.at, piece.at + len(piece.tokens)],
+        "start": piece.start,
+        "tokens": len(piece.tokens),
+        "document_tokens": piece.document_tokens,
+        "without_loss": [[piece.at + begin, piece.at + end] for begin, end in runs_of(~piece.has_loss)],
+        "text": text,
+    }
+
+
+def runs_of(flags: Array) -> list[tuple[int, int]]:
+    """Where ``flags`` are set, as ranges (first, end)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    return [(int(begin), int(end)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def shares_over_time(opened: OpenedOrder, most_points: int) -> tuple[list[int], dict[str, list[float]]]:
-    """Share of each source in the tokens up to a step, at no more than ``most_points`` steps."""
-    tokens_of_row = [Packs.open(opened.mix, source).tokens_per_row for source in opened.sources]
-    totals = np.zeros(len(opened.sources))
-    stride = max(1, opened.order.num_batches // most_points)
+    """Share of each source in the tokens of equal parts of the run, and the step at which each part ends."""
+    order = opened.order
+    tokens_of_row = [opened.files(source).packs.tokens_per_row for source in opened.sources]
+    edges = sorted({round(point * order.num_batches / most_points) for point in range(most_points + 1)})
     steps: list[int] = []
     shares: dict[str, list[float]] = {source: [] for source in opened.sources}
-    for batch in range(opened.order.num_batches):
-        rows = opened.order.batch(batch)
-        for index, tokens in enumerate(tokens_of_row):
-            totals[index] += tokens[row_of(rows[source_of(rows) == index])].sum()
-        if batch % stride == 0 or batch == opened.order.num_batches - 1:
-            steps.append(batch + 1)
-            for index, source in enumerate(opened.sources):
-                shares[source].append(float(totals[index] / totals.sum()))
+    for first, end in zip(edges, edges[1:], strict=False):
+        totals = np.zeros(len(opened.sources))
+        for _, _, ids in order.blocks(first, end):
+            sources, rows = source_of(ids), row_of(ids)
+            for index, tokens in enumerate(tokens_of_row):
+                totals[index] += tokens[rows[sources == index]].sum()
+        steps.append(order.step_of_batch(end - 1))
+        for index, source in enumerate(opened.sources):
+            shares[source].append(float(totals[index] / max(1.0, totals.sum())))
     return steps, shares

@@ -13,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepen.curate.passes import SHOWN_CHARACTERS
+from deepen.curate.chain import SHOWN_CHARACTERS
 from deepen.errors import RunError
 from deepen.formats.documents import document_files, read_documents, read_tables
 from deepen.formats.manifest import Artifact, open_artifact
 from deepen.formats.records import read_records
 from deepen.progress import say
+from deepen.workflow.batches import show_batch
 from deepen.workflow.stages import STAGES, finished_stages
 
 
@@ -103,26 +104,3 @@ def _find(artifact: Artifact, ids: set[str]) -> dict[str, dict[str, Any]]:
                 for row in table.filter(pc.is_in(table["id"], pa.array(ids, pa.string()))).to_pylist():
                     found[row["id"]] = {**row, "text": row["text"][:SHOWN_CHARACTERS], "state": state}
     return found
-
-
-def show_batch(run: Path, step: int) -> Iterator[dict[str, Any]]:
-    """The batch of optimizer step ``step`` decoded: per row its source and per segment document id and text."""
-    from tokenizers import Tokenizer
-
-    from deepen.workflow.batches import open_order
-
-    opened = open_order(run)
-    if not 1 <= step <= opened.order.num_batches:
-        raise RunError(f"there is no step {step}: the order has {opened.order.num_batches} steps")
-    tokenizer = Tokenizer.from_file(str(opened.tokenizer / "tokenizer.json"))
-    for position, (source, row) in enumerate(opened.rows_of(step)):
-        segments = [
-            {
-                "document": segment.document,
-                "start": segment.start,
-                "tokens": len(segment.tokens),
-                "text": tokenizer.decode(segment.tokens.tolist(), skip_special_tokens=False),
-            }
-            for segment in opened.segments(source, row)
-        ]
-        yield {"step": step, "row": position, "source": source, "segments": segments}

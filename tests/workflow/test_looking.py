@@ -5,15 +5,18 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deepen.board.report import write_report
 from deepen.errors import RunError
-from deepen.formats.documents import document_files, read_documents
+from deepen.formats.documents import document_files, read_documents, read_tables
 from deepen.formats.manifest import MANIFEST
 from deepen.workflow.account import account
-from deepen.workflow.batches import open_order, shares_over_time, trace
+from deepen.workflow.batches import open_order, shares_over_time
 from deepen.workflow.show import ShowOptions, show
+from deepen.workflow.trace import trace
 from deepen.workflow.verify import verify
 
 
@@ -69,20 +72,60 @@ def test_a_batch_shows_the_documents_that_trace_finds_again(finished_run):
     segment = rows[2]["segments"][0]
     texts = {d.id: d.text for f in document_files(finished_run / "curate" / "documents") for d in read_documents(f)}
     assert segment["text"].removesuffix("<|endoftext|>") in texts[segment["document"]]
-    visits = trace(finished_run, segment["document"])
-    assert (4, 2, segment["start"], segment["tokens"]) in {(v.step, v.row, v.start, v.tokens) for v in visits}
+    visits = trace(finished_run, segment["document"]).visits
+    first = segment["positions"][0]
+    assert (4, 2, first, segment["start"], segment["tokens"]) in {
+        (v.step, v.row, v.position, v.start, v.tokens) for v in visits
+    }
+
+
+def test_a_batch_shows_padding_and_where_there_is_no_loss(finished_run):
+    rows = list(show(finished_run / "mix", ShowOptions(step=4)))
+    for row in rows:
+        assert row["tokens"] + row["padding"] == 32
+        assert [piece["positions"][0] for piece in row["segments"]] == [
+            sum(piece["tokens"] for piece in row["segments"][:number]) for number in range(len(row["segments"]))
+        ]
+        for piece in row["segments"]:
+            end = piece["positions"][1]
+            ends_document = piece["start"] + piece["tokens"] == piece["document_tokens"]
+            assert piece["without_loss"] == ([[end - 1, end]] if ends_document else [])
+    metrics = [json.loads(line) for line in (finished_run / "train" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(row["tokens"] for row in rows) == metrics[3]["tokens"] - metrics[2]["tokens"]
+
+
+def documents_in(folder):
+    return [d for path in sorted(folder.glob("*.parquet")) for table in read_tables(path) for d in table.to_pylist()]
+
+
+def test_trace_takes_beginnings_and_locations(finished_run):
+    document = next(d for f in document_files(finished_run / "curate" / "documents", "code") for d in read_documents(f))
+    found = trace(finished_run, document.id)
+    assert found.visits and found.reason == ""
+    assert trace(finished_run, document.id[:12].upper()) == found
+    assert trace(finished_run, f"code:{document.meta['location']}") == found
+
+
+def test_trace_says_why_a_document_is_not_trained(run_copy):
+    held_out = documents_in(run_copy / "curate" / "held_out")[0]
+    assert "held out" in trace(run_copy, held_out["id"]).reason
+    row = {"id": "0" * 32, "source": "code", "reason": "too_short", "value": 3.0, "detail": "", "text": "x"}
+    path = run_copy / "curate" / "dropped" / "code-00000.parquet"
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    assert trace(run_copy, "0" * 32).reason == "not trained: dropped because of too_short (3.0)"
 
 
 def test_trace_of_an_unknown_document_says_so(finished_run):
-    with pytest.raises(RunError, match="no document with id"):
-        trace(finished_run, "ffffffffffffffffffffffffffffffff0")
+    for document, message in (("f" * 32, "no document with id"), ("f" * 33, "is no document id"), ("x:1", "no source")):
+        with pytest.raises(RunError, match=message):
+            trace(finished_run, document)
 
 
 def test_realised_shares_are_those_asked(finished_run):
     steps, shares = shares_over_time(open_order(finished_run), 100)
-    assert steps[-1] == 10
-    assert shares["code"][-1] == pytest.approx(0.6, abs=0.1)
-    assert sum(values[-1] for values in shares.values()) == pytest.approx(1)
+    assert steps == list(range(1, 11))
+    assert sum(shares["code"]) / 10 == pytest.approx(0.6, abs=0.02)
+    assert [a + b for a, b in zip(shares["code"], shares["prose"], strict=True)] == pytest.approx([1] * 10)
 
 
 def test_the_report_is_one_file_without_outside_references(run_copy):
