@@ -1,4 +1,4 @@
-"""Rows for tokens that a base does not have, made from the rows it has; what each costs and gains is measured in docs/train.md.
+"""Rows for tokens that a base does not have, made from the rows it has. docs/train.md has measurements.
 
 - ``subword_mean``: the mean of the rows of the pieces that the text had before (ChipNeMo, arXiv 2311.00176).
 - ``mean``: the mean of all rows. In any context k such rows take at most log(1 + k/n) nats from n old tokens, because
