@@ -18,6 +18,8 @@ from deepen.settings import Many, Settings
 
 EXTENSION = "extension.json"
 NEW_ROWS = "new_rows.safetensors"
+ROW_MULTIPLE = 128
+"""Tables of tokens that grow get a multiple of so many rows, as matrix products and tensor parallelism want it."""
 
 
 class NewToken(Settings):
@@ -67,3 +69,10 @@ def new_rows_file(directory: Path) -> Path | None:
     """The rows of new tokens in a tokenize directory; None when its vocabulary is the base's own."""
     path = directory / NEW_ROWS
     return path if path.is_file() else None
+
+
+def rows_for(base_rows: int, vocabulary_size: int) -> int:
+    """Rows of tables that have ``base_rows`` and must hold ``vocabulary_size`` ids: unchanged when there is room."""
+    if vocabulary_size <= base_rows:
+        return base_rows
+    return ROW_MULTIPLE * -(-vocabulary_size // ROW_MULTIPLE)

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from deepen.errors import DeepenError
 from deepen.formats.atomic import FileEntry
-from deepen.formats.extension import NEW_ROWS, Extension
+from deepen.formats.extension import NEW_ROWS, Extension, rows_for
 from deepen.model.load import load_token_tables
 from deepen.model.tensor_files import write_tensors
-from deepen.model.token_tables import mean_name, repaired_name, rows_for, token_tables
+from deepen.model.token_tables import mean_name, repaired_name, token_tables
 
 Init = Literal["subword_mean", "mean", "nearest", "random"]
 

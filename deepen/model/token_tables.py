@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deepen.errors import DamageError
-
-ROW_MULTIPLE = 128
+from deepen.formats.extension import rows_for
 
 
 def token_tables(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -30,13 +29,6 @@ def token_tables(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     if getattr(head, "bias", None) is not None:
         tables["output_bias"] = head.bias
     return tables
-
-
-def rows_for(base_rows: int, vocabulary_size: int) -> int:
-    """Rows of tables that have ``base_rows`` and must hold ``vocabulary_size`` ids: unchanged when there is room."""
-    if vocabulary_size <= base_rows:
-        return base_rows
-    return ROW_MULTIPLE * -(-vocabulary_size // ROW_MULTIPLE)
 
 
 def mean_name(table: str) -> str:

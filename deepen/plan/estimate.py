@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from deepen.formats.architecture import ADAMW_BYTES_PER_PARAMETER, Architecture, architecture_from_config
+from deepen.formats.extension import rows_for
 from deepen.ingest.files import list_files
 from deepen.model.config import BaseRun, RandomInit
 from deepen.progress import readable
 from deepen.recipe.models import Machine, Recipe
-from deepen.tokenize.config import TrainVocabulary
+from deepen.tokenize.config import ExtendVocabulary, TrainVocabulary
 from deepen.train.config import num_steps
 
 _PEAK_BF16 = {"A100": 312e12, "H100 / H200": 989e12}
@@ -47,7 +48,7 @@ def estimate(recipe: Recipe, machine: Machine) -> list[Line]:
         return [*lines, Line("model", 0, "unknown", "the base is not on this machine: `deepen fetch` it first")]
     flops = sum(shape.training_flops_per_token(length) * tokens for length, tokens in _tokens_by_length(recipe))
     lines += [
-        Line("parameters", shape.num_parameters, readable(shape.num_parameters), "from config.json"),
+        Line("parameters", shape.num_parameters, readable(shape.num_parameters), _how_large(recipe)),
         Line("compute", flops, f"{flops:.2e} FLOP", "tokens x (6 N + 12 layers d T)"),
     ]
     return [*lines, *_time(flops, machine), *_memory(shape, recipe), *_disk(shape, recipe)]
@@ -66,14 +67,31 @@ def _tokens_by_length(recipe: Recipe) -> list[tuple[int, float]]:
 
 
 def architecture_of(recipe: Recipe) -> Architecture | None:
-    """Shape of the base, or None when it is a hub model that was not looked at yet."""
-    base = recipe.base
+    """Shape of the model that is trained, or None when the base is a hub model that was not looked at yet.
+
+    A number of new tokens counts; how many ``extend: auto`` will add is not known before the corpus is read.
+    """
+    base, vocabulary = recipe.base, recipe.tokenize.vocabulary
     if isinstance(base, RandomInit):
-        vocabulary = recipe.tokenize.vocabulary
         size = vocabulary.train if isinstance(vocabulary, TrainVocabulary) else 0
         return architecture_from_config(base.config_json(size))
     path = _config_file(base)
-    return architecture_from_config(json.loads(path.read_text())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    shape = architecture_from_config(json.loads(path.read_text()))
+    if isinstance(vocabulary, ExtendVocabulary) and vocabulary.extend != "auto":
+        rows = rows_for(shape.vocabulary_size, shape.vocabulary_size + vocabulary.extend)
+        shape = replace(shape, vocabulary_size=rows)
+    return shape
+
+
+def _how_large(recipe: Recipe) -> str:
+    vocabulary = recipe.tokenize.vocabulary
+    if not isinstance(vocabulary, ExtendVocabulary):
+        return "from config.json"
+    if vocabulary.extend == "auto":
+        return "from config.json; a vocabulary that grows adds rows of the hidden size"
+    return f"from config.json, with {vocabulary.extend:,} new tokens"
 
 
 def _config_file(base: str | BaseRun) -> Path:

@@ -44,6 +44,15 @@ def test_a_random_network_takes_its_vocabulary_from_the_recipe(tmp_path):
     assert shape.vocabulary_size == 1000
 
 
+def test_new_tokens_add_rows(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_1B))
+    plain = recipe(tmp_path, str(tmp_path))
+    vocabulary = {"tokenize": {"vocabulary": {"extend": 1000}}}
+    grown = Recipe.model_validate(plain.model_dump(mode="json") | vocabulary)
+    sizes = [architecture_of(one).num_parameters for one in (plain, grown)]
+    assert sizes[1] - sizes[0] == 2048 * (129_280 - 128_256)
+
+
 def test_a_base_that_is_not_here_is_said_to_be_unknown(tmp_path):
     lines = {line.what: line for line in estimate(recipe(tmp_path, "nobody/nothing"), Machine())}
     assert "fetch" in lines["model"].how
