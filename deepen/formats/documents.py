@@ -148,6 +148,20 @@ def num_documents_in(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
+def roles_in(path: Path) -> set[str]:
+    """The roles that the spans of a file's documents have; none for plain text."""
+    found: set[str] = set()
+    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+        if "spans" not in file.schema_arrow.names:
+            return found
+        for index in range(file.num_row_groups):
+            spans = file.read_row_group(index, columns=["spans"])["spans"]
+            if spans.null_count < len(spans):
+                flat = spans.combine_chunks().flatten()
+                found.update(flat.field("role").unique().to_pylist())
+    return found
+
+
 def document_files(directory: Path, source: str | None = None) -> list[Path]:
     """The document files under ``directory`` in their fixed order, of one source (``NAME-00000.parquet``) or of all."""
     # A glob would take the parts of `notes-2023` for parts of `notes`.

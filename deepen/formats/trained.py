@@ -8,15 +8,17 @@ because readers slice them beside the ids without shifting anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from deepen.errors import DamageError
-from deepen.formats.atomic import FileEntry, writing
+from deepen.formats.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.megatron import IndexedDataset
 
 Array = npt.NDArray[Any]
@@ -68,6 +70,44 @@ class TrainedMask:
             return None
         begin = int(self.dataset.offsets[sequence]) // self.dataset.dtype.itemsize + start
         return self.flags[begin : begin + length]
+
+
+class TrainedWriter:
+    """Writes the mask of one pair, in a ``with`` block; the file begins to exist with the first masked document."""
+
+    def __init__(self, prefix: Path) -> None:
+        self._path = trained_path(prefix)
+        self._stack = ExitStack()
+        self._file: HashingWriter | None = None
+        self.num_tokens = 0
+        self.num_targets = 0
+
+    def __enter__(self) -> Self:
+        self._path.unlink(missing_ok=True)
+        return self
+
+    def add(self, num_tokens: int, flags: Array | None) -> None:
+        """Append the flags (uint8) of ``num_tokens`` tokens; None: all of them are targets."""
+        if flags is not None and self._file is None:
+            self._file = self._stack.enter_context(writing(self._path))
+            self._write_ones(self.num_tokens)
+        if flags is not None and self._file is not None:
+            assert len(flags) == num_tokens, f"{len(flags)} flags for {num_tokens} tokens"
+            self._file.write(np.ascontiguousarray(flags, dtype=np.uint8))
+        else:
+            self._write_ones(num_tokens)
+        self.num_tokens += num_tokens
+        self.num_targets += num_tokens if flags is None else int(flags.sum(dtype=np.int64))
+
+    def _write_ones(self, num_tokens: int) -> None:
+        for begin in range(0, num_tokens if self._file is not None else 0, _BLOCK):
+            assert self._file is not None
+            self._file.write(np.ones(min(_BLOCK, num_tokens - begin), dtype=np.uint8))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
 
 def merge_trained(prefix: Path, parts: Sequence[tuple[Path, int]], root: Path) -> FileEntry | None:

@@ -11,6 +11,9 @@ from pydantic import Discriminator, Field, Tag
 from deepen.errors import Problem
 from deepen.settings import Count, Settings
 
+TEMPLATES = ("auto", "none")
+"""What ``template`` can be besides a file."""
+
 
 class TrainVocabulary(Settings):
     """A new byte-level BPE vocabulary, for a base that is trained from scratch: ``{train: 4096}``."""
@@ -61,10 +64,17 @@ class TokenizeConfig(Settings):
     vocabulary: VocabularySetting = "keep"
     """``keep`` uses the base's own tokenizer as it is; ``{extend: auto}`` or ``{extend: 1000}`` adds tokens of the
     domain to it; ``{train: N}`` learns a new one, which a base with ``init: random`` needs."""
+    template: str = "auto"
+    """Chat template for documents with turns. ``auto``: the base's own, or ``User: ...``, ``Assistant: ...`` if it has
+    none; ``none``: turns stand as they are in the text, blank lines between them; else a file with a Jinja template,
+    which the exported model carries then."""
 
 
 def problems(config: TokenizeConfig) -> Iterator[Problem]:
-    """What is wrong between settings of ``tokenize`` that are each valid, and with the file of words."""
+    """What is wrong between settings of ``tokenize`` that are each valid, and with the files that they name."""
+    if config.template not in TEMPLATES and not Path(config.template).expanduser().is_file():
+        remedy = "give `auto`, `none` or the path of a Jinja template"
+        yield Problem("tokenize.template", "there is no such file", remedy, config.template)
     vocabulary = config.vocabulary
     if not isinstance(vocabulary, ExtendVocabulary):
         return

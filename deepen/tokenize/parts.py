@@ -21,8 +21,11 @@ from deepen.formats.arrays import open_array, write_array
 from deepen.formats.document_ids import pack_ids
 from deepen.formats.documents import read_tables
 from deepen.formats.megatron import IndexedDataset, IndexedDatasetWriter, token_dtype
+from deepen.formats.trained import TrainedWriter, merge_trained
 from deepen.tokenize.encoder import Encoder, EncoderName
+from deepen.tokenize.masked import PartTurns
 from deepen.tokenize.pieces import Boundary
+from deepen.tokenize.templates import Template
 from deepen.tokenize.vocabulary import Vocabulary
 
 Array = npt.NDArray[Any]
@@ -39,11 +42,13 @@ class EncodePart:
 
     documents: Path
     prefix: Path
-    """Where the part's ``.bin``, ``.idx`` and ``.npy`` go."""
+    """Where the part's ``.bin``, ``.idx``, ``.npy`` and, if anything is masked, ``.trained`` go."""
     tokenizer: Path
     vocabulary: Vocabulary
     encoder: EncoderName
     boundary: Boundary
+    template: Template | None = None
+    """Chat template for documents with turns; None leaves these as they stand in the text."""
 
 
 @lru_cache(maxsize=2)
@@ -55,28 +60,39 @@ def encode_part(part: EncodePart) -> dict[str, Any]:
     """Encode the documents of one file, each as one sequence; returns counts and the first sample that differed."""
     vocabulary = part.vocabulary
     encoder = _encoder(part.tokenizer, part.encoder, tuple(vocabulary.control), part.boundary)
-    counts: dict[str, Any] = {"documents": 0, "tokens": 0, "bytes": 0, "words": 0, "checked": 0, "differs": None}
+    counts: dict[str, Any] = {"bytes": 0, "words": 0, "target_bytes": 0, "checked": 0, "differs": None}
     all_ids: list[Array] = []
-    with IndexedDatasetWriter(part.prefix, token_dtype(vocabulary.size)) as writer:
-        for ids, texts in _batches(part.documents):
-            tokens, lengths = encoder.encode(texts.to_pylist())
-            halves = pack_ids(ids)
-            if part.encoder != "tokenizers":
-                _check_sample(encoder, halves, texts, (tokens, lengths), counts)
+    turns = PartTurns(encoder, part.tokenizer, vocabulary, part.template)
+    with IndexedDatasetWriter(part.prefix, token_dtype(vocabulary.size)) as writer, TrainedWriter(part.prefix) as mask:
+        for ids, texts, spans in _batches(part.documents):
+            halves, flags = pack_ids(ids), None
+            if spans is None:
+                tokens, lengths = encoder.encode(texts.to_pylist())
+                if part.encoder != "tokenizers":
+                    _check_sample(encoder, halves, texts, (tokens, lengths), counts)
+                counts["target_bytes"] += _num_bytes(texts)
+            else:
+                tokens, lengths, flags, written = turns.encode(halves, texts.to_pylist(), spans.to_pylist())
+                texts, halves = texts.filter(pa.array(written)), halves[written]
             framed, lengths = frame(tokens, lengths, vocabulary)
             writer.add_documents(framed, lengths)
+            mask.add(len(framed), flags)
             all_ids.append(halves)
             counts["bytes"] += _num_bytes(texts)
             counts["words"] += num_words(texts)
+    turns.add_to(counts)
     halves = np.concatenate([np.empty((0, 2), np.uint64), *all_ids])
     path = part.prefix.with_name(part.prefix.name + ".npy")
     write_array(path, [halves], shape=halves.shape, dtype=np.uint64, root=path.parent)
-    return counts | {"documents": len(halves), "tokens": writer.num_tokens}
+    return counts | {"documents": len(halves), "tokens": writer.num_tokens, "targets": mask.num_targets}
 
 
-def _batches(path: Path) -> Iterator[tuple[list[str], pa.LargeStringArray]]:
-    """Ids and texts of a file, a few megabytes at a time (one long document may be more)."""
-    for table in read_tables(path, ["id", "text"]):
+def _batches(path: Path) -> Iterator[tuple[list[str], pa.LargeStringArray, pa.ListArray | None]]:
+    """Ids, texts and spans (None where no document has any) of a file, a few megabytes at a time (one long document
+    may be more)."""
+    for table in read_tables(path, ["id", "text", "spans"]):
+        spans = table["spans"].combine_chunks()
+        spans = None if spans.null_count == len(spans) else spans
         ids = table["id"].to_pylist()
         texts = pa.concat_arrays(table["text"].cast(pa.large_string()).chunks)
         ends = _offsets(texts)[1:] - _offsets(texts)[0]
@@ -84,7 +100,7 @@ def _batches(path: Path) -> Iterator[tuple[list[str], pa.LargeStringArray]]:
         while begin < len(texts):
             before = int(ends[begin - 1]) if begin else 0
             end = max(begin + 1, int(np.searchsorted(ends, before + BATCH_BYTES, side="right")))
-            yield ids[begin:end], texts[begin:end]
+            yield ids[begin:end], texts[begin:end], None if spans is None else spans[begin:end]
             begin = end
 
 
@@ -165,9 +181,12 @@ def merge_parts(part: MergePart) -> dict[str, Any]:
     with IndexedDatasetWriter(part.out / "shards" / part.source, token_dtype(part.vocabulary.size)) as writer:
         for prefix in part.prefixes:
             writer.add_dataset(IndexedDataset.open(prefix))
+    sizes = [(prefix, IndexedDataset.open(prefix).num_tokens) for prefix in part.prefixes]
+    mask = merge_trained(part.out / "shards" / part.source, sizes, part.out)
     arrays = [open_array(prefix.with_name(prefix.name + ".npy")) for prefix in part.prefixes]
     path = part.out / "documents" / f"{part.source}.npy"
     shape = (sum(map(len, arrays)), 2)
     ids = write_array(path, arrays, shape=shape, dtype=np.uint64, root=part.out)
     files = [*(entry.model_copy(update={"path": f"shards/{entry.path}"}) for entry in writer.entries), ids]
+    files += [mask] if mask is not None else []
     return {"files": [file.model_dump() for file in files]}

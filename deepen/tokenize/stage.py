@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.errors import DeepenError, SourceError
 from deepen.formats.atomic import FileEntry
-from deepen.formats.documents import document_files, num_documents_in, read_tables
+from deepen.formats.documents import document_files, num_documents_in, read_tables, roles_in
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.workers import as_workers
 from deepen.model.config import ResolvedBase
@@ -20,9 +21,10 @@ from deepen.progress import readable, say
 from deepen.tokenize.config import TokenizeConfig
 
 if TYPE_CHECKING:
+    from deepen.tokenize.templates import Template
     from deepen.tokenize.vocabulary import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 _TRAINED_ROLES = ("domain", "replay")
 _SAMPLES_PER_SOURCE = 16
 _SAMPLE_CHARACTERS = 20_000
@@ -31,8 +33,9 @@ _SAMPLE_CHARACTERS = 20_000
 def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Manifest:
     """Encode the domain and replay documents of ``job.inputs["curate"]`` with the base's or a new vocabulary.
 
-    Writes ``tokenizer/``, ``shards/SOURCE.bin`` and ``.idx``, and ``documents/SOURCE.npy``. Raises ``DeepenError`` when
-    the vocabulary does not fit the base or cannot end a document, ``SourceError`` when there is nothing to train on.
+    Writes ``tokenizer/``, ``shards/SOURCE.bin``, ``.idx`` and, where something is masked, ``.trained``, and
+    ``documents/SOURCE.npy``. Raises ``DeepenError`` when the vocabulary does not fit the base or cannot end a document,
+    ``SourceError`` when there is nothing to train on.
     """
     from deepen.tokenize.vocabulary import Vocabulary
 
@@ -99,6 +102,8 @@ class PreparePart:
     samples: tuple[Path, ...]
     """The files whose first documents every encoder must agree on."""
     workers: int
+    template: str
+    """``tokenize.template``."""
 
 
 def prepare(part: PreparePart) -> dict[str, Any]:
@@ -120,6 +125,9 @@ def prepare(part: PreparePart) -> dict[str, Any]:
     vocabulary = read_vocabulary(folder)
     if part.vocabulary_size is not None and vocabulary.size < part.vocabulary_size:
         remarks.append(f"the corpus yields a vocabulary of {vocabulary.size} only, {part.vocabulary_size} was asked")
+    template, entries, remark = _prepare_template(part, folder)
+    files = [*(file for file in files if file.path not in {entry.path for entry in entries}), *entries]
+    remarks.append(remark)
     encoder, remark = choose_encoder(folder, vocabulary.control, samples)
     remarks.append(f"{remark}: encoding with the slower tokenizers library" if remark else "")
     boundary = choose_boundary(folder, vocabulary.control, samples, encoder)
@@ -128,8 +136,17 @@ def prepare(part: PreparePart) -> dict[str, Any]:
         "vocabulary": asdict(vocabulary),
         "encoder": encoder,
         "boundary": boundary,
+        "template": None if template is None else asdict(template),
         "remarks": [remark for remark in remarks if remark],
     }
+
+
+def _prepare_template(part: PreparePart, folder: Path) -> tuple[Template | None, list[FileEntry], str]:
+    """The chat template, where documents have turns and one is wanted; what was written; and a remark (or "")."""
+    from deepen.tokenize.templates import choose_template
+
+    turns = {role for path in part.documents for role in roles_in(path)} - {"prompt", "target"}
+    return choose_template(part.template, folder) if turns and part.template != "none" else (None, [], "")
 
 
 def _texts(paths: Sequence[Path]) -> Iterator[str]:
@@ -147,7 +164,7 @@ def _prepare(config: TokenizeConfig, job: StageJob, base: ResolvedBase, files: d
     size = None if config.vocabulary == "keep" else config.vocabulary.train
     documents = tuple(path for paths in files.values() for path in paths)
     samples = tuple(paths[0] for paths in files.values() if paths)
-    part = PreparePart(job.out, base.path, size, documents, samples, as_workers(job.workers).processes)
+    part = PreparePart(job.out, base.path, size, documents, samples, as_workers(job.workers).processes, config.template)
     (prepared,) = map_parts(
         prepare, [part], workers=1, ledger=_ledger(job) / "tokenizer", what="tokenizer", unit="tokenizers", sizes=[1]
     )
@@ -164,13 +181,18 @@ def _encode(
     If any sampled document differs from the reference, everything is encoded again by the reference.
     """
     from deepen.tokenize.parts import EncodePart, encode_part
+    from deepen.tokenize.templates import Template
 
+    found = prepared["template"]
+    template = None if found is None else Template(found["source"], tuple(map(tuple, found["tokens"])))
     prefixes, folder = _parts_directory(job), job.out / "tokenizer"
     named = [(name, path) for name, paths in files.items() for path in paths]
     sizes = [num_documents_in(path) for _, path in named]
     for encoder in dict.fromkeys((prepared["encoder"], "tokenizers")):
         boundary = prepared["boundary"]
-        parts = [EncodePart(path, prefixes / path.stem, folder, vocabulary, encoder, boundary) for _, path in named]
+        parts = [
+            EncodePart(path, prefixes / path.stem, folder, vocabulary, encoder, boundary, template) for _, path in named
+        ]
         results = map_parts(
             encode_part, parts, workers=job.workers, ledger=_ledger(job) / encoder, what="tokenizing", unit="documents",
             sizes=sizes,
@@ -197,8 +219,14 @@ def _merge(job: StageJob, vocabulary: Vocabulary, files: dict[str, list[Path]]) 
 
 
 def _totals(role: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    keys = ("documents", "tokens", "bytes", "words", "checked")
-    return {"role": role, **{key: sum(result[key] for result in results) for key in keys}}
+    keys = ("documents", "tokens", "targets", "bytes", "target_bytes", "words", "checked", "conversations", "trimmed")
+    refused: Counter[str] = Counter()
+    because: dict[str, str] = {}
+    for result in results:
+        refused.update(result["refused"])
+        because = result["refused_because"] | because
+    sums = {key: sum(result[key] for result in results) for key in keys}
+    return {"role": role, **sums, "refused": dict(sorted(refused.items())), "refused_because": because}
 
 
 def _summary(counts: dict[str, Any]) -> str:
@@ -210,4 +238,12 @@ def _summary(counts: dict[str, Any]) -> str:
             f"documents, {source['bytes'] / tokens:.2f} bytes per token, "
             f"{source['tokens'] / max(1, source['words']):.2f} tokens per word"
         )
+        if source["targets"] < source["tokens"]:
+            lines.append(
+                f"    {source['conversations']} with turns; {source['targets'] / tokens:.0%} of tokens trained"
+            )
+        lines += [
+            f"    {number} refused: {reason} ({source['refused_because'][reason]})"
+            for reason, number in source["refused"].items()
+        ]
     return "\n".join(lines)

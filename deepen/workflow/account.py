@@ -56,7 +56,11 @@ def _ingest_to_curate(counts: Counts) -> Iterator[AccountLine]:
 def _curate_to_tokenize(counts: Counts) -> Iterator[AccountLine]:
     curated = _sources(counts, "curate")
     for name, source in _sources(counts, "tokenize").items():
-        yield AccountLine(name, "documents kept", curated[name]["documents_kept"], source["documents"], "tokenized")
+        refused = sum(source.get("refused", {}).values())
+        terms = (
+            f"{source['documents']:,} tokenized + {refused:,} refused by the chat template" if refused else "tokenized"
+        )
+        yield AccountLine(name, "documents kept", curated[name]["documents_kept"], source["documents"] + refused, terms)
 
 
 def _tokenize_to_mix(counts: Counts) -> Iterator[AccountLine]:

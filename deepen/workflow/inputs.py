@@ -21,6 +21,7 @@ from deepen.ingest.files import list_files
 from deepen.model.config import TOKENIZER_FILES, BaseRun, RandomInit, ResolvedBase
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
+from deepen.tokenize.config import TEMPLATES
 from deepen.workflow.hub_data import CARD, pattern_in_card, read_card
 from deepen.workflow.remote import Listing, remote_files
 from deepen.workflow.stages import Setup
@@ -57,7 +58,7 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
     frozen = recipe.curate.held_out.from_run
     if frozen is not None:
         raw_inputs["held_out"] = _held_out_of_run(Path(frozen))
-    raw_inputs |= _probes(recipe, run)
+    raw_inputs |= _probes(recipe, run) | _tokenize_files(recipe, run)
     return Setup(recipe, machine, base, sources, raw_inputs)
 
 
@@ -70,6 +71,15 @@ def _probes(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
     if entries:
         cache.save()
     return entries
+
+
+def _tokenize_files(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
+    """Files that the settings of ``tokenize`` name, by content."""
+    template = recipe.tokenize.template
+    if template in TEMPLATES:
+        return {}
+    path = Path(template).expanduser()
+    return {"tokenize:template": InputEntry(path=template, fingerprint=HashCache(hash_cache(run)).hash(path))}
 
 
 def identify_source(source: Source, run: Path) -> str:

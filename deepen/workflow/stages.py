@@ -171,7 +171,7 @@ STAGES: dict[str, Stage] = {
         Stage("curate", ("ingest",), _seeded("curate"), _curate, _format_of("curate"),
               reads=lambda name: name == "held_out" or name.startswith("probe:")),
         Stage("tokenize", ("curate",), _seeded("tokenize"), _tokenize, _format_of("tokenize"),
-              reads=lambda name: name == "base"),
+              reads=lambda name: name == "base" or name.startswith("tokenize:")),
         Stage("mix", ("curate", "tokenize"), _mix_identity, _mix, _format_of("mix")),
         Stage("baseline", ("curate", "tokenize"), _baseline_identity, _baseline,
               _format_of("evaluate", "BASELINE_FORMAT"),

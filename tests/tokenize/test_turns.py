@@ -1,0 +1,104 @@
+"""The stage on documents with turns: a mask beside the shard, what was refused in the counts, the same bytes again."""
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from deepen.errors import DeepenError
+from deepen.formats.atomic import damage
+from deepen.formats.document_ids import read_document_ids
+from deepen.formats.documents import Document, Span, document_id, roles_in, write_documents
+from deepen.formats.manifest import open_artifact
+from deepen.formats.megatron import IndexedDataset
+from deepen.formats.trained import TrainedMask, trained_path
+from deepen.tokenize.config import TokenizeConfig
+from deepen.tokenize.stage import tokenize
+
+from .test_stage import files
+
+TALK = (Span("user", 0, 4), Span("assistant", 6, 13))
+DOCUMENTS = [("why?\n\nbecause", TALK), ("plain words", None), ("Q: A", (Span("prompt", 0, 3), Span("target", 3, 4)))]
+ONCE = "{% for m in messages %}{{ m['content'] if m['role'] != 'tool' else raise_exception('no tools') }}{% endfor %}"
+
+
+@pytest.fixture
+def chats(make_job, tmp_path: Path):
+    """``chats(out)``: a job over a source with turns in two files, and one of plain text."""
+
+    def chats(out: str, *more, workers: int = 1):
+        job = make_job(out, chat=("domain", [["x"], ["x"]]), notes=("replay", [["plain"]]), workers=workers)
+        for number, texts in enumerate(([*DOCUMENTS, *more], DOCUMENTS[1:2])):
+            documents = [
+                Document(document_id("chat", f"{number}/{k}"), t, "chat", spans=s) for k, (t, s) in enumerate(texts)
+            ]
+            path = tmp_path / f"curate/documents/chat-{number:05d}.parquet"
+            write_documents(path, documents, tmp_path / "curate")
+        assert roles_in(path) == set()
+        return job
+
+    return chats
+
+
+def shown(out: Path) -> list[str]:
+    """Each document of the chat source, with masked tokens as underscores."""
+    dataset, mask = IndexedDataset.open(out / "shards/chat"), TrainedMask.open(out / "shards/chat")
+    tokenizer = Tokenizer.from_file(str(out / "tokenizer/tokenizer.json"))
+    texts = []
+    for sequence in range(len(dataset)):
+        flags = mask.read(sequence, 0, len(dataset[sequence]))
+        tokens = [tokenizer.decode([token], skip_special_tokens=False) for token in dataset[sequence].tolist()]
+        texts.append("".join(t if flag else "_" * len(t) for t, flag in zip(tokens, flags, strict=True)))
+    return texts
+
+
+END = "<|endoftext|>"
+SHOWN = [f"{'_' * 22} because{END}", f"plain words{END}", f"___A{END}", f"plain words{END}"]
+
+
+def test_answers_alone_are_targets(chats, byte_level) -> None:
+    job = chats("out")
+    counts = tokenize(TokenizeConfig(), job, base=byte_level).counts
+    assert shown(job.out) == SHOWN
+    chat = counts["sources"]["chat"]
+    assert (chat["documents"], chat["conversations"], chat["refused"]) == (4, 2, {})
+    assert chat["target_bytes"] == len("becauseAplain wordsplain words")
+    assert chat["targets"] == sum(trained_path(job.out / "shards/chat").read_bytes()) < chat["tokens"]
+    assert counts["sources"]["notes"]["targets"] == counts["sources"]["notes"]["tokens"]
+    assert not trained_path(job.out / "shards/notes").exists()
+
+
+def test_every_file_is_listed_and_any_number_of_workers_gives_the_same(chats, byte_level) -> None:
+    jobs = [chats(f"out{workers}", workers=workers) for workers in (1, 2)]
+    for job in jobs:
+        tokenize(TokenizeConfig(), job, base=byte_level)
+    assert files(jobs[0].out) == files(jobs[1].out)
+    manifest = open_artifact(jobs[0].out).manifest
+    assert {entry.path for entry in manifest.files} == set(files(jobs[0].out)) >= {"tokenizer/chat_template.jinja"}
+    assert not any(damage(entry, jobs[0].out) for entry in manifest.files)
+
+
+def test_what_the_template_refuses_is_counted_and_the_rest_goes_on(chats, byte_level, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(ONCE)
+    tool = ("a\n\nb\n\nc", (Span("user", 0, 1), Span("tool", 3, 4), Span("assistant", 6, 7)))
+    job = chats("out", tool)
+    counts = tokenize(TokenizeConfig(template=str(tmp_path / "own.jinja")), job, base=byte_level).counts["sources"][
+        "chat"
+    ]
+    assert (counts["documents"], counts["refused"]) == (4, {"template_refuses": 1})
+    assert counts["refused_because"] == {"template_refuses": "no tools"}
+    assert len(read_document_ids(job.out / "documents/chat.npy")) == 4
+    assert shown(job.out)[0] == f"____because{END}"
+
+
+def test_without_a_template_turns_stay_as_they_are(chats, byte_level) -> None:
+    job = chats("out")
+    tokenize(TokenizeConfig(template="none"), job, base=byte_level)
+    assert shown(job.out) == [f"______because{END}", *SHOWN[1:]]
+    assert not (job.out / "tokenizer/chat_template.jinja").exists()
+
+
+def test_a_template_that_cannot_write_an_answer_stops_the_stage(chats, byte_level, tmp_path: Path) -> None:
+    (tmp_path / "bad.jinja").write_text("{{ raise_exception('never') }}")
+    with pytest.raises(DeepenError, match="never"):
+        tokenize(TokenizeConfig(template=str(tmp_path / "bad.jinja")), chats("out"), base=byte_level)
