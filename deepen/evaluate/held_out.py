@@ -7,13 +7,17 @@ padding), longest first, so that a batch that does not fit in memory fails at on
 Without a begin-of-document token nothing stands before the first token, so it cannot be scored: its bytes are left out
 of the denominator. The end-of-document token is not scored: it has no bytes. Models with different tokenizers are then
 scored from the first place where both begin a token.
+
+What a tokenizer cannot spell (its unknown token) a model cannot be said to predict: to the likelihood of the unknown
+token come 8 bits for each byte that it hides, as if the bytes were written out. Otherwise ignorance would look like
+skill, most of all beside a vocabulary that grew to spell them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +30,7 @@ from deepen.evaluate.likelihoods import table_of
 from deepen.evaluate.material import Material
 from deepen.model.load import load_tokenizer
 from deepen.model.loss import LossModel
-from deepen.progress import Tracker, track
+from deepen.progress import Tracker, say, track
 
 NOTHING_TO_SCORE = "nothing_to_score"
 """Reason of a document without a scorable token: empty, or a single token with nothing before it."""
@@ -35,6 +39,7 @@ _DOCUMENTS_AT_ONCE = 256
 _TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 16_384}
 """Rows x longest window of one forward pass: enough work per matrix product, little memory for activations."""
 _IGNORED = -100
+_NATS_PER_UNKNOWN_BYTE = np.log(256)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Encoded:
     """Position of the first scored token; n when none can be scored."""
     num_bytes: int
     """UTF-8 bytes of the text that the scored tokens stand for."""
+    unknown_bytes: int = 0
+    """Those of them that the tokenizer cannot spell."""
 
     @property
     def num_scored(self) -> int:
@@ -82,6 +89,7 @@ def prepare(material: Material, *, context: int, stride: float) -> Callable[[Los
 
     def measure(model: LossModel, what: str | None) -> pa.Table:
         nll = likelihoods(model, corpus.documents, context=context, stride=stride, what=what)
+        nll += _NATS_PER_UNKNOWN_BYTE * np.array([document.unknown_bytes for document in corpus.documents])
         reasons = [None if document.num_scored else NOTHING_TO_SCORE for document in corpus.documents]
         num_bytes = np.array([document.num_bytes for document in corpus.documents], dtype=np.int64)
         num_tokens = np.array([document.num_scored for document in corpus.documents], dtype=np.int64)
@@ -95,6 +103,7 @@ def encode(material: Material) -> Corpus:
     begin = material.begin_of_document_id
     encoder = plain_encoder(material.tokenizer)
     compared = plain_encoder(material.compared) if material.compared is not None and begin is None else None
+    unknown = _unknown_id(encoder)
     corpus = Corpus()
     for source in material.sources:
         for rows in _batched(material.texts(source), _DOCUMENTS_AT_ONCE):
@@ -104,7 +113,10 @@ def encode(material: Material) -> Corpus:
             for (document_id, text), encoding, other in zip(rows, encodings, others, strict=True):
                 corpus.ids.append(document_id)
                 corpus.sources.append(source.name)
-                corpus.documents.append(encoded(text, encoding, begin, other))
+                corpus.documents.append(_with_unknown(encoded(text, encoding, begin, other), text, encoding, unknown))
+    hidden = sum(document.unknown_bytes for document in corpus.documents)
+    if hidden:
+        say(f"held-out text: a tokenizer cannot spell {hidden:,} of its bytes; they count 8 bits each")
     return corpus
 
 
@@ -149,6 +161,23 @@ def encoded(text: str, encoding: Encoding, begin_of_document_id: int | None, oth
     if not scored:
         return Encoded(tokens, len(tokens), 0)
     return Encoded(tokens, first_scored, num_text_bytes - len(text[:end_of_unscored].encode()))
+
+
+def _unknown_id(encoder: Tokenizer) -> int | None:
+    """The id that a tokenizer gives to what it cannot spell, if it has one."""
+    name = getattr(encoder.model, "unk_token", None)
+    return None if name is None else encoder.token_to_id(name)
+
+
+def _with_unknown(document: Encoded, text: str, encoding: Encoding, unknown_id: int | None) -> Encoded:
+    """The document with the bytes counted that its scored unknown tokens hide."""
+    scored = document.tokens[document.first_scored :]
+    at = np.flatnonzero(scored == unknown_id) if unknown_id is not None else ()
+    if len(at) == 0:
+        return document
+    spans = encoding.offsets[len(encoding.ids) - len(scored) :]
+    hidden = sum(len(text[slice(*spans[index])].encode()) for index in at)
+    return replace(document, unknown_bytes=hidden)
 
 
 def _first_boundary(encoding: Encoding, least: int) -> tuple[int, int]:

@@ -38,8 +38,8 @@ from deepen.progress import say
 if TYPE_CHECKING:
     from deepen.model.loss import LossModel
 
-BASELINE_FORMAT = 1
-FORMAT = 1
+BASELINE_FORMAT = 2
+FORMAT = 2
 
 _IN_LOOP_RESAMPLES = 1_000
 """Bootstrap draws during training: a tenth of the full evaluation's, enough for a curve with error bars."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from deepen.evaluate.config import HeldOut
 from deepen.evaluate.held_out import (
@@ -22,6 +24,7 @@ from deepen.evaluate.held_out import (
     encoded,
     likelihoods,
     plain_encoder,
+    prepare,
     windows_of,
 )
 from deepen.evaluate.likelihoods import NOT_FINITE
@@ -162,3 +165,17 @@ def test_a_real_model_scores_a_story_as_a_plain_forward_does(tmp_path: Path) -> 
     assert row["tokens"] == len(tokens) - 1 and row["bytes"] == len(text)
     assert row["nll"] == pytest.approx(naive_nll(real, tokens, 1), rel=1e-5)
     assert row["nll"] / row["bytes"] / math.log(2) < 1.5
+
+
+def test_what_a_tokenizer_cannot_spell_counts_eight_bits_a_byte(
+    tmp_path: Path, model: LossModel, material: Callable[..., Material], capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary = {"<begin>": 0, "<end>": 1, "<unk>": 2} | {letter: 3 + at for at, letter in enumerate("abcdef ")}
+    words = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>").save_pretrained(tmp_path / "letters")
+    plain = replace(material(["ab cd", "ab हिcd"]), tokenizer=tmp_path / "letters")
+    known, hidden = encode(plain).documents
+    assert (known.unknown_bytes, hidden.unknown_bytes) == (0, 6) and "6 of its bytes" in capsys.readouterr().err
+    table = prepare(plain, context=64, stride=0.5)(model, None).to_pydict()
+    bare = likelihoods(model, [known, hidden], context=64, stride=0.5)
+    assert table["nll"] == pytest.approx([bare[0], bare[1] + 48 * math.log(2)])
