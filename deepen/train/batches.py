@@ -18,6 +18,7 @@ from deepen.formats.document_ids import DocumentIds, read_document_ids
 from deepen.formats.megatron import IndexedDataset
 from deepen.formats.order import Order, row_of, source_of
 from deepen.formats.packs import Packs
+from deepen.formats.trained import TrainedMask
 
 Array = npt.NDArray[Any]
 
@@ -32,14 +33,16 @@ class Batch:
 
     tokens_BT: Array
     labels_BT: Array
-    """The next token of the same document, also across a cut; ``IGNORED`` at a document's end and on padding. In rows
-    that are not isolated the next token of the row."""
+    """The next token of the same document, also across a cut; ``IGNORED`` at a document's end, on padding, and where
+    that token is no target. In rows that are not isolated the next token of the row."""
     positions_BT: Array
     """Count from 0 in every piece of a document, and in the padding; through the row when it is not isolated."""
     documents_BT: Array
     """Sequence number in the source's shard; -1 on padding."""
     source_B: Array
     """Source index of each row."""
+    masked_B: Array
+    """How many labels of each row are ``IGNORED`` because their token is no target (a question, a mark)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class SourceData:
 
     name: str
     shard: IndexedDataset
+    trained: TrainedMask
     packs: Packs
     document_ids: DocumentIds
 
@@ -64,16 +68,7 @@ class Batches:
     def open(cls, tokenize_directory: Path, mix_directory: Path, *extra_segments: Path) -> Batches:
         """Map the shards of a tokenize directory and the rows and order of a mix directory."""
         order = Order.open(mix_directory, *extra_segments)
-        sources = tuple(
-            SourceData(
-                name,
-                IndexedDataset.open(tokenize_directory / "shards" / name),
-                Packs.open(mix_directory, name),
-                read_document_ids(tokenize_directory / "documents" / f"{name}.npy"),
-            )
-            for name in order.sources
-        )
-        return cls(order, sources)
+        return cls(order, tuple(_open_source(name, tokenize_directory, mix_directory) for name in order.sources))
 
     @property
     def sequence_length(self) -> int:
@@ -94,6 +89,7 @@ class Batches:
             positions_BT=np.zeros(shape, dtype=np.int64),
             documents_BT=np.full(shape, -1, dtype=np.int64),
             source_B=source_B,
+            masked_B=np.zeros(shape[0], dtype=np.int64),
         )
         counting_T = np.arange(shape[1], dtype=np.int64)
         for index, (source, row) in enumerate(zip(source_B.tolist(), row_B.tolist(), strict=True)):
@@ -114,6 +110,13 @@ class Batches:
         return list(names)
 
 
+def _open_source(name: str, tokenize_directory: Path, mix_directory: Path) -> SourceData:
+    prefix = tokenize_directory / "shards" / name
+    shard = IndexedDataset.open(prefix)
+    ids = read_document_ids(tokenize_directory / "documents" / f"{name}.npy")
+    return SourceData(name, shard, TrainedMask.open(prefix, shard), Packs.open(mix_directory, name), ids)
+
+
 def _fill_row(batch: Batch, index: int, source: SourceData, row: int, counting_T: Array) -> None:
     """Copy the pieces of one packed row into row ``index`` of the batch."""
     at = 0
@@ -125,10 +128,20 @@ def _fill_row(batch: Batch, index: int, source: SourceData, row: int, counting_T
         num_labels = length if has_next else length - 1
         batch.tokens_BT[index, at:end] = piece[:length]
         batch.labels_BT[index, at : at + num_labels] = piece[1 : 1 + num_labels]
+        _mask(batch, index, at, source.trained.read(sequence, start + 1, num_labels))
         batch.positions_BT[index, at:end] = counting_T[:length]
         batch.documents_BT[index, at:end] = sequence
         at = end
     batch.positions_BT[index, at:] = counting_T[: len(counting_T) - at]
+
+
+def _mask(batch: Batch, index: int, at: int, flags: Array | None) -> None:
+    """Take the labels from position ``at`` of a row out of the loss where their tokens are no targets."""
+    if flags is None:
+        return
+    masked = flags == 0
+    batch.labels_BT[index, at : at + len(flags)][masked] = IGNORED
+    batch.masked_B[index] += int(masked.sum())
 
 
 def _join_row(batch: Batch, index: int, source: SourceData, row: int, counting_T: Array) -> None:
@@ -137,5 +150,6 @@ def _join_row(batch: Batch, index: int, source: SourceData, row: int, counting_T
     for sequence, start, length in source.packs.row(row).tolist():
         if 0 < at <= len(counting_T):
             batch.labels_BT[index, at - 1] = source.shard.read(sequence, start, 1)[0]
+            _mask(batch, index, at - 1, source.trained.read(sequence, start, 1))
         at += length
     batch.positions_BT[index] = counting_T

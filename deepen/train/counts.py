@@ -19,7 +19,7 @@ class SourceCounts:
     tokens: int = 0
     loss_tokens: int = 0
     masked: int = 0
-    """Tokens whose label was masked; always 0 as long as every token is a target."""
+    """Tokens whose label is no target: what a question or a mark of a chat template would follow."""
     without_label: int = 0
     """Last tokens of documents."""
     skipped_rows: int = 0
@@ -34,13 +34,15 @@ def count_batch(counts: list[SourceCounts], batch: Batch, *, applied: bool) -> N
     rows_S = np.bincount(batch.source_B, minlength=len(counts))
     tokens_S = np.bincount(batch.source_B, tokens_B, len(counts)).astype(np.int64)
     labels_S = np.bincount(batch.source_B, labels_B, len(counts)).astype(np.int64)
+    masked_S = np.bincount(batch.source_B, batch.masked_B, len(counts)).astype(np.int64)
     for source, total in enumerate(counts):
         rows, tokens, labels = int(rows_S[source]), int(tokens_S[source]), int(labels_S[source])
         if applied:
             total.rows += rows
             total.tokens += tokens
             total.loss_tokens += labels
-            total.without_label += tokens - labels
+            total.masked += int(masked_S[source])
+            total.without_label += tokens - labels - int(masked_S[source])
         else:
             total.skipped_rows += rows
             total.skipped_tokens += tokens

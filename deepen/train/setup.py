@@ -77,7 +77,7 @@ def prepare_run(
         trainee=trainee,
         batches=batches,
         names=names,
-        tokens_per_byte=np.array([size["tokens"] / max(1, size["bytes"]) for size in sizes]),
+        tokens_per_byte=np.array([_tokens_per_byte(size) for size in sizes]),
         schedule=config.schedule,
         shape=resolved.shape,
         peak_learning_rate=resolved.peak_learning_rate,
@@ -87,6 +87,12 @@ def prepare_run(
         evaluate=evaluate,
         order_changes=tuple(describe_changes(job.out, changes)),
     )
+
+
+def _tokens_per_byte(counts: dict[str, Any]) -> float:
+    """Targets of a source's shard for each byte of text that they stand for; of masked sources the answers alone."""
+    targets, num_bytes = counts.get("targets", counts["tokens"]), counts.get("target_bytes", counts["bytes"])
+    return float(targets / max(1, num_bytes))
 
 
 def _check_batches(config: TrainConfig, batches: Batches) -> None:
