@@ -22,12 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from curate_corpora import DATA, PROBES, PROSE, document, failures, texts_of, verdict
 from curate_planted import decontamination, planted
 
+from deepen.curate.batch import batches_of
 from deepen.curate.boilerplate_lines import BoilerplateLines
 from deepen.curate.c4 import C4
+from deepen.curate.chain import apply_to_batch
 from deepen.curate.config import CurateConfig
+from deepen.curate.corpus import save_array
 from deepen.curate.decontaminate import Decontaminate
 from deepen.curate.fineweb import FineWeb
 from deepen.curate.gopher_quality import GopherQuality
@@ -36,9 +40,10 @@ from deepen.curate.language import Language
 from deepen.curate.length import LengthStep
 from deepen.curate.normalize import Normalize, normalized
 from deepen.curate.stage import curate
-from deepen.curate.step import DocumentStep
-from deepen.curate.text_facts import Words, lines_of, split, words_at
-from deepen.formats.documents import Document, write_documents
+from deepen.curate.step import Applies, DocumentStep
+from deepen.curate.surveys import surveyed
+from deepen.curate.text_facts import Words, lines_of, words_at, words_of
+from deepen.formats.documents import Document, table_of, write_documents
 from deepen.formats.manifest import Artifact, StageJob, finish_stage
 
 PARITY = {
@@ -64,27 +69,41 @@ def speed() -> None:
     documents = [document(normalized(text)) for name in PROSE for text in texts_of(name)]
     megabytes = sum(len(item.text.encode()) for item in documents) / 1e6
     items = [str(path) for name in PROBES for path in sorted((DATA / f"eval_{name}").glob("*.jsonl*"))]
-    steps: dict[str, Sequence[DocumentStep]] = {
+    steps: dict[str, Sequence[Applies]] = {
         "normalize": (Normalize(),), "length": (LengthStep(),), "gopher_quality": RULES[:1],
         "gopher_repetition": RULES[1:2], "fineweb": RULES[2:3], "c4": RULES[3:], "rules together": RULES,
         "decontaminate": (Decontaminate(against=tuple(items)),), "language": (Language(),),
     }  # fmt: skip
-    print(f"speed on {megabytes:.1f} MB of English in {len(documents)} documents, one core")
+    print(f"speed on {megabytes:.1f} MB of English in {len(documents)} documents, one core, Arrow to Arrow")
+    tables = [table_of(documents[first : first + 1000]) for first in range(0, len(documents), 1000)]
     results = {}
     for name, chain in steps.items():
-        for step in chain:
-            step.apply(documents[0])  # compiles
-        seconds = cpu_seconds(lambda chain=chain: [step.apply(item) for item in documents for step in chain])  # type: ignore[misc]
-        results[name] = megabytes / seconds
+        run_chain(chain, tables[:1])  # compiles
+        results[name] = megabytes / cpu_seconds(lambda chain=chain: run_chain(chain, tables))  # type: ignore[misc]
         print(f"  {name:18} {results[name]:8.1f} MB/s")
     survey = BoilerplateLines()
-    found = survey.keys(documents[0])
-    seconds = cpu_seconds(lambda: [(survey.keys(item), survey.apply_found(item, found)) for item in documents])
+    with tempfile.TemporaryDirectory() as folder:
+        found = survey.batch_keys(next(batches_of(tables[0])))
+        save_array(Path(folder) / "s.found.npy", np.unique(found)[::100])
+        chain = (surveyed(survey, folder),)
+        run_chain(chain, tables[:1])
+        keys = cpu_seconds(lambda: [survey.batch_keys(batch) for table in tables for batch in batches_of(table)])
+        seconds = keys + cpu_seconds(lambda: run_chain(chain, tables))
     print(f"  {'boilerplate_lines':18} {megabytes / seconds:8.1f} MB/s")
     verdict(
         f"rules together {results['rules together']:.1f} >= {LEAST_TOGETHER} MB/s",
         results["rules together"] >= LEAST_TOGETHER,
     )
+
+
+def run_chain(chain: Sequence[Applies], tables: Sequence[pa.Table]) -> None:
+    """Every step on every document, those that another step would drop too; then the columns that come out."""
+    for table in tables:
+        for batch in batches_of(table):
+            for step in chain:
+                apply_to_batch((step,), batch)
+                batch.alive[:] = True
+            batch.kept()
 
 
 def write_corpus(folder: Path, texts: Iterable[str]) -> Artifact:
@@ -190,7 +209,7 @@ def agreement(python: str) -> None:
         dropped: Counter[str] = Counter()
         whole: Counter[str] = Counter()
         for text, answer in zip(texts, theirs, strict=True):
-            words = split(text) if whose == "our words" else words_at(text, *_spans(text, answer["words"]))
+            words = words_of([text]) if whose == "our words" else words_at(text, *_spans(text, answer["words"]))
             for step, rules in _decisions(text, words).items():
                 expected = {rule: passes for rule, passes in answer[step].items() if rule in rules}
                 whole[step] += all(rules.values()) != all(expected.values())
@@ -227,17 +246,16 @@ SAME = {"hash_signs": "symbols", "ellipses": "symbols", "many_short_lines": "sho
 
 def _decisions(text: str, words: Words) -> dict[str, dict[str, bool]]:
     """Whether the text passes each of our rules."""
-    lines = lines_of(text)
-    found: dict[str, dict[str, bool]] = {"gopher_quality": {}, "fineweb": {}, "c4": {}}
-    for step, judged in (
-        ("gopher_quality", GopherQuality(language="en").judge(words, lines, "en")),
-        ("fineweb", FineWeb().judge(words, lines)),
+    lines = lines_of([text])
+    found: dict[str, dict[str, bool]] = {"gopher_quality": {}, "gopher_repetition": {}, "fineweb": {}, "c4": {}}
+    for step, rules in (
+        ("gopher_quality", GopherQuality(language="en").rules(words, lines, ["en"])),
+        ("gopher_repetition", GopherRepetition(as_datatrove=True).rules(words, lines)),
+        ("fineweb", FineWeb().rules(words, lines)),
     ):
-        for reason, _, _, broken in judged:
+        for reason, _, _, broken in rules:
             rule = SAME.get(reason, reason)
-            found[step][rule] = found[step].get(rule, True) and not broken
-    repetition = GopherRepetition(as_datatrove=True).judge(words, lines)
-    found["gopher_repetition"] = {rule: not broken for rule, _, broken in repetition}
+            found[step][rule] = found[step].get(rule, True) and not broken[0]
     for rule, c4 in (("c4", C4()), ("c4_without_terminal_punctuation", C4(terminal_punctuation=False))):
         found["c4"][rule] = isinstance(c4.apply(document(text)), Document)
     return found

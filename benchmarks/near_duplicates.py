@@ -135,14 +135,14 @@ def deepen_drops(texts: Sequence[str], folder: Path) -> list[tuple[int, int]]:
     from deepen.curate.pairs import SIMILARITY, PairPart, find_pairs, pair_parts
     from deepen.curate.signatures import Signer
     from deepen.formats.atomic import writing
-    from deepen.formats.documents import Document
+    from deepen.formats.documents import Document, table_of
 
     files = PartFiles(folder, "s-00000")
     with writing(files.shingles) as shingles:
         signer = Signer(shingles)
-        documents = (Document(f"{n:032x}", text, "s", content_hash="0" * 32) for n, text in enumerate(texts))
-        for _ in signer.signing(documents):
-            pass
+        for first in range(0, len(texts), 1000):
+            own = enumerate(texts[first : first + 1000], start=first)
+            signer.sign(table_of([Document(f"{n:032x}", text, "s", content_hash="0" * 32) for n, text in own]))
         signer.save(files)
     (folder / "parts.txt").write_text(files.name)
     template = PairPart(str(folder), str(folder / "parts.txt"), 0, 0, 0, 1, SIMILARITY, SIMILARITY, "")

@@ -44,6 +44,55 @@ def line_keys(text, ends, keys, words):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def count_lines(buffer, starts, ends):  # type: ignore[no-untyped-def]
+    """Room for the lines of all texts: a line per line feed and one more for each text."""
+    count = len(starts)
+    for number in range(len(starts)):
+        for byte in buffer[starts[number] : ends[number]]:
+            count += byte == 0x0A
+    return count
+
+
+@njit(cache=True)
+def all_line_keys(buffer, starts, ends, line_ends, keys, words, offsets):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    """``line_keys`` of many texts end to end; those of the i-th are ``[offsets[i] : offsets[i + 1]]``."""
+    used = 0
+    for number in range(len(starts)):
+        text = buffer[starts[number] : ends[number]]
+        used += line_keys(text, line_ends[used:], keys[used:], words[used:])
+        offsets[number + 1] = used
+
+
+@njit(cache=True)
+def distinct_keys(keys, words, offsets):  # type: ignore[no-untyped-def]
+    """The keys of the lines with a word, once for each text that has them, ascending within a text."""
+    found, used = np.empty(len(keys), dtype=np.uint64), 0
+    for number in range(len(offsets) - 1):
+        begin = used
+        for line in range(offsets[number], offsets[number + 1]):
+            if words[line] > 0:
+                found[used] = keys[line]
+                used += 1
+        own = np.sort(found[begin:used])
+        used = begin
+        for place in range(len(own)):
+            if place == 0 or own[place] != own[place - 1]:
+                found[used] = own[place]
+                used += 1
+    return found[:used]
+
+
+@njit(cache=True)
+def count_removed(keys, words, offsets, recurring, min_words):  # type: ignore[no-untyped-def]
+    """How many lines of each text are boilerplate, int64 [n]."""
+    removed = np.empty(len(offsets) - 1, dtype=np.int64)
+    for number in range(len(removed)):
+        own = slice(offsets[number], offsets[number + 1])
+        removed[number] = find_boilerplate(keys[own], words[own], recurring, min_words).sum()
+    return removed
+
+
+@njit(cache=True)
 def find_boilerplate(keys, words, recurring, min_words):  # type: ignore[no-untyped-def]
     """Mark the lines to remove: those in ``recurring`` (ascending) that stand at an edge of the text, beside another
     one (blank lines aside), or have at least ``min_words`` words. A lone short one inside the text is a heading."""

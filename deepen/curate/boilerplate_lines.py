@@ -10,14 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from deepen.curate.batch import Batch
 from deepen.curate.spans import Piece, of_pieces
-from deepen.curate.step import Drop
-from deepen.curate.surveys import Keys, SurveyStep
+from deepen.curate.step import Drop, Judgement
+from deepen.curate.surveys import BatchSurveyStep, Keys
+from deepen.curate.texts import Texts
 from deepen.formats.documents import Document
 from deepen.settings import Count, Share
 
 
-class BoilerplateLines(SurveyStep):
+class BoilerplateLines(BatchSurveyStep):
     """Remove lines that recur in many documents of a source, where they stand at the beginning or end of a document,
     beside another such line, or are sentences; a lone recurring heading inside a text stays. Leave it out for code,
     whose files begin alike."""
@@ -34,6 +36,13 @@ class BoilerplateLines(SurveyStep):
         """Hashes of the document's lines, white space aside."""
         _, keys, words = _lines(document.text.encode())
         return np.unique(keys[words > 0])
+
+    def batch_keys(self, batch: Batch) -> Keys:
+        """The same for all living documents of a batch."""
+        from deepen.curate.boilerplate_kernel import distinct_keys  # loads numba
+
+        _, keys, words, offsets = _all_lines(batch.texts.only(batch.alive))
+        return np.asarray(distinct_keys(keys, words, offsets))
 
     def fewest_documents(self, num_documents: int) -> int:
         """The larger of the two limits."""
@@ -53,6 +62,14 @@ class BoilerplateLines(SurveyStep):
         pieces = _without(text, ends.tolist(), removed.tolist(), words.tolist())
         return of_pieces(replace(document, scores=scores), text, pieces)
 
+    def judge_found(self, batch: Batch, found: Keys) -> Judgement:
+        """The same for documents of which nothing is to be removed; ``apply_found`` is for the others."""
+        from deepen.curate.boilerplate_kernel import count_removed  # loads numba
+
+        _, keys, words, offsets = _all_lines(batch.texts.only(batch.alive))
+        removed = count_removed(keys, words, offsets, found, self.min_words)
+        return Judgement({"boilerplate_lines.removed": np.zeros(len(batch))}, undecided=removed > 0)
+
 
 def _lines(text: bytes) -> tuple[npt.NDArray[np.int64], Keys, npt.NDArray[np.int64]]:
     """Ends, keys and numbers of words of the lines of a text."""
@@ -63,6 +80,19 @@ def _lines(text: bytes) -> tuple[npt.NDArray[np.int64], Keys, npt.NDArray[np.int
     words = np.empty(most, dtype=np.int64)
     count = line_keys(np.frombuffer(text, dtype=np.uint8), ends, keys, words)
     return ends[:count], keys[:count], words[:count]
+
+
+def _all_lines(
+    texts: Texts,
+) -> tuple[npt.NDArray[np.int64], Keys, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The same of the lines of many texts end to end, and where those of each text begin [n + 1]."""
+    from deepen.curate.boilerplate_kernel import all_line_keys, count_lines
+
+    most = int(count_lines(texts.buffer, texts.starts, texts.ends))
+    ends, keys = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.uint64)
+    words, offsets = np.empty(most, dtype=np.int64), np.zeros(len(texts) + 1, dtype=np.int64)
+    all_line_keys(texts.buffer, texts.starts, texts.ends, ends, keys, words, offsets)
+    return ends, keys, words, offsets
 
 
 def _without(text: bytes, ends: list[int], removed: list[bool], words: list[int]) -> list[Piece]:

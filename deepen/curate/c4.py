@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from deepen.curate.batch import Batch
 from deepen.curate.spans import Piece, of_pieces
-from deepen.curate.step import DocumentStep, Drop
+from deepen.curate.step import BatchStep, Drop, Judgement, judged
+from deepen.curate.texts import Texts
 from deepen.formats.documents import Document
 
-_REFERENCE = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]")
-_JAVASCRIPT, _POLICY, _LOREM_IPSUM, _BRACE = 1, 2, 4, 8  # as in c4_kernel, which loads numba
-_PHRASES = (
-    (b"javascript", b"javascript", _JAVASCRIPT),
-    (b"lorem ipsum", b"lorem ipsum", _LOREM_IPSUM),
-    (b"{", b"{", _BRACE),
-    (b"terms of use", b"terms of use", _POLICY),
-    (b"privacy policy", b"privacy policy", _POLICY),
-    (b"cookie", b"cookie policy", _POLICY),
-    (b"cookie", b"uses cookies", _POLICY),
-    (b"cookie", b"use of cookies", _POLICY),
-    (b"cookie", b"use cookies", _POLICY),
-)
-"""A word that must be there, the phrase, and its bit."""
+_REFERENCE = re.compile(r"\[\d*\]|\[edit\]|\[citation needed\]", re.ASCII)
 
 
-class C4(DocumentStep):
+class C4(BatchStep):
     """Keep the lines that are sentences. It takes headings, lists, tables and code out of a text, so it is for raw web
     pages only."""
+
+    version: ClassVar[int] = 2
+    edits: ClassVar[bool] = True
 
     use: Literal["c4"] = "c4"
     terminal_punctuation: bool = True
@@ -60,40 +52,56 @@ class C4(DocumentStep):
         from deepen.curate import c4_kernel as kernel  # loads numba
 
         text = document.text.encode()
-        array = np.frombuffer(text, dtype=np.uint8)
         most = text.count(b"\n") + 1
         spans, verdicts = np.empty((most, 2), dtype=np.int64), np.empty(most, dtype=np.uint8)
-        limits = kernel.limits_of(self.max_word_length, self.min_words_per_line, self.terminal_punctuation)
-        count, sentences = kernel.judge_lines(array, *self._phrases(text), limits, spans, verdicts)
+        array, limits = np.frombuffer(text, dtype=np.uint8), self._limits()
+        count, sentences = kernel.judge_lines(array, self._phrases(), limits, spans, verdicts)
         verdicts = verdicts[:count]
-        for verdict, reason in ((kernel.LOREM_IPSUM, "lorem_ipsum"), (kernel.BRACE, "curly_brace")):
-            number = int((verdicts == verdict).sum())
-            if number:
-                return Drop(reason, number)
-        kept = int((verdicts == kernel.KEPT).sum())
-        if sentences < self.min_sentences or kept == 0:
-            return Drop("too_few_sentences", sentences)
-        scores = document.scores | {
-            "c4.sentences": float(sentences),
-            "c4.kept_lines": kept / int((verdicts != kernel.BLANK).sum()),
-        }
+        numbers = [sentences]
+        numbers += [int((verdicts != kernel.BLANK).sum())]
+        numbers += [int((verdicts == verdict).sum()) for verdict in (kernel.KEPT, kernel.LOREM_IPSUM, kernel.BRACE)]
+        judgement = self._judged(np.array([numbers]))
+        scores = {name: float(values[0]) for name, values in judgement.scores.items()}
+        if judgement.broken is not None and judgement.values is not None and judgement.broken[0] >= 0:
+            return Drop(judgement.reasons[judgement.broken[0]], float(judgement.values[0]), scores=scores)
         pieces = self._pieces(text, spans[:count].tolist(), verdicts.tolist())
-        return of_pieces(replace(document, scores=scores), text, pieces)
+        return of_pieces(replace(document, scores={**document.scores, **scores}), text, pieces)
 
-    def _phrases(self, text: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where unwanted phrases begin (int64, ascending) and their bits."""
-        wanted = _JAVASCRIPT * self.javascript + _POLICY * self.policy
-        wanted += _LOREM_IPSUM * self.lorem_ipsum + _BRACE * self.braces
-        lowered = text.lower()
-        present = {needle: needle in lowered for needle in {needle for needle, _, _ in _PHRASES}}
-        found = sorted(
-            (match.start(), bit)
-            for needle, phrase, bit in _PHRASES
-            if bit & wanted and present[needle]
-            for match in re.finditer(re.escape(phrase), lowered)
+    def judge(self, batch: Batch) -> Judgement:
+        """The same for documents without spans."""
+        from deepen.curate.c4_kernel import filter_texts  # loads numba
+
+        texts = batch.texts.only(batch.alive & ~batch.has_spans)
+        out, ends = np.empty(int(texts.sizes.sum()) + 2, dtype=np.uint8), np.empty(len(texts), dtype=np.int64)
+        counts = np.empty((len(texts), 5), dtype=np.int64)
+        filter_texts(
+            texts.buffer, texts.starts, texts.ends, self._phrases(), self._limits(), self.references, out, ends, counts
         )
-        table = np.array(found, dtype=np.int64).reshape(-1, 2)
-        return table[:, 0].copy(), table[:, 1].copy()
+        return replace(self._judged(counts), texts=Texts(out, np.append(0, ends[:-1]), ends))
+
+    def _judged(self, counts: npt.NDArray[np.int64]) -> Judgement:
+        """What follows from sentences, lines, kept ones, those of lorem ipsum and with a brace, int64 [n, 5]."""
+        sentences, visible, kept, lorem_ipsum, braces = counts.T.astype(np.float64)
+        few = (sentences < self.min_sentences) | (kept == 0)
+        rules = [
+            ("lorem_ipsum", "lorem_ipsum", lorem_ipsum, lorem_ipsum > 0),
+            ("curly_brace", "braces", braces, braces > 0),
+            ("too_few_sentences", "sentences", sentences, few),
+        ]
+        judgement = judged("c4", rules)
+        scores = {"c4.sentences": sentences, "c4.kept_lines": kept / np.maximum(1, visible)}
+        return replace(judgement, scores=scores)
+
+    def _phrases(self) -> int:
+        """Bits of the phrases that are not wanted."""
+        from deepen.curate import c4_kernel as kernel
+
+        bits = kernel.JAVASCRIPT_BIT * self.javascript + kernel.POLICY_BIT * self.policy
+        return bits + kernel.LOREM_BIT * self.lorem_ipsum + kernel.BRACE_BIT * self.braces
+
+    def _limits(self) -> npt.NDArray[np.int64]:
+        """Characters of the longest word, fewest words of a line, whether it must end in terminal punctuation."""
+        return np.array([self.max_word_length, self.min_words_per_line, self.terminal_punctuation], dtype=np.int64)
 
     def _pieces(self, text: bytes, spans: list[list[int]], verdicts: list[int]) -> list[Piece]:
         """The lines that stay, without references; where blank lines were between them, one is left."""

@@ -39,8 +39,8 @@ class PartFiles:
 
     @property
     def dropped(self) -> Path:
-        """What they dropped, as JSON lines."""
-        return self.partial / f"{self.name}.dropped.jsonl"
+        """What they dropped."""
+        return self.partial / f"{self.name}.dropped.parquet"
 
     @property
     def shingles(self) -> Path:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from pydantic import Field
 
-from deepen.curate.step import DocumentStep, Drop
-from deepen.formats.documents import Document
+from deepen.curate.batch import Batch
+from deepen.curate.step import BatchStep, Judgement, Rule, judged
 from deepen.settings import Share
 
 if TYPE_CHECKING:
     from deepen.curate.text_facts import Lines, Words
 
 
-class FineWeb(DocumentStep):
+class FineWeb(BatchStep):
     """Drop web pages that are lists, menus and tables rather than text, by what their lines look like. Made for web
     prose with one paragraph per line: text with hard line breaks, poems, code and Thai fail it."""
 
@@ -33,30 +32,25 @@ class FineWeb(DocumentStep):
     max_newlines: Annotated[float, Field(ge=0)] = 0.3
     """Most line feeds per word (``many_newlines``)."""
 
-    def apply(self, document: Document) -> Document | Drop:
-        """The document with all measures among its scores, or the first rule that it breaks."""
-        from deepen.curate.text_facts import lines_of, words_of  # loads numba
+    def judge(self, batch: Batch) -> Judgement:
+        """All measures, and the first rule that is broken."""
+        return judged("fineweb", self.rules(batch.words, batch.lines))
 
-        scores = dict(document.scores)
-        for reason, name, value, broken in self.judge(words_of(document.text), lines_of(document.text)):
-            if broken:
-                return Drop(reason, value)
-            scores[f"fineweb.{name}"] = value
-        return replace(document, scores=scores)
+    def rules(self, words: Words, lines: Lines) -> list[Rule]:
+        """Every rule, for texts split into words in whatever way."""
+        from deepen.curate.lines_kernel import VISIBLE
+        from deepen.curate.repetition_kernel import count_duplicate_characters
 
-    def judge(self, words: Words, lines: Lines) -> Iterator[tuple[str, str, float, bool]]:
-        """Every rule on any splitting into words: reason, name of the measure, its value, whether it is broken."""
-        from deepen.curate.lines_kernel import VISIBLE, count_lines
-        from deepen.curate.repetition_kernel import duplicate_lines
-
-        visible, terminal, short, _, _ = count_lines(lines.lengths, lines.flags, self.short_line_characters)
-        share = terminal / max(1, visible)
-        yield "few_terminal_lines", "terminal_lines", share, share < self.min_terminal_lines
-        share = short / max(1, visible)
-        yield "many_short_lines", "short_lines", share, share > self.max_short_lines
-        _, _, characters = duplicate_lines(lines.hashes, lines.lengths, lines.flags, VISIBLE)
-        share = characters / max(1, lines.num_characters - lines.num_newlines)
-        reason = "many_duplicate_line_characters"
-        yield reason, "duplicate_line_characters", share, share > self.max_duplicate_line_characters
-        ratio = lines.num_newlines / max(1, words.count)
-        yield "many_newlines", "newlines", ratio, ratio > self.max_newlines
+        visible, terminal, short = lines.counts(self.short_line_characters)[:, :3].T
+        num_lines = np.maximum(1, visible)
+        repeated = count_duplicate_characters(lines.hashes, lines.lengths, lines.flags, lines.offsets, VISIBLE)
+        ends, brief = terminal / num_lines, short / num_lines
+        duplicate = repeated / np.maximum(1, lines.num_characters - lines.num_newlines)
+        newlines = lines.num_newlines / np.maximum(1, words.num_words)
+        many = "many_duplicate_line_characters"
+        return [
+            ("few_terminal_lines", "terminal_lines", ends, ends < self.min_terminal_lines),
+            ("many_short_lines", "short_lines", brief, brief > self.max_short_lines),
+            (many, "duplicate_line_characters", duplicate, duplicate > self.max_duplicate_line_characters),
+            ("many_newlines", "newlines", newlines, newlines > self.max_newlines),
+        ]

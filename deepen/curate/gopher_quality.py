@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, field_validator
 
-from deepen.curate.step import DocumentStep, Drop
-from deepen.formats.documents import Document
+from deepen.curate.batch import Batch
+from deepen.curate.step import BatchStep, Judgement, Rule, judged
 from deepen.settings import Count, Many, Share
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Ratio = Annotated[float, Field(ge=0)]
 
 
-class GopherQuality(DocumentStep):
+class GopherQuality(BatchStep):
     """Drop what is no running text: lists, tables, menus, fragments. Made for prose; leave it out for code, tables and
     poems, and look at the removal counts of every new corpus."""
 
@@ -61,51 +62,49 @@ class GopherQuality(DocumentStep):
             raise ValueError(f"not one word each: {', '.join(map(repr, bad))}")
         return lists
 
-    def apply(self, document: Document) -> Document | Drop:
-        """The document with all measures among its scores, or the first rule that it breaks."""
-        from deepen.curate.text_facts import lines_of, words_of  # loads numba
+    def judge(self, batch: Batch) -> Judgement:
+        """All measures, and the first rule that is broken."""
+        return judged("gopher_quality", self.rules(batch.words, batch.lines, batch.languages))
 
-        scores = dict(document.scores)
-        for reason, name, value, broken in self.judge(
-            words_of(document.text), lines_of(document.text), document.language
-        ):
-            if broken:
-                return Drop(reason, value)
-            scores[f"gopher_quality.{name}"] = value
-        return replace(document, scores=scores)
-
-    def judge(self, words: Words, lines: Lines, language: str | None) -> Iterator[tuple[str, str, float, bool]]:
-        """Every rule on any splitting into words: reason, name of the measure, its value, whether it is broken."""
-        from deepen.curate.lines_kernel import count_lines
-
-        _, _, _, ellipsis_lines, bullet_lines = count_lines(lines.lengths, lines.flags, 0)
-        plain = words.num_plain
-        yield "too_few_words", "words", plain, plain < self.min_words
-        yield "too_many_words", "words", plain, plain > self.max_words
-        length = words.plain_characters / max(1, plain)
-        short = length < self.min_mean_word_length and 2 * words.num_alone <= words.count
-        yield "words_too_short", "mean_word_length", length, short
-        yield "words_too_long", "mean_word_length", length, length > self.max_mean_word_length
-        num_words, num_lines = max(1, words.count), max(1, lines.num_lines)
+    def rules(self, words: Words, lines: Lines, languages: Sequence[str | None]) -> list[Rule]:
+        """Every rule, for texts split into words in whatever way."""
+        ellipsis_lines, bullet_lines = lines.counts(0)[:, 3:].T
+        plain, plain_characters, with_letter, alone = words.counts.T.astype(np.float64)
+        length = plain_characters / np.maximum(1, plain)
+        short = (length < self.min_mean_word_length) & (2 * alone <= words.num_words)
+        num_words, num_lines = np.maximum(1, words.num_words), np.maximum(1, lines.num_lines)
+        rules = [
+            ("too_few_words", "words", plain, plain < self.min_words),
+            ("too_many_words", "words", plain, plain > self.max_words),
+            ("words_too_short", "mean_word_length", length, short),
+            ("words_too_long", "mean_word_length", length, length > self.max_mean_word_length),
+        ]
         for reason, value, most in (
             ("hash_signs", lines.num_hash_signs / num_words, self.max_hash_signs),
             ("ellipses", lines.num_ellipses / num_words, self.max_ellipses),
             ("bullet_lines", bullet_lines / num_lines, self.max_bullet_lines),
             ("ellipsis_lines", ellipsis_lines / num_lines, self.max_ellipsis_lines),
         ):
-            yield reason, reason, value, value > most
-        share = words.num_alphabetic / (num_words if self.symbols_are_words else max(1, plain))
-        yield "words_without_letter", "words_with_letter", share, share < self.min_words_with_letter
-        found = self._stop_words(words, language or self.language)
-        if found is not None:
-            yield "few_stop_words", "stop_words", found, found < self.min_stop_words
+            rules.append((reason, reason, value, value > most))
+        share = with_letter / (num_words if self.symbols_are_words else np.maximum(1, plain))
+        rules.append(("words_without_letter", "words_with_letter", share, share < self.min_words_with_letter))
+        found = self._stop_words(words, languages)
+        rules.append(("few_stop_words", "stop_words", found, found < self.min_stop_words))
+        return rules
 
-    def _stop_words(self, words: Words, language: str | None) -> int | None:
-        """Different stop words of the language, or of whichever has most; None where no list fits."""
+    def _stop_words(self, words: Words, languages: Sequence[str | None]) -> npt.NDArray[np.float64]:
+        """Different stop words of each text's language, or of whichever has most; NaN where no list fits."""
         from deepen.curate.stop_words import STOP_WORDS, count_stop_words
 
         lists = {**STOP_WORDS, **self.stop_words}
-        if language is not None:
+        counts = count_stop_words(words, tuple(lists.items()))
+        found = np.empty(len(counts))
+        own = np.array([language or self.language or "" for language in languages], dtype=np.str_)
+        for language in np.unique(own).tolist():
             code = language if language in lists else language.lower().replace("_", "-").split("-")[0]
-            lists = {code: lists[code]} if code in lists else {}
-        return max(count_stop_words(words, tuple(lists.items())).values(), default=None)
+            chosen = own == language
+            if not language:
+                found[chosen] = counts[chosen].max(axis=1)
+            else:
+                found[chosen] = counts[chosen, list(lists).index(code)] if code in lists else np.nan
+        return found

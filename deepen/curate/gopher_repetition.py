@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from deepen.curate.step import DocumentStep, Drop
-from deepen.formats.documents import Document
+from deepen.curate.batch import Batch
+from deepen.curate.step import BatchStep, Judgement, Rule, judged
 from deepen.settings import Many, Share
 
 if TYPE_CHECKING:
     from deepen.curate.text_facts import Lines, Words
 
 
-class GopherRepetition(DocumentStep):
+class GopherRepetition(BatchStep):
     """Drop text that mostly repeats itself: lists of links, logs, spam. Made for prose; leave it out for code, tables
     and poems, and look at the removal counts of every new corpus."""
 
@@ -40,22 +39,15 @@ class GopherRepetition(DocumentStep):
     """Count exactly as datatrove: lines of white space only are lines too (so text with spaced-out lines is dropped for
     repeating them), and the most frequent n-gram counts even if it occurs once (so some short texts are)."""
 
-    def apply(self, document: Document) -> Document | Drop:
-        """The document with all thirteen shares among its scores, or the first rule that it breaks."""
-        from deepen.curate.text_facts import lines_of, words_of  # loads numba
+    def judge(self, batch: Batch) -> Judgement:
+        """All thirteen shares, and the first rule that is broken."""
+        return judged("gopher_repetition", self.rules(batch.words, batch.lines))
 
-        scores = dict(document.scores)
-        for name, share, broken in self.judge(words_of(document.text), lines_of(document.text)):
-            if broken:
-                return Drop(name, share)
-            scores[f"gopher_repetition.{name}"] = share
-        return replace(document, scores=scores)
-
-    def judge(self, words: Words, lines: Lines) -> list[tuple[str, float, bool]]:
-        """Every rule on any splitting into words: its name, the share, whether the rule is broken."""
+    def rules(self, words: Words, lines: Lines) -> list[Rule]:
+        """Every rule, for texts split into words in whatever way."""
         from deepen.curate.repetition_kernel import QUANTITIES, measure_words
 
-        shares = measure_words(words, lines, as_datatrove=self.as_datatrove).tolist()
+        shares = measure_words(words, lines, as_datatrove=self.as_datatrove)
         limits = (
             self.max_duplicate_lines,
             self.max_duplicate_line_characters,
@@ -64,5 +56,5 @@ class GopherRepetition(DocumentStep):
             *self.max_top_n_gram_characters,
             *self.max_duplicate_n_gram_characters,
         )
-        rules = zip(QUANTITIES, shares, limits, strict=True)
-        return [(name, share, share > limit) for name, share, limit in rules]
+        rules = zip(QUANTITIES, shares.T, limits, strict=True)
+        return [(name, name, share, share > limit) for name, share, limit in rules]

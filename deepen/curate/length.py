@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, PlainSerializer, model_validator
 
-from deepen.curate.step import DocumentStep, Drop
-from deepen.formats.documents import Document
+from deepen.curate.batch import Batch
+from deepen.curate.step import BatchStep, Judgement, judged
 from deepen.settings import parse_count
 
 BYTES_PER_TOKEN = 4
@@ -18,21 +19,13 @@ BYTES_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class Length:
-    """A length of text in ``characters``, ``words`` (between white space) or ``tokens`` (UTF-8 bytes / 4)."""
+    """A length of text in ``characters``, ``words`` (between white space) or ``tokens`` (bytes / 4, rounded up)."""
 
     value: int
     unit: str
 
     def __str__(self) -> str:
         return f"{self.value} {self.unit}"
-
-    def of(self, text: str) -> int:
-        """How long ``text`` is in this unit (tokens rounded up)."""
-        if self.unit == "characters":
-            return len(text)
-        if self.unit == "words":
-            return len(text.split())
-        return -(-len(text.encode()) // BYTES_PER_TOKEN)
 
 
 def parse_length(value: Any) -> Length:
@@ -50,7 +43,7 @@ def parse_length(value: Any) -> Length:
 LengthSetting = Annotated[Length, BeforeValidator(parse_length), PlainSerializer(str)]
 
 
-class LengthStep(DocumentStep):
+class LengthStep(BatchStep):
     """Drop documents shorter than ``min`` (``too_short``) or longer than ``max`` (``too_long``)."""
 
     use: Literal["length"] = "length"
@@ -66,14 +59,17 @@ class LengthStep(DocumentStep):
             raise ValueError(f"min ({self.min}) is more than max ({self.max})")
         return self
 
-    def apply(self, document: Document) -> Document | Drop:
-        """The document with its length among the scores, or why it goes."""
-        scores = dict(document.scores)
-        for limit in (self.min, self.max):
+    def judge(self, batch: Batch) -> Judgement:
+        """The length among the scores, and whether it is outside the limits."""
+        from deepen.curate.length_kernel import measure_lengths  # loads numba
+
+        lengths = measure_lengths(batch.texts.buffer, batch.texts.starts, batch.texts.ends).T.astype(np.float64)
+        measured = {"characters": lengths[0], "words": lengths[1], "tokens": -(-batch.texts.sizes // BYTES_PER_TOKEN)}
+        rules = []
+        for reason, limit in (("too_short", self.min), ("too_long", self.max)):
             if limit is not None:
-                scores[f"length.{limit.unit}"] = float(limit.of(document.text))
-        if self.min is not None and scores[f"length.{self.min.unit}"] < self.min.value:
-            return Drop("too_short", scores[f"length.{self.min.unit}"])
-        if self.max is not None and scores[f"length.{self.max.unit}"] > self.max.value:
-            return Drop("too_long", scores[f"length.{self.max.unit}"])
-        return replace(document, scores=scores)
+                own = measured[limit.unit].astype(np.float64)
+                rules.append(
+                    (reason, limit.unit, own, own < limit.value if reason == "too_short" else own > limit.value)
+                )
+        return judged("length", rules)

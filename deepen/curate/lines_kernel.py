@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, is_space, mix
+from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, finished, is_space, mix
 from deepen.engine.compiled import njit
 
 VISIBLE, TERMINAL, ELLIPSIS, BULLET = 1, 2, 4, 8
 """Flags of a line: has a visible character; its last character ends a sentence; it ends in an ellipsis, begins with a
 bullet (white space at the ends aside)."""
 
+_NOTHING, _S8 = np.uint64(0), np.uint64(8)
+_IS_SPECIAL = np.isin(np.arange(256), (0x23, 0x2E, 0xA6))
+"""Bytes that are counted: the number sign, the full stop and the last byte of the ellipsis."""
 _TERMINALS = np.array(
     sorted(
         ord(character)
@@ -55,14 +58,19 @@ def describe_lines(text, hashes, lengths, flags, breaks):  # type: ignore[no-unt
             pending += 1
             position += 1
             continue
-        start, state, length, dots = position, HASH_SEED, 0, 0
+        start, state, packed, length, dots = position, HASH_SEED, _NOTHING, 0, 0
         while position < size:
             byte = text[position]
             if byte == 0x0A:
                 break
             position += 1
-            state = absorb(state, np.uint64(byte))
+            packed = (packed << _S8) | np.uint64(byte)
+            if (position - start) & 7 == 0:
+                state, packed = absorb(state, packed), _NOTHING
             length += (byte & 0xC0) != 0x80
+            if not _IS_SPECIAL[byte]:
+                dots = 0
+                continue
             if byte == 0x2E:
                 dots += 1
                 if dots == 3:
@@ -73,7 +81,7 @@ def describe_lines(text, hashes, lengths, flags, breaks):  # type: ignore[no-unt
             num_hashes += byte == 0x23
             if byte == 0xA6 and position - start > 2 and text[position - 2] == 0x80 and text[position - 3] == 0xE2:
                 num_ellipses += 1
-        hashes[count], lengths[count], breaks[count] = mix(state), length, pending
+        hashes[count], lengths[count], breaks[count] = finished(state, packed, position - start), length, pending
         flags[count] = _flags(text, start, position)
         characters += length
         count, pending = count + 1, 0

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Literal
+from dataclasses import replace
+from typing import ClassVar, Literal
 
+import numpy as np
+
+from deepen.curate.batch import Batch
 from deepen.curate.spans import edited_within
-from deepen.curate.step import DocumentStep, Drop
+from deepen.curate.step import BatchStep, Drop, Judgement, judged
 from deepen.formats.documents import Document
 
 _UNWANTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
@@ -25,8 +29,10 @@ _CONTINUATION = (
 _MOJIBAKE = re.compile(f"[\xc2-\xf4][{_CONTINUATION}]")
 
 
-class Normalize(DocumentStep):
+class Normalize(BatchStep):
     """Bring text into one form without changing what it says; what is left empty is dropped (``nothing_left``)."""
+
+    edits: ClassVar[bool] = True
 
     use: Literal["normalize"] = "normalize"
     mojibake: bool = True
@@ -37,6 +43,14 @@ class Normalize(DocumentStep):
         if not (document.text.isascii() and document.text.isprintable()):
             document = edited_within(document, lambda text: normalized(text, mojibake=self.mojibake))
         return document if document.text.strip() else Drop("nothing_left", 0.0)
+
+    def judge(self, batch: Batch) -> Judgement:
+        """Nothing to do for texts of common characters in their normal form; ``apply`` is for the others."""
+        from deepen.curate.normalize_kernel import BLANK, UNUSUAL, look_at  # loads numba
+
+        found = look_at(batch.texts.buffer, batch.texts.starts, batch.texts.ends)
+        judgement = judged("normalize", [("nothing_left", "left", np.zeros(len(batch)), found == BLANK)])
+        return replace(judgement, scores={}, undecided=found == UNUSUAL)
 
 
 def normalized(text: str, *, mojibake: bool = True) -> str:

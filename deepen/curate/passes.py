@@ -6,52 +6,37 @@ about the whole corpus. Between them only small arrays are exchanged, texts go f
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from deepen.curate.batch import read_batches
+from deepen.curate.chain import DROPPED_SCHEMA, SHOWN_CHARACTERS, apply_to_batch
 from deepen.curate.corpus import PartFiles
 from deepen.curate.signatures import Signer
-from deepen.curate.spans import lost_by
-from deepen.curate.step import Applies, Drop
-from deepen.formats.atomic import FileEntry, HashingWriter, writing
+from deepen.curate.step import Applies
+from deepen.formats.atomic import FileEntry, writing
 from deepen.formats.document_ids import DocumentIds
 from deepen.formats.documents import (
     SCHEMA,
-    Document,
-    content_hash,
-    read_documents,
     read_tables,
-    write_documents,
+    regrouped,
+    table_writer,
     write_tables,
 )
-from deepen.formats.records import read_records
 
-DROPPED_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("value", pa.float64(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-    ]
-)
-SHOWN_CHARACTERS = 200
-"""How much of a dropped document's text is kept to look at."""
 DECISION = np.dtype([("code", "u1"), ("value", "<f8"), ("kept_id", "<u8", (2,))])
 """0: kept; 1: held out; more: dropped for ``SecondPart.reasons[code - 2]`` with ``value``; the id of the document that
 stays in its place, if there is one (else zeros)."""
 KEPT, HELD_OUT, FIRST_REASON = 0, 1, 2
-
-_ROWS_PER_GROUP = 1_000
 
 
 @dataclass(frozen=True)
@@ -83,9 +68,11 @@ def first_pass(part: FirstPart) -> dict[str, Any]:
     count = _Incoming()
     with ExitStack() as stack:
         signer = Signer(stack.enter_context(writing(files.shingles)))
-        drops = stack.enter_context(writing(files.dropped))
-        kept = signer.signing(_kept(part, count, drops))
-        write_documents(files.documents, kept, files.partial)
+        drops, _ = stack.enter_context(table_writer(files.dropped, DROPPED_SCHEMA, scratch=True))
+        kept, _ = stack.enter_context(table_writer(files.documents, SCHEMA, scratch=True))
+        for table in regrouped(_kept(part, count, drops)):
+            signer.sign(table)
+            kept.write_table(table)
     signer.save(files)
     return {
         "documents_in": count.documents,
@@ -101,42 +88,18 @@ class _Incoming:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def _kept(part: FirstPart, count: _Incoming, drops: HashingWriter) -> Iterator[Document]:
-    for document in read_documents(Path(part.documents)):
-        count.documents += 1
-        count.num_bytes += len(document.text.encode())
-        result = apply_steps(part.steps, document)
-        if isinstance(result, Document):
-            yield result
-            continue
-        count.dropped[result.reason] += 1
-        drops.write((json.dumps(_drop_row(document, result), ensure_ascii=False) + "\n").encode())
-
-
-def apply_steps(steps: Sequence[Applies], document: Document) -> Document | Drop:
-    """The document after all steps, with its content hash, or the first step's reason to drop it."""
-    for step in steps:
-        result = step.apply(document)
-        if isinstance(result, Drop):
-            return result
-        if result.text != document.text:
-            reason = lost_by(document, result)
-            if reason is not None:
-                return Drop(reason, 0.0)
-            result = replace(result, content_hash=content_hash(result.text))
-        document = result
-    return document
-
-
-def _drop_row(document: Document, drop: Drop) -> dict[str, Any]:
-    return {
-        "id": document.id,
-        "source": document.source,
-        "reason": drop.reason,
-        "value": float(drop.value),
-        "detail": drop.detail,
-        "text": document.text[:SHOWN_CHARACTERS],
-    }
+def _kept(part: FirstPart, count: _Incoming, drops: pq.ParquetWriter) -> Iterator[pa.Table]:
+    """What stays of each batch; what does not goes to ``drops``."""
+    for batch in read_batches(Path(part.documents)):
+        count.documents += len(batch)
+        count.num_bytes += int(batch.texts.sizes.sum())
+        dropped = apply_to_batch(part.steps, batch)
+        if not batch.alive.all():
+            table = dropped.table(batch)
+            drops.write_table(table)
+            count.dropped.update(table["reason"].to_pylist())
+        if batch.alive.any():
+            yield batch.kept()
 
 
 def second_pass(part: SecondPart) -> dict[str, Any]:
@@ -191,14 +154,7 @@ def _chosen(files: PartFiles, decisions: np.ndarray[Any, Any], code: int) -> Ite
 
 def _drop_tables(files: PartFiles, decisions: np.ndarray[Any, Any], reasons: Sequence[str]) -> Iterator[pa.Table]:
     """What the first pass dropped, then what was decided afterwards, in the order of the documents."""
-    rows: list[dict[str, Any]] = []
-    for row in read_records(files.dropped):
-        rows.append(row)
-        if len(rows) == _ROWS_PER_GROUP:
-            yield pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA)
-            rows = []
-    if rows:
-        yield pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA)
+    yield from regrouped(read_tables(files.dropped))
     for table, own in _with_decisions(files, decisions):
         chosen = np.flatnonzero(own["code"] >= FIRST_REASON)
         if len(chosen):
@@ -208,14 +164,15 @@ def _drop_tables(files: PartFiles, decisions: np.ndarray[Any, Any], reasons: Seq
 def _decided(
     table: pa.Table, decisions: np.ndarray[Any, Any], chosen: np.ndarray[Any, Any], reasons: Sequence[str]
 ) -> pa.Table:
-    part = table.select(["id", "source", "text"]).take(pa.array(chosen))
+    part = table.select(["id", "source", "text", "scores"]).take(pa.array(chosen))
     columns = {
         "id": part["id"],
         "source": part["source"],
         "reason": pa.array([reasons[code - FIRST_REASON] for code in decisions["code"][chosen].tolist()]),
         "value": pa.array(decisions["value"][chosen].astype(np.float64)),
         "detail": pa.array(_names(decisions["kept_id"][chosen]), pa.string()),
-        "text": pa.array([text[:SHOWN_CHARACTERS] for text in part["text"].to_pylist()], pa.string()),
+        "text": pc.utf8_slice_codeunits(part["text"], 0, SHOWN_CHARACTERS).cast(pa.string()),
+        "scores": part["scores"],
     }
     return pa.table(columns, schema=DROPPED_SCHEMA)
 

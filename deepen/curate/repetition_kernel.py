@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from deepen.curate.lines_kernel import VISIBLE, join_paragraphs
 from deepen.curate.text_facts import Lines, Words, lines_of, words_of
-from deepen.curate.text_kernels import absorb, mix
+from deepen.curate.text_kernels import absorb
 from deepen.curate.words_kernel import ALONE
 from deepen.engine.compiled import njit
 
@@ -30,22 +30,54 @@ QUANTITIES = (
 """Names of the quantities in the order in which ``measure`` gives them; each is a share of the text."""
 
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
+_LARGEST_TABLE = 1 << 22
+"""Slots of the table of n-grams (4 bytes each): what a core's cache about holds."""
 
 
 def measure(text: str) -> npt.NDArray[np.float64]:
-    """The thirteen shares (float64 [13], between 0 and 1) of a text."""
-    return measure_words(words_of(text), lines_of(text))
+    """The thirteen shares (float64 [13], between 0 and 1) of one text."""
+    return np.asarray(measure_words(words_of([text]), lines_of([text]))[0])
 
 
 def measure_words(words: Words, lines: Lines, *, as_datatrove: bool = False) -> npt.NDArray[np.float64]:
-    """The thirteen shares for any splitting into words; ``as_datatrove``: blank lines count as lines, and the most
-    frequent n-gram counts even if it occurs once."""
-    shares = np.zeros(13, dtype=np.float64)
-    if lines.num_characters:
-        table = (lines.hashes, lines.lengths, lines.flags, lines.breaks)
-        _line_shares(*table, lines.num_characters, lines.num_open_ends if as_datatrove else -1, shares)
-        _n_grams(words.hashes, words.lengths, words.flags, lines.num_characters, as_datatrove, shares)
+    """The thirteen shares of n texts (float64 [n, 13]) for any splitting into words.
+
+    ``as_datatrove``: blank lines count as lines, and the most frequent n-gram counts even if it occurs once.
+    """
+    shares = np.zeros((len(lines.num_lines), 13), dtype=np.float64)
+    open_ends = lines.num_open_ends if as_datatrove else np.full(len(shares), -1)
+    _all_line_shares(
+        lines.hashes, lines.lengths, lines.flags, lines.breaks, lines.offsets, lines.num_characters, open_ends, shares
+    )
+    _all_n_grams(words.hashes, words.lengths, words.flags, words.offsets, lines.num_characters, as_datatrove, shares)
     return shares
+
+
+@njit(cache=True)
+def _all_line_shares(hashes, lengths, flags, breaks, offsets, num_characters, open_ends, shares):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    for text in range(len(shares)):
+        if num_characters[text]:
+            own = slice(offsets[text], offsets[text + 1])
+            table = hashes[own], lengths[own], flags[own], breaks[own]
+            _line_shares(table[0], table[1], table[2], table[3], num_characters[text], open_ends[text], shares[text])
+
+
+@njit(cache=True)
+def _all_n_grams(hashes, lengths, flags, offsets, num_characters, as_datatrove, shares):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    for text in range(len(shares)):
+        if num_characters[text]:
+            own = slice(offsets[text], offsets[text + 1])
+            _n_grams(hashes[own], lengths[own], flags[own], num_characters[text], as_datatrove, shares[text])
+
+
+@njit(cache=True)
+def count_duplicate_characters(hashes, lengths, flags, offsets, needed):  # type: ignore[no-untyped-def]
+    """For each text the characters in lines with the flags ``needed`` that occurred before, int64 [n]."""
+    characters = np.empty(len(offsets) - 1, dtype=np.int64)
+    for text in range(len(characters)):
+        own = slice(offsets[text], offsets[text + 1])
+        _, _, characters[text] = duplicate_lines(hashes[own], lengths[own], flags[own], needed)
+    return characters
 
 
 @njit(cache=True)
@@ -118,24 +150,22 @@ def _n_grams(words, lengths, flags, num_characters, as_datatrove, shares):  # ty
     num_words = len(words)
     places = np.arange(num_words).astype(np.int32)  # where an n-gram might begin that occurs twice
     grams = words.copy()  # hash of the n-gram at each of those places
-    slots = np.empty(num_words, dtype=np.int32)
-    table = np.empty(_table_size(num_words), dtype=np.uint64)
-    counts = np.empty(len(table), dtype=np.int32)
+    firsts, counts = np.empty(num_words, dtype=np.int32), np.empty(num_words, dtype=np.int32)
+    table = np.empty(min(_table_size(num_words), _LARGEST_TABLE), dtype=np.int32)
     count = num_words
     for n in range(2, 11):
         if num_words < n:
             break
         count = _grown(places[:count], grams, words, n)
-        used = _table_size(count)
-        _count_grams(grams[:count], table[:used], counts[:used], slots)
+        _count_grams(grams[:count], table, counts, firsts)
         if n <= 4:
-            place, most = _top(places[:count], counts, slots)
+            place, most = _top(places[:count], counts, firsts)
             if most > 1 or as_datatrove:
                 span = _length(lengths, flags, place, n)
                 shares[2 + n] = min(1.0, most * span / num_characters)
         else:
-            shares[2 + n] = _repeated(places[:count], n, lengths, counts, slots) / num_characters
-        count = _kept(places[:count], grams, counts, slots)
+            shares[2 + n] = _repeated(places[:count], n, lengths, counts, firsts) / num_characters
+        count = _kept(places[:count], grams, counts, firsts)
 
 
 @njit(cache=True)
@@ -151,25 +181,72 @@ def _grown(places, grams, words, n):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _count_grams(grams, table, counts, slots):  # type: ignore[no-untyped-def]
-    table[:] = _ZERO
-    counts[:] = 0
-    for number in range(len(grams)):
-        key = mix(grams[number]) | _ONE
-        slot = _slot(table, key)
-        table[slot] = key
-        counts[slot] += 1
-        slots[number] = slot
+def _count_grams(grams, table, counts, firsts):  # type: ignore[no-untyped-def]
+    """For each n-gram the first equal one (``firsts``), and at that one how often it occurs (``counts``).
+
+    A table of more slots than ``table`` has is filled one range of hashes after the other. The highest bits of a hash
+    are the best mixed ones: they choose the slot, those below the range.
+    """
+    bits, range_bits = 3, 0
+    while (1 << bits) < 2 * len(grams) and (2 << bits) <= len(table):
+        bits += 1
+    while (1 << (bits + range_bits)) < 2 * len(grams):
+        range_bits += 1
+    own = table[: 1 << bits]
+    shift, mask = np.uint64(64 - bits), (1 << bits) - 1
+    range_shift, range_mask = np.uint64(64 - bits - range_bits), np.uint64((1 << range_bits) - 1)
+    for part in range(1 << range_bits):
+        own[:] = -1
+        for number in range(len(grams)):
+            gram = grams[number]
+            if range_bits and (gram >> range_shift) & range_mask != np.uint64(part):
+                continue
+            slot = np.int64(gram >> shift)
+            while own[slot] >= 0 and grams[own[slot]] != gram:
+                slot = (slot + 1) & mask
+            first = own[slot]
+            if first < 0:
+                own[slot], first, counts[number] = number, number, 0
+            firsts[number] = first
+            counts[first] += 1
 
 
 @njit(cache=True)
-def _top(places, counts, slots):  # type: ignore[no-untyped-def]
+def _top(places, counts, firsts):  # type: ignore[no-untyped-def]
     """Where the first of the most frequent n-grams is, and how often it occurs (overlaps count)."""
     most, best = 1, 0
     for number in range(len(places)):
-        if counts[slots[number]] > most:
-            most, best = counts[slots[number]], places[number]
+        if firsts[number] == number and counts[number] > most:
+            most, best = counts[number], places[number]
     return best, most
+
+
+@njit(cache=True)
+def _repeated(places, n, lengths, counts, firsts):  # type: ignore[no-untyped-def]
+    """Letters in n-grams that occurred before: after a repeat counting goes on n words later, so none counts twice."""
+    characters, next_place = 0, 0
+    for number in range(len(places)):
+        place, first = places[number], firsts[number]
+        if place < next_place:
+            continue
+        if counts[first] < 0:
+            for word in range(place, place + n):
+                characters += lengths[word]
+            next_place = place + n
+        else:
+            counts[first] = -counts[first]
+    return characters
+
+
+@njit(cache=True)
+def _kept(places, grams, counts, firsts):  # type: ignore[no-untyped-def]
+    """Keep the places whose n-gram occurs more than once; returns their number."""
+    count = 0
+    for number in range(len(places)):
+        if abs(counts[firsts[number]]) > 1:
+            places[count], grams[count] = places[number], grams[number]
+            count += 1
+    return count
 
 
 @njit(cache=True)
@@ -181,31 +258,3 @@ def _length(lengths, flags, place, n):  # type: ignore[no-untyped-def]
         if number > place and not (flags[number] & flags[number - 1] & ALONE):
             total += 1
     return total
-
-
-@njit(cache=True)
-def _repeated(places, n, lengths, counts, slots):  # type: ignore[no-untyped-def]
-    """Letters in n-grams that occurred before: after a repeat counting goes on n words later, so none counts twice."""
-    characters, next_place = 0, 0
-    for number in range(len(places)):
-        place, slot = places[number], slots[number]
-        if place < next_place:
-            continue
-        if counts[slot] < 0:
-            for word in range(place, place + n):
-                characters += lengths[word]
-            next_place = place + n
-        else:
-            counts[slot] = -counts[slot]
-    return characters
-
-
-@njit(cache=True)
-def _kept(places, grams, counts, slots):  # type: ignore[no-untyped-def]
-    """Keep the places whose n-gram occurs more than once; returns their number."""
-    count = 0
-    for number in range(len(places)):
-        if abs(counts[slots[number]]) > 1:
-            places[count], grams[count] = places[number], grams[number]
-            count += 1
-    return count

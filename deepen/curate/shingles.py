@@ -23,6 +23,7 @@ from deepen.curate.text_kernels import (
     lower,
     mix,
 )
+from deepen.curate.texts import Texts
 from deepen.engine.compiled import njit
 
 NUM_BANDS, ROWS_PER_BAND = 16, 8
@@ -67,26 +68,22 @@ class Signatures:
     shingles: npt.NDArray[np.uint32]
 
 
-def sign(texts: list[str]) -> Signatures:
+def sign(texts: Texts) -> Signatures:
     """Signatures of some documents; every document has at least one shingle."""
-    encoded = [text.encode() for text in texts]
-    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
-    np.cumsum([len(data) for data in encoded], out=offsets[1:])
-    buffer = np.frombuffer(b"".join(encoded), dtype=np.uint8)
     bands = np.empty((NUM_BANDS, len(texts)), dtype=np.uint64)
     sizes = np.empty(len(texts), dtype=np.int64)
-    shingles = np.empty(int(offsets[-1]) // 2 + 2 * len(texts), dtype=np.uint32)
-    used = _sign_batch(buffer, offsets, _FACTORS, _TERMS, bands, sizes, shingles)
-    return Signatures(np.diff(offsets), bands, sizes, shingles[:used])
+    shingles = np.empty(int(texts.sizes.sum()) // 2 + 2 * len(texts), dtype=np.uint32)
+    used = _sign_batch(texts.buffer, texts.starts, texts.ends, _FACTORS, _TERMS, bands, sizes, shingles)
+    return Signatures(texts.sizes, bands, sizes, shingles[:used])
 
 
 @njit(cache=True)
-def _sign_batch(buffer, offsets, factors, terms, bands, sizes, shingles):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def _sign_batch(buffer, starts, ends, factors, terms, bands, sizes, shingles):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     used = 0
     slots = np.empty(_NUM_SLOTS, dtype=np.uint32)
     scratch = np.empty(0, dtype=np.uint32)
-    for document in range(len(offsets) - 1):
-        end = used + _shingle(buffer[offsets[document] : offsets[document + 1]], _KINDS, shingles[used:])
+    for document in range(len(starts)):
+        end = used + _shingle(buffer[starts[document] : ends[document]], _KINDS, shingles[used:])
         if end - used > len(scratch):
             scratch = np.empty(2 * (end - used), dtype=np.uint32)
         end = used + _sort_unique(shingles[used:end], scratch)

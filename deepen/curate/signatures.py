@@ -5,17 +5,15 @@ What is kept in memory is about 200 bytes per document of the part; shingles go 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from deepen.curate.corpus import INDEX, PartFiles, save_array
+from deepen.curate.texts import from_arrow
 from deepen.formats.atomic import HashingWriter, writing
 from deepen.formats.document_ids import pack_ids
-from deepen.formats.documents import Document
-
-_BATCH_CHARACTERS = 4_000_000
 
 
 class Signer:
@@ -27,33 +25,17 @@ class Signer:
         self._index: list[np.ndarray[Any, np.dtype[np.void]]] = []
         self._ids: list[np.ndarray[Any, np.dtype[np.uint64]]] = []
 
-    def signing(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """The same documents, signed on the way."""
-        batch: list[Document] = []
-        num_characters = 0
-        for document in documents:
-            batch.append(document)
-            num_characters += len(document.text)
-            if num_characters >= _BATCH_CHARACTERS:
-                self._sign(batch)
-                yield from batch
-                batch, num_characters = [], 0
-        self._sign(batch)
-        yield from batch
-
-    def _sign(self, batch: list[Document]) -> None:
+    def sign(self, table: pa.Table) -> None:
+        """Sign the documents of a table."""
         from deepen.curate.shingles import sign  # loads numba
 
-        if not batch:
-            return
-        signatures = sign([document.text for document in batch])
-        index = np.empty(len(batch), dtype=INDEX)
-        index["hash_high"] = [int(document.content_hash[:16], 16) for document in batch]
-        index["hash_low"] = [int(document.content_hash[16:], 16) for document in batch]
-        index["num_bytes"] = signatures.num_bytes
-        index["num_shingles"] = signatures.sizes
+        signatures = sign(from_arrow(table["text"]))
+        index = np.empty(table.num_rows, dtype=INDEX)
+        halves = pack_ids(table["content_hash"].to_pylist())
+        index["hash_high"], index["hash_low"] = halves[:, 0], halves[:, 1]
+        index["num_bytes"], index["num_shingles"] = signatures.num_bytes, signatures.sizes
         self._index.append(index)
-        self._ids.append(pack_ids([document.id for document in batch]))
+        self._ids.append(pack_ids(table["id"].to_pylist()))
         self._bands.append(signatures.bands)
         self._shingles.write(signatures.shingles)
 

@@ -22,13 +22,13 @@ from deepen.curate.corpus import PartFiles
 from deepen.curate.passes import FirstPart, SecondPart, first_pass, second_pass
 from deepen.curate.step import Applies
 from deepen.curate.summary import check_counts, print_summary
-from deepen.curate.surveys import Surveyed, SurveyPart, SurveyStep, conclude_survey, survey_part
+from deepen.curate.surveys import SurveyPart, SurveyStep, conclude_survey, survey_part, surveyed
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.formats.atomic import FileEntry, write_bytes
 from deepen.formats.documents import SCHEMA, document_files, num_documents_in, read_tables, write_tables
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 
-FORMAT = 3
+FORMAT = 4
 
 _PARTIAL, _LEDGER = "partial", "ledger"
 
@@ -117,7 +117,7 @@ def _run_surveys(config: CurateConfig, job: StageJob, parts: Sequence[_Part]) ->
                 result["documents"] for part, result in zip(parts, results, strict=True) if part.source == source
             )
             conclude_survey(source, [work[part] for part in parts if part.source == source], num_documents)
-        steps.append(Surveyed(step, folder))
+        steps.append(surveyed(step, folder))
     return tuple(steps)
 
 

@@ -1,20 +1,24 @@
 """The two kinds of curation steps: one sees a document at a time, the other the whole corpus.
 
 Steps on documents run first, in the order of the recipe, in any number of processes; then the held-out documents are
-set aside; then steps on the corpus choose among what is left.
+set aside; then steps on the corpus choose among what is left. A step on documents may have a batch form, which does the
+same to many documents at once; it need not.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from deepen.curate.batch import Batch
 from deepen.curate.corpus import Corpus
-from deepen.formats.documents import Document
+from deepen.curate.texts import Texts
+from deepen.formats.documents import Document, table_of
 from deepen.plug import Plug
 
 
@@ -26,6 +30,8 @@ class Drop:
     value: float
     detail: str = ""
     """What the document was matched with or where, where that says more than the value."""
+    scores: Mapping[str, float] = field(default_factory=dict, compare=False)
+    """What the step measured, kept with the dropped document so that another threshold can be tried."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,17 @@ class Applies(Protocol):
         """The document (changed or as it was), or why it is dropped."""
 
 
+@runtime_checkable
+class Judges(Protocol):
+    """What can also be applied to a batch of documents."""
+
+    edits: ClassVar[bool]
+    """Whether it may change texts: documents with spans are then handed to ``apply``, which moves them along."""
+
+    def judge(self, batch: Batch) -> Judgement:
+        """What becomes of the documents of a batch, which is not to be changed."""
+
+
 class DocumentStep(Plug):
     """A step that sees one document at a time; what it measures goes into ``document.scores`` as ``step.quantity``."""
 
@@ -56,6 +73,59 @@ class DocumentStep(Plug):
         A step that changes the text need not mind ``content_hash``: it is made anew. Where the document has ``spans``
         they must be moved along (``spans.edited_within``, ``spans.of_pieces``); else it is dropped (``spans_lost``).
         """
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a step says of the n documents of a batch; rows of documents that are not alive do not matter."""
+
+    scores: Mapping[str, npt.NDArray[np.float64]]
+    """What was measured, by ``step.quantity``; NaN where it was not."""
+    reasons: Sequence[str] = ()
+    broken: npt.NDArray[np.int64] | None = None
+    """For each document the number of its reason to be dropped, or -1; None: all stay."""
+    values: npt.NDArray[np.float64] | None = None
+    """For each dropped one the value that crossed the limit."""
+    texts: Texts | None = None
+    """The texts as they are now, if any was changed."""
+    undecided: npt.NDArray[np.bool_] | None = None
+    """Documents that the batch form has nothing to say of: the step's ``apply`` is asked."""
+
+
+Rule = tuple[str, str, npt.NDArray[np.float64], npt.NDArray[np.bool_]]
+"""Reason to drop, name of what is measured, its values (NaN: not asked), whether the rule is broken."""
+
+
+def judged(step: str, rules: Sequence[Rule]) -> Judgement:
+    """What rules say, in this order: the first one that is broken is the reason."""
+    num_documents = len(rules[0][2]) if rules else 0
+    broken, values = np.full(num_documents, -1), np.zeros(num_documents)
+    for number, (_, _, measured, breaks) in enumerate(rules):
+        first = breaks & (broken < 0)
+        broken[first], values[first] = number, measured[first]
+    scores = {f"{step}.{name}": measured for _, name, measured, _ in rules}
+    return Judgement(scores, [reason for reason, *_ in rules], broken, values)
+
+
+class BatchStep(DocumentStep):
+    """A step on documents with a batch form. Where that says all there is to say, ``apply`` is a batch of one."""
+
+    edits: ClassVar[bool] = False
+    """Whether the step may change texts; such a step has an ``apply`` of its own, for documents with spans."""
+
+    @abstractmethod
+    def judge(self, batch: Batch) -> Judgement:
+        """What becomes of the documents of a batch, which is not to be changed."""
+
+    def apply(self, document: Document) -> Document | Drop:
+        """The same for one document."""
+        batch = Batch(table_of([document]))
+        judgement = self.judge(batch)
+        scores = {name: float(values[0]) for name, values in judgement.scores.items() if not np.isnan(values[0])}
+        if judgement.broken is not None and judgement.broken[0] >= 0:
+            assert judgement.values is not None, "a broken rule has a value"
+            return Drop(judgement.reasons[judgement.broken[0]], float(judgement.values[0]), scores=scores)
+        return replace(document, scores={**document.scores, **scores})
 
 
 class CorpusStep(Plug):

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from deepen.curate.text_facts import Words, split
+from deepen.curate.text_facts import Words, words_of
 from deepen.engine.compiled import njit
 
 STOP_WORDS: dict[str, tuple[str, ...]] = {
@@ -54,11 +54,10 @@ Lists = tuple[tuple[str, tuple[str, ...]], ...]
 """Words by language."""
 
 
-def count_stop_words(words: Words, lists: Lists) -> dict[str, int]:
-    """How many different words of each list (at most 64 lists) a text has."""
+def count_stop_words(words: Words, lists: Lists) -> npt.NDArray[np.int64]:
+    """How many different words of each list (at most 64 lists) each text has, int64 [texts, lists]."""
     keys, owners = _table(lists)
-    counts = _count(words.hashes, keys, owners, len(lists))
-    return dict(zip((language for language, _ in lists), counts.tolist(), strict=True))
+    return np.asarray(_count(words.hashes, words.offsets, keys, owners, len(lists)))
 
 
 @lru_cache(maxsize=64)
@@ -71,7 +70,7 @@ def _table(lists: Lists) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]
     keys, owners = np.zeros(size, dtype=np.uint64), np.zeros(size, dtype=np.uint64)
     for number, (_, own) in enumerate(lists):
         for word in own:
-            key = int(split(word).hashes[0])
+            key = int(words_of([word]).hashes[0])
             slot = key % size
             while int(keys[slot]) not in (0, key):
                 slot = (slot + 1) % size
@@ -81,18 +80,19 @@ def _table(lists: Lists) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]
 
 
 @njit(cache=True)
-def _count(hashes, keys, owners, num_lists):  # type: ignore[no-untyped-def]
-    counts = np.zeros(num_lists, dtype=np.int64)
-    seen = np.zeros(len(keys), dtype=np.bool_)
+def _count(hashes, offsets, keys, owners, num_lists):  # type: ignore[no-untyped-def]
+    counts = np.zeros((len(offsets) - 1, num_lists), dtype=np.int64)
+    seen = np.full(len(keys), -1, dtype=np.int64)
     mask = np.uint64(len(keys) - 1)
-    for key in hashes:
-        slot = key & mask
-        while keys[slot] != np.uint64(0):
-            if keys[slot] == key:
-                if not seen[slot]:
-                    seen[slot] = True
-                    for number in range(num_lists):
-                        counts[number] += (owners[slot] >> np.uint64(number)) & np.uint64(1)
-                break
-            slot = (slot + np.uint64(1)) & mask
+    for text in range(len(counts)):
+        for key in hashes[offsets[text] : offsets[text + 1]]:
+            slot = key & mask
+            while keys[slot] != np.uint64(0):
+                if keys[slot] == key:
+                    if seen[slot] != text:
+                        seen[slot] = text
+                        for number in range(num_lists):
+                            counts[text, number] += (owners[slot] >> np.uint64(number)) & np.uint64(1)
+                    break
+                slot = (slot + np.uint64(1)) & mask
     return counts

@@ -12,15 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from deepen.curate.batch import Batch, read_batches
+from deepen.curate.chain import apply_to_batch
 from deepen.curate.corpus import save_array
-from deepen.curate.passes import apply_steps
-from deepen.curate.step import Applies, DocumentStep, Drop
-from deepen.formats.documents import Document, read_documents
+from deepen.curate.step import Applies, DocumentStep, Drop, Judgement
+from deepen.formats.documents import Document
 
 Keys = npt.NDArray[np.uint64]
 _MERGED_KEYS = 8_000_000
@@ -33,6 +34,11 @@ class SurveyStep(DocumentStep):
     @abstractmethod
     def keys(self, document: Document) -> Keys:
         """What is counted in a document, each key once."""
+
+    def batch_keys(self, batch: Batch) -> Keys:
+        """The keys of all living documents of a batch, end to end. A step may do this faster."""
+        found = [self.keys(batch.document(row)) for row in np.flatnonzero(batch.alive).tolist()]
+        return np.concatenate([np.zeros(0, dtype=np.uint64), *found])
 
     @abstractmethod
     def fewest_documents(self, num_documents: int) -> int:
@@ -57,6 +63,30 @@ class Surveyed:
     def apply(self, document: Document) -> Document | Drop:
         """As for any step on documents."""
         return self.step.apply_found(document, _found(self.folder, document.source))
+
+
+class BatchSurveyStep(SurveyStep):
+    """A survey step with a batch form of ``apply_found``."""
+
+    @abstractmethod
+    def judge_found(self, batch: Batch, found: Keys) -> Judgement:
+        """What becomes of the documents of a batch, all of one source, given the keys found there."""
+
+
+class SurveyedBatch(Surveyed):
+    """A survey step that has a batch form, with its finished survey."""
+
+    step: BatchSurveyStep
+    edits: ClassVar[bool] = True
+
+    def judge(self, batch: Batch) -> Judgement:
+        """As for any step with a batch form."""
+        return self.step.judge_found(batch, _found(self.folder, batch.source))
+
+
+def surveyed(step: SurveyStep, folder: str) -> Surveyed:
+    """A step bound to its survey."""
+    return (SurveyedBatch if isinstance(step, BatchSurveyStep) else Surveyed)(step, folder)
 
 
 @lru_cache(maxsize=16)
@@ -85,12 +115,10 @@ def survey_part(part: SurveyPart) -> dict[str, Any]:
     num_documents, num_pending = 0, 0
     pending: list[Keys] = []
     merged = (np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64))
-    for document in read_documents(Path(part.documents)):
-        result = apply_steps(part.before, document)
-        if isinstance(result, Drop):
-            continue
-        keys = part.step.keys(result)
-        num_documents, num_pending = num_documents + 1, num_pending + len(keys)
+    for batch in read_batches(Path(part.documents)):
+        apply_to_batch(part.before, batch)
+        keys = part.step.batch_keys(batch)
+        num_documents, num_pending = num_documents + int(batch.alive.sum()), num_pending + len(keys)
         pending.append(keys)
         if num_pending > _PENDING_KEYS:
             merged = _sum([merged, *((keys, np.ones(len(keys), dtype=np.int64)) for keys in pending)])

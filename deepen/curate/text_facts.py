@@ -1,19 +1,19 @@
-"""Words and lines of one text, found once and shared by every rule that asks about them.
+"""Words and lines of many texts, found once per batch and shared by every rule that asks about them.
 
-The rules of a recipe look at the same document one after the other, so the facts about the latest text are kept until
-another text comes.
+Tables are laid end to end, text after text, so that finding them and each rule on them is one compiled call per batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deepen.curate.lines_kernel import describe_lines
+from deepen.curate.lines_kernel import count_lines, describe_lines
+from deepen.curate.texts import Texts, texts_of
 from deepen.curate.words_kernel import count_words, describe_words, split_words
 from deepen.engine.compiled import njit
 
@@ -22,102 +22,118 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Words:
-    """The n words of a text: ``hashes`` uint64, ``lengths`` in characters, ``flags``; symbols (marks alone) are words
-    too, the others are ``plain``."""
+    """The words of n texts, marks that stand alone (symbols) among them: ``hashes`` uint64, ``lengths`` in characters
+    and ``flags``. Those of the i-th text are ``[offsets[i] : offsets[i + 1]]``."""
 
     hashes: Array
     lengths: Array
     flags: Array
-    num_plain: int
-    plain_characters: int
-    num_alphabetic: int
-    num_alone: int
-    """Characters of scripts without spaces."""
+    offsets: Array
+    counts: Array
+    """int64 [n, 4]: words that are no symbols, characters in those, words with a letter, characters of scripts without
+    spaces."""
 
     @property
-    def count(self) -> int:
-        """How many words there are, symbols too."""
-        return len(self.hashes)
+    def num_words(self) -> Array:
+        """Words of each text, symbols too."""
+        return np.diff(self.offsets)
 
 
 @dataclass(frozen=True)
 class Lines:
-    """The m lines of a text that are not empty, with what ``describe_lines`` says of them, and counts of the text."""
+    """The lines of n texts that are not empty, with what ``describe_lines`` says of them."""
 
     hashes: Array
     lengths: Array
     flags: Array
     breaks: Array
-    num_lines: int
-    """All lines, empty ones too."""
-    num_newlines: int
-    num_characters: int
-    num_hash_signs: int
-    num_ellipses: int
-    num_open_ends: int
+    offsets: Array
+    num_lines: Array
+    """All lines of each text, empty ones too, int64 [n]."""
+    num_newlines: Array
+    num_characters: Array
+    num_hash_signs: Array
+    num_ellipses: Array
+    num_open_ends: Array
     """How many of the text's two ends are line feeds."""
 
-
-@lru_cache(maxsize=1)
-def encoded(text: str) -> Array:
-    """The UTF-8 bytes of a text, uint8."""
-    return np.frombuffer(text.encode(), dtype=np.uint8)
-
-
-@lru_cache(maxsize=1)
-def words_of(text: str) -> Words:
-    """The words of a text."""
-    return split(text)
+    def counts(self, short: int) -> Array:
+        """int64 [n, 5]: visible lines, of those terminal ones and those of at most ``short`` characters; lines that end
+        in an ellipsis, that begin with a bullet."""
+        return np.asarray(_count_lines(self.lengths, self.flags, self.offsets, short))
 
 
-def split(text: str) -> Words:
-    """The words of a text, found anew."""
-    return Words(*_words(np.frombuffer(text.encode(), dtype=np.uint8)))
+def words_of(texts: Texts | Sequence[str]) -> Words:
+    """The words of some texts."""
+    own = texts if isinstance(texts, Texts) else texts_of(texts)
+    most = int(own.sizes.sum())
+    hashes, lengths = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.int32)
+    flags, counts = np.empty(most, dtype=np.uint8), np.empty((len(own), 4), dtype=np.int64)
+    offsets = np.zeros(len(own) + 1, dtype=np.int64)
+    _words(own.buffer, own.starts, own.ends, hashes, lengths, flags, offsets, counts)
+    used = offsets[-1]
+    return Words(hashes[:used], lengths[:used], flags[:used], offsets, counts)
 
 
 def words_at(text: str, starts: Array, ends: Array) -> Words:
-    """Words given by another splitter as positions (int32) in the UTF-8 bytes of ``text``."""
-    return Words(*_described(encoded(text), starts, ends))
-
-
-@lru_cache(maxsize=1)
-def lines_of(text: str) -> Lines:
-    """The lines of a text."""
-    *table, numbers = _lines(encoded(text))
-    return Lines(*table, *numbers)
-
-
-@njit(cache=True)
-def _words(text):  # type: ignore[no-untyped-def]
-    starts, ends = np.empty(len(text), dtype=np.int32), np.empty(len(text), dtype=np.int32)
-    hashes, lengths = np.empty(len(text), dtype=np.uint64), np.empty(len(text), dtype=np.int32)
-    flags = np.empty(len(text), dtype=np.uint8)
-    count = split_words(text, starts, ends, hashes, lengths, flags)
-    return _counted(hashes[:count], lengths[:count], flags[:count])
-
-
-@njit(cache=True)
-def _described(text, starts, ends):  # type: ignore[no-untyped-def]
+    """Words of one text given by another splitter as positions (int32) in its UTF-8 bytes."""
+    data = np.frombuffer(text.encode(), dtype=np.uint8)
     hashes, lengths = np.empty(len(starts), dtype=np.uint64), np.empty(len(starts), dtype=np.int32)
     flags = np.empty(len(starts), dtype=np.uint8)
-    describe_words(text, starts, ends, hashes, lengths, flags)
-    return _counted(hashes, lengths, flags)
+    describe_words(data, starts, ends, hashes, lengths, flags)
+    counts = np.array([count_words(lengths, flags)], dtype=np.int64)
+    return Words(hashes, lengths, flags, np.array([0, len(starts)]), counts)
 
 
-@njit(cache=True)
-def _counted(hashes, lengths, flags):  # type: ignore[no-untyped-def]
-    num_plain, characters, num_alphabetic, num_alone = count_words(lengths, flags)
-    return hashes, lengths, flags, num_plain, characters, num_alphabetic, num_alone
-
-
-@njit(cache=True)
-def _lines(text):  # type: ignore[no-untyped-def]
-    most = 1
-    for byte in text:
-        most += byte == 0x0A
+def lines_of(texts: Texts | Sequence[str]) -> Lines:
+    """The lines of some texts."""
+    own = texts if isinstance(texts, Texts) else texts_of(texts)
+    most = _count_line_feeds(own.buffer, own.starts, own.ends) + len(own)
     hashes, lengths = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.int32)
     flags, breaks = np.empty(most, dtype=np.uint8), np.empty(most, dtype=np.int32)
-    count, num_lines, newlines, characters, signs, ellipses = describe_lines(text, hashes, lengths, flags, breaks)
-    open_ends = (text[0] == 0x0A) + (text[-1] == 0x0A) if len(text) else 0
-    numbers = (num_lines, newlines, characters, signs, ellipses, open_ends)
-    return hashes[:count], lengths[:count], flags[:count], breaks[:count], numbers
+    offsets, counts = np.zeros(len(own) + 1, dtype=np.int64), np.empty((6, len(own)), dtype=np.int64)
+    _lines(own.buffer, own.starts, own.ends, hashes, lengths, flags, breaks, offsets, counts)
+    used = offsets[-1]
+    return Lines(hashes[:used], lengths[:used], flags[:used], breaks[:used], offsets, *counts)
+
+
+@njit(cache=True)
+def _words(buffer, starts, ends, hashes, lengths, flags, offsets, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    nowhere, used = np.empty(0, dtype=np.int32), 0
+    for number in range(len(starts)):
+        text = buffer[starts[number] : ends[number]]
+        end = used + split_words(text, nowhere, nowhere, hashes[used:], lengths[used:], flags[used:])
+        counts[number] = count_words(lengths[used:end], flags[used:end])
+        used = end
+        offsets[number + 1] = used
+
+
+@njit(cache=True)
+def _count_line_feeds(buffer, starts, ends):  # type: ignore[no-untyped-def]
+    count = 0
+    for number in range(len(starts)):
+        for byte in buffer[starts[number] : ends[number]]:
+            count += byte == 0x0A
+    return count
+
+
+@njit(cache=True)
+def _lines(buffer, starts, ends, hashes, lengths, flags, breaks, offsets, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    used = 0
+    for number in range(len(starts)):
+        text = buffer[starts[number] : ends[number]]
+        found = describe_lines(text, hashes[used:], lengths[used:], flags[used:], breaks[used:])
+        used += found[0]
+        offsets[number + 1] = used
+        for column in range(5):
+            counts[column, number] = found[column + 1]
+        counts[5, number] = (text[0] == 0x0A) + (text[-1] == 0x0A) if len(text) else 0
+
+
+@njit(cache=True)
+def _count_lines(lengths, flags, offsets, short):  # type: ignore[no-untyped-def]
+    counts = np.empty((len(offsets) - 1, 5), dtype=np.int64)
+    for number in range(len(counts)):
+        own = slice(offsets[number], offsets[number + 1])
+        counts[number] = count_lines(lengths[own], flags[own], short)
+    return counts

@@ -13,7 +13,7 @@ from deepen.engine.compiled import njit
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, the increment of splitmix64
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_S27, _S30, _S31 = np.uint64(27), np.uint64(30), np.uint64(31)
+_S8, _S27, _S30, _S31, _S56 = np.uint64(8), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(56)
 
 HASH_SEED = np.uint64(0xCBF29CE484222325)
 
@@ -119,3 +119,21 @@ def mix(state):  # type: ignore[no-untyped-def]
     state = (state ^ (state >> _S30)) * _MIX_1
     state = (state ^ (state >> _S27)) * _MIX_2
     return state ^ (state >> _S31)
+
+
+@njit(cache=True, inline="always")
+def finished(state, packed, size):  # type: ignore[no-untyped-def]
+    """The hash of ``size`` bytes of which every full eight were absorbed and the rest is in ``packed``."""
+    return mix(absorb(state, packed | (np.uint64(size & 7) << _S56)))
+
+
+@njit(cache=True)
+def hash_bytes(text, position, end):  # type: ignore[no-untyped-def]
+    """Hash of the bytes between two positions, eight at a time: absorbing waits for a product each time."""
+    state, packed, start = HASH_SEED, np.uint64(0), position
+    while position < end:
+        packed = (packed << _S8) | np.uint64(text[position])
+        position += 1
+        if (position - start) & 7 == 0:
+            state, packed = absorb(state, packed), np.uint64(0)
+    return finished(state, packed, end - start)

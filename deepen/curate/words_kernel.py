@@ -12,9 +12,19 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from deepen.curate.text_kernels import HASH_SEED, absorb, code_point, is_separator, is_space, is_unspaced, mix
+from deepen.curate.text_kernels import (
+    HASH_SEED,
+    absorb,
+    code_point,
+    finished,
+    hash_bytes,
+    is_separator,
+    is_space,
+    is_unspaced,
+)
 from deepen.engine.compiled import njit
 
+_NOTHING, _S8 = np.uint64(0), np.uint64(8)
 _LETTER, _DIGIT, _INERT, _SPACE, _MARK, _STICKY, _QUOTE, _ALONE, _WIDE = 0, 1, 2, 3, 4, 5, 6, 7, 8
 ALPHABETIC, SYMBOL, ALONE = 1, 2, 4
 """Flags of a word: has a letter; is made of punctuation only; is one character of a script without spaces."""
@@ -79,9 +89,10 @@ def _class_at(text, position):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-untyped-def]  # noqa: C901 - one loop
-    """The words of a text: byte positions ``starts`` and ``ends``, ``hashes`` (uint64), ``lengths`` in characters and
-    ``flags``, each with room for one word per byte; returns how many there are."""
+    """The words of a text: byte positions ``starts`` and ``ends`` (nobody wants them if they are empty), ``hashes``
+    (uint64), ``lengths`` in characters and ``flags``, with room for one word per byte; returns how many there are."""
     size, count, position = len(text), 0, 0
+    located = len(starts) > 0
     while position < size:
         byte = text[position]
         kind, width = np.int64(_CLASSES[byte]), 1
@@ -90,11 +101,13 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
             continue
         start = position
         if kind <= _DIGIT:  # nearly every word begins with a run of ASCII letters and digits and ends there
-            state, least = HASH_SEED, kind
+            state, packed, least = HASH_SEED, _NOTHING, kind
             while kind <= _DIGIT:
-                state = absorb(state, np.uint64(byte))
+                packed = (packed << _S8) | np.uint64(byte)
                 least = min(least, kind)
                 position += 1
+                if (position - start) & 7 == 0:
+                    state, packed = absorb(state, packed), _NOTHING
                 if position == size:
                     break
                 byte = text[position]
@@ -103,15 +116,18 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
             if position < size and kind != _SPACE and not _is_closing(text, position, kind):
                 position = _word_end(text, start, position)
             if position == run_end:
-                starts[count], ends[count] = start, position
-                hashes[count], lengths[count] = mix(state), position - start
+                if located:
+                    starts[count], ends[count] = start, position
+                hashes[count], lengths[count] = finished(state, packed, position - start), position - start
                 flags[count] = ALPHABETIC * (least == _LETTER)
                 count += 1
                 continue
         elif kind == _MARK:
             position += 1
-            starts[count], ends[count], lengths[count], flags[count] = start, position, 1, SYMBOL
-            hashes[count] = mix(absorb(HASH_SEED, np.uint64(byte)))
+            if located:
+                starts[count], ends[count] = start, position
+            lengths[count], flags[count] = 1, SYMBOL
+            hashes[count] = finished(HASH_SEED, np.uint64(byte), 1)
             count += 1
             continue
         else:
@@ -125,7 +141,8 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
             elif byte == 0x2E or byte == 0x2D:  # runs of dots and of dashes are one word
                 while position < size and text[position] == byte:
                     position += 1
-        starts[count], ends[count] = start, position
+        if located:
+            starts[count], ends[count] = start, position
         hashes[count], lengths[count], flags[count] = _describe(text, start, position)
         if kind == _ALONE and position == start + width:
             flags[count] |= ALONE
@@ -328,23 +345,21 @@ def _is_symbol(point):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _describe(text, position, end):  # type: ignore[no-untyped-def]
     """Hash, length in characters and flags of the word between two byte positions."""
-    state, length, alphabetic, symbol = HASH_SEED, 0, False, True
+    hashed, length, alphabetic, symbol = hash_bytes(text, position, end), 0, False, True
     while position < end:
         byte = text[position]
         if byte < 0x80:
             kind = _CLASSES[byte]
-            state = absorb(state, np.uint64(byte))
             alphabetic = alphabetic or kind == _LETTER
             symbol = symbol and kind > _DIGIT
             position += 1
         else:
             point, width = code_point(text, position)
-            state = absorb(state, np.uint64(point))
             alphabetic = alphabetic or not is_separator(point)
             symbol = symbol and _is_symbol(point)
             position += width
         length += 1
-    return mix(state), length, ALPHABETIC * alphabetic + SYMBOL * symbol
+    return hashed, length, ALPHABETIC * alphabetic + SYMBOL * symbol
 
 
 @njit(cache=True)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from deepen.formats.atomic import FileEntry, writing
+from deepen.formats.atomic import FileEntry, HashingWriter, writing
 
 _ROWS_PER_GROUP = 1_000
 _CHARACTERS_PER_GROUP = 16_000_000
@@ -93,30 +95,57 @@ def content_hash(text: str) -> str:
 
 def write_documents(path: Path, documents: Iterable[Document], root: Path) -> tuple[FileEntry, int]:
     """Write documents to one parquet file; returns its entry (named relative to ``root``) and their number."""
-    tables = (pa.Table.from_pylist(group, schema=SCHEMA) for group in _groups(documents))
-    return write_tables(path, tables, root, SCHEMA)
+    return write_tables(path, map(table_of, _groups(documents)), root, SCHEMA)
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], root: Path, schema: pa.Schema) -> tuple[FileEntry, int]:
     """Write Arrow tables of ``schema`` to one parquet file, a row group each; returns its entry and number of rows."""
     num_rows = 0
-    with writing(path) as file:
-        sink = pa.PythonFile(file, mode="w")
-        with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=3) as writer:
-            for table in tables:
-                writer.write_table(table)
-                num_rows += table.num_rows
+    with table_writer(path, schema) as (writer, file):
+        for table in tables:
+            writer.write_table(table)
+            num_rows += table.num_rows
     return file.entry(path.relative_to(root).as_posix()), num_rows
 
 
-def _groups(documents: Iterable[Document]) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
+@contextmanager
+def table_writer(
+    path: Path, schema: pa.Schema, *, scratch: bool = False
+) -> Iterator[tuple[pq.ParquetWriter, HashingWriter]]:
+    """A parquet file, complete or absent; ``scratch``: soon read again and deleted, so fast rather than small."""
+    options: dict[str, Any] = {"compression": "zstd", "compression_level": 3}
+    if scratch:
+        options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
+    with writing(path) as file, pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, **options) as writer:
+        yield writer, file
+
+
+def table_of(documents: Sequence[Document]) -> pa.Table:
+    """Documents as a table of ``SCHEMA``."""
+    return pa.Table.from_pylist([_row(document) for document in documents], schema=SCHEMA)
+
+
+def _row(document: Document) -> dict[str, Any]:
+    row = dict(vars(document))
+    row["scores"], row["meta"] = list(document.scores.items()), list(document.meta.items())
+    row["spans"] = None if document.spans is None else [span._asdict() for span in document.spans]
+    return row
+
+
+def documents_of(rows: Iterable[dict[str, Any]]) -> Iterator[Document]:
+    """The documents of rows as Arrow gives them (dictionaries by column name), which are changed."""
+    for row in rows:
+        row["scores"], row["meta"] = dict(row["scores"] or ()), dict(row["meta"] or ())
+        if row.get("spans") is not None:
+            row["spans"] = tuple(Span(**span) for span in row["spans"])
+        yield Document(**row)
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    group: list[Document] = []
     num_characters = 0
     for document in documents:
-        row = dict(vars(document))
-        row["scores"], row["meta"] = list(document.scores.items()), list(document.meta.items())
-        row["spans"] = None if document.spans is None else [span._asdict() for span in document.spans]
-        group.append(row)
+        group.append(document)
         num_characters += len(document.text)
         if len(group) == _ROWS_PER_GROUP or num_characters >= _CHARACTERS_PER_GROUP:
             yield group
@@ -125,14 +154,27 @@ def _groups(documents: Iterable[Document]) -> Iterator[list[dict[str, Any]]]:
         yield group
 
 
+def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows of tables with a ``text`` in tables the size of a row group, whatever came together before."""
+    pending: list[pa.Table] = []
+    rows, num_bytes = 0, 0
+    for table in tables:
+        begin = 0
+        for row, size in enumerate(pc.binary_length(table["text"]).to_pylist()):
+            rows, num_bytes = rows + 1, num_bytes + size
+            if rows == _ROWS_PER_GROUP or num_bytes >= _CHARACTERS_PER_GROUP:
+                yield pa.concat_tables([*pending, table.slice(begin, row + 1 - begin)]).combine_chunks()
+                pending, begin, rows, num_bytes = [], row + 1, 0, 0
+        if begin < table.num_rows:
+            pending.append(table.slice(begin))
+    if pending:
+        yield pa.concat_tables(pending).combine_chunks()
+
+
 def read_documents(path: Path) -> Iterator[Document]:
     """Stream the documents of one parquet file in order."""
     for table in read_tables(path):
-        for row in table.to_pylist():
-            row["scores"], row["meta"] = dict(row["scores"] or ()), dict(row["meta"] or ())
-            if row.get("spans") is not None:
-                row["spans"] = tuple(Span(**span) for span in row["spans"])
-            yield Document(**row)
+        yield from documents_of(table.to_pylist())
 
 
 def read_tables(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

@@ -17,6 +17,7 @@ from deepen.curate.near_duplicates import NearDuplicates
 from deepen.curate.pairs import SIMILARITY, PairPart, find_pairs, pair_parts
 from deepen.curate.passes import FirstPart, first_pass
 from deepen.curate.shingles import NUM_BANDS, jaccard, sign
+from deepen.curate.texts import texts_of
 from deepen.formats.documents import Document, content_hash, document_id, write_documents
 
 
@@ -31,7 +32,7 @@ def plain_jaccard(first, second):
 
 
 def sets(*texts):
-    signatures = sign(list(texts))
+    signatures = sign(texts_of(texts))
     return np.split(signatures.shingles, np.cumsum(signatures.sizes)[:-1])
 
 
@@ -103,7 +104,7 @@ def test_scripts_without_spaces_have_character_shingles():
 
 def test_signatures_do_not_depend_on_the_batch(prose):
     texts = [prose(seed, 40 + seed) for seed in range(20)]
-    together, alone = sign(texts), [sign([text]) for text in texts]
+    together, alone = sign(texts_of(texts)), [sign(texts_of([text])) for text in texts]
     assert np.array_equal(together.bands, np.concatenate([one.bands for one in alone], axis=1))
     assert np.array_equal(together.shingles, np.concatenate([one.shingles for one in alone]))
 
@@ -111,7 +112,7 @@ def test_signatures_do_not_depend_on_the_batch(prose):
 def test_bands_find_pairs_as_often_as_the_formula_says(prose):
     texts = [prose(seed, 200) for seed in range(150)]
     near = [edited(text, 5, seed) for seed, text in enumerate(texts)]
-    bands = sign(texts + near).bands
+    bands = sign(texts_of(texts + near)).bands
     found = np.any(bands[:, :150] == bands[:, 150:], axis=0).mean()
     expected = np.mean([1 - (1 - plain_jaccard(*pair) ** 8) ** NUM_BANDS for pair in zip(texts, near, strict=True)])
     assert found == pytest.approx(expected, abs=0.08)

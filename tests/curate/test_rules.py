@@ -9,9 +9,8 @@ from pydantic import ValidationError
 from deepen.curate.fineweb import FineWeb
 from deepen.curate.gopher_quality import GopherQuality
 from deepen.curate.gopher_repetition import GopherRepetition
-from deepen.curate.step import Drop
 from deepen.curate.stop_words import STOP_WORDS, count_stop_words
-from deepen.curate.text_facts import lines_of, split, words_at
+from deepen.curate.text_facts import lines_of, words_at, words_of
 from deepen.curate.words_kernel import split_words
 from deepen.formats.documents import Document
 
@@ -52,15 +51,15 @@ def test_words_are_parted_from_their_marks(text, expected):
 def test_words_lose_nothing_but_white_space(text):
     found = words(text)
     assert "".join(found) == "".join(text.split()) and all(found)
-    facts = split(text)
+    facts = words_of([text])
     assert facts.lengths.tolist() == [len(word) for word in found]
-    assert facts.num_alphabetic == sum(any(map(str.isalpha, word)) for word in found)
+    assert facts.counts[0, 2] == sum(any(map(str.isalpha, word)) for word in found)
 
 
 def test_the_words_of_another_splitter_are_judged_alike():
     text = "Ünder the sea, the end."
     starts, ends = np.array([0, 7, 11, 16], dtype=np.int32), np.array([6, 10, 14, 19], dtype=np.int32)
-    given_words, own = words_at(text, starts, ends), split(text)
+    given_words, own = words_at(text, starts, ends), words_of([text])
     assert given_words.lengths.tolist() == [5, 3, 3, 3]
     assert given_words.hashes.tolist() == own.hashes[[0, 1, 2, 4]].tolist()
 
@@ -100,7 +99,8 @@ CHINESE = "這是一個很長的故事，人們都說他不在家，也沒有人
 @pytest.mark.parametrize(("text", "language"), [(HINDI, "hi"), (HINDI, None), (CHINESE, "zh"), (CHINESE, None)])
 def test_stop_words_are_those_of_the_language(text, language):
     assert isinstance(GopherQuality().apply(document(text * 5, language)), Document)
-    assert GopherQuality().apply(document(text * 5, "en")) == Drop("few_stop_words", 0)
+    dropped = GopherQuality().apply(document(text * 5, "en"))
+    assert (dropped.reason, dropped.value) == ("few_stop_words", 0)
     assert "gopher_quality.stop_words" not in GopherQuality().apply(document(text * 5, "xx")).scores
 
 
@@ -108,10 +108,11 @@ def test_stop_words_of_ones_own():
     step = GopherQuality(stop_words={"xx": ("foo", "bar")})
     text = "the foo and the bar " * 20
     assert step.apply(document(text, "xx-Latn")).scores["gopher_quality.stop_words"] == 2
-    assert count_stop_words(split(text), (("en", STOP_WORDS["en"]), ("xx", ("foo",)))) == {"en": 2, "xx": 1}
+    lists = (("en", STOP_WORDS["en"]), ("xx", ("foo",)))
+    assert count_stop_words(words_of([text, "foo"]), lists).tolist() == [[2, 1], [0, 1]]
     with pytest.raises(ValidationError, match="not one word"):
         GopherQuality(stop_words={"xx": ("two words",)})
-    assert all(len(split(word).hashes) == 1 for own in STOP_WORDS.values() for word in own)
+    assert all(len(words_of([word]).hashes) == 1 for own in STOP_WORDS.values() for word in own)
 
 
 def test_fineweb_rules():
@@ -120,7 +121,7 @@ def test_fineweb_rules():
     assert scores["fineweb.terminal_lines"] == 1 and scores["fineweb.duplicate_line_characters"] == 0
     assert scores["fineweb.newlines"] == pytest.approx(9 / 110) and scores["fineweb.short_lines"] == 0
     menu = "\n".join(f"entry number {number} of the whole long menu" for number in range(20))
-    assert FineWeb().apply(document(menu)) == Drop("few_terminal_lines", 0)
+    assert FineWeb().apply(document(menu)).reason == "few_terminal_lines"
     assert FineWeb().apply(document(page + "\n\n" + "yes.\n" * 40)).reason == "many_short_lines"
     assert FineWeb().apply(document(f"{page}\n{page}")).reason == "many_duplicate_line_characters"
     assert FineWeb(max_duplicate_line_characters=1).apply(document(page + "\n" * 60)).reason == "many_newlines"
@@ -128,17 +129,21 @@ def test_fineweb_rules():
 
 
 def test_lines_are_counted_as_they_look():
-    lines = lines_of("\n# a...\n  • b… \n\n- c.\nd。 \n")
-    assert (lines.num_lines, lines.num_newlines, lines.num_characters) == (6, 6, 26)
-    assert (lines.num_hash_signs, lines.num_ellipses, lines.num_open_ends) == (1, 2, 2)
+    lines = lines_of(["\n# a...\n  • b… \n\n- c.\nd。 \n"])
+    assert (lines.num_lines[0], lines.num_newlines[0], lines.num_characters[0]) == (6, 6, 26)
+    assert (lines.num_hash_signs[0], lines.num_ellipses[0], lines.num_open_ends[0]) == (1, 2, 2)
     assert lines.lengths.tolist() == [6, 7, 4, 3] and lines.breaks.tolist() == [1, 1, 2, 1]
     assert lines.flags.tolist() == [1 + 2 + 4, 1 + 4 + 8, 1 + 2 + 8, 1]
 
 
 def test_repetition_can_be_counted_exactly_as_datatrove_does():
     spaced = "\n".join(f"line {number} of text that goes on\n " for number in range(9))
-    assert GopherRepetition().judge(split(spaced), lines_of(spaced))[0] == ("duplicate_lines", 0.0, False)
-    step = GopherRepetition(as_datatrove=True)
-    assert step.judge(split(spaced), lines_of(spaced))[0] == ("duplicate_lines", 8 / 18, True)
-    once = step.judge(split("just four words here"), lines_of("just four words here"))
-    assert {name: share for name, share, _ in once}["top_4_gram_characters"] == 1.0
+
+    def duplicate_lines(**settings):
+        _, _, share, broken = GopherRepetition(**settings).rules(words_of([spaced]), lines_of([spaced]))[0]
+        return share[0], broken[0]
+
+    assert duplicate_lines() == (0.0, False)
+    assert duplicate_lines(as_datatrove=True) == (8 / 18, True)
+    once = GopherRepetition(as_datatrove=True).apply(document("just four words here"))
+    assert once.scores["gopher_repetition.top_4_gram_characters"] == 1.0

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from deepen.curate.boilerplate_lines import BoilerplateLines
 from deepen.curate.c4 import C4
+from deepen.curate.chain import apply_steps
 from deepen.curate.normalize import Normalize, normalized
-from deepen.curate.passes import apply_steps
 from deepen.curate.spans import of_pieces
 from deepen.curate.step import DocumentStep, Drop
 from deepen.formats.documents import Document, Span

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepen.curate.shingles import jaccard, sign
+from deepen.curate.texts import texts_of
 from deepen.errors import RunError, SourceError
 from deepen.formats.atomic import damage
 from deepen.formats.manifest import read_manifest
@@ -58,7 +59,7 @@ def test_no_held_out_text_is_trained_on(run, corpus, texts):
     run(corpus, held_out={"at_least": 0, "share": 0.1})
     held_out = [text for name in ("papers", "web", "wiki") for text in texts("held_out", name)]
     kept = [text for name in ("papers", "web") for text in texts("documents", name)]
-    signatures = sign(held_out + kept)
+    signatures = sign(texts_of(held_out + kept))
     ends = signatures.sizes.cumsum()
     sets = [signatures.shingles[end - size : end] for end, size in zip(ends, signatures.sizes, strict=True)]
     most = max(jaccard(one, other) for one in sets[: len(held_out)] for other in sets[len(held_out) :])
