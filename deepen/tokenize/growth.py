@@ -27,8 +27,8 @@ _WRAP = (1 << 64) - 1
 class Growth:
     """New tokens in the order of their ids, and merges in the order of their ranks."""
 
-    tokens: tuple[str, ...]
-    merges: tuple[Merge, ...]
+    tokens: tuple[str, ...] = ()
+    merges: tuple[Merge, ...] = ()
     saved: tuple[int, ...] = ()
     """Tokens that the first k new tokens save in the sample, for k = 1, 2, ..., len(tokens)."""
     sample_tokens: int = 0

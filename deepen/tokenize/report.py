@@ -131,6 +131,8 @@ class Report:
     """Share of the poorly fitting text's tokens that so many new tokens save."""
     cost: dict[str, float]
     """The other side: see ``cost_of``."""
+    poor_sources: tuple[str, ...] = ()
+    """Domain sources that fit poorly: what new tokens are learned from."""
 
     @property
     def verdict(self) -> str:
@@ -146,6 +148,7 @@ class Report:
             "verdict": self.verdict,
             "extend_by": self.extend_by,
             "reason": self.reason,
+            "poor_sources": list(self.poor_sources),
             "gains": {str(number): round(share, 5) for number, share in self.gains.items()},
             "cost": self.cost,
         }
@@ -174,7 +177,8 @@ def report_of(
     share = sum(fit.bytes for fit in poor) / max(1, sum(fit.bytes for fit in fits if fit.role == "domain"))
     tokens = domain_bytes * share * sum(fit.tokens for fit in poor) / max(1, sum(fit.bytes for fit in poor))
     cost = cost_of(growth, number, shape, tokens) if growth is not None and number else {}
-    return Report(base.size, spoken, english.fertility, tuple(fits), number, reason, gains, cost)
+    names_of_poor = tuple(dict.fromkeys(fit.source for fit in poor))
+    return Report(base.size, spoken, english.fertility, tuple(fits), number, reason, gains, cost, names_of_poor)
 
 
 def measure(base: BaseModel, sample: Sample) -> Fit:

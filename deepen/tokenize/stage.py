@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.errors import DeepenError, SourceError
 from deepen.formats.atomic import FileEntry
-from deepen.formats.documents import document_files, num_documents_in, read_tables, roles_in
+from deepen.formats.documents import document_files, num_documents_in
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.workers import as_workers
 from deepen.model.config import ResolvedBase
 from deepen.progress import readable, say
-from deepen.tokenize.config import TokenizeConfig
+from deepen.tokenize.config import TokenizeConfig, TrainVocabulary
+from deepen.tokenize.report_text import rendered
 
 if TYPE_CHECKING:
-    from deepen.tokenize.templates import Template
     from deepen.tokenize.vocabulary import Vocabulary
 
 FORMAT = 2
 _TRAINED_ROLES = ("domain", "replay")
-_SAMPLES_PER_SOURCE = 16
-_SAMPLE_CHARACTERS = 20_000
 
 
 def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Manifest:
@@ -49,7 +45,7 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
     if not any(files.values()):
         raise SourceError("no domain or replay source has a document", hint="look at what `curate` dropped, and why")
 
-    prepared = _prepare(config, job, base, files)
+    prepared = _prepare(config, job, base, files, roles)
     vocabulary = Vocabulary(**prepared["vocabulary"])
     encoder, encoded = _encode(job, prepared, vocabulary, files)
     merged = _merge(job, vocabulary, files)
@@ -61,7 +57,10 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
         "end_of_document_id": vocabulary.end_of_document_id,
         "begin_of_document_id": vocabulary.begin_of_document_id,
         "encoder": encoder,
+        **_extension_counts(prepared["extension"]),
     }
+    if prepared["report"] is not None:
+        say(f"tokenize: {rendered(prepared['report'])}")
     say(_summary(counts))
     clear_ledger(_ledger(job))
     shutil.rmtree(_parts_directory(job), ignore_errors=True)
@@ -70,15 +69,16 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
 
 
 def _check_vocabulary(config: TokenizeConfig, base: ResolvedBase) -> None:
-    if base.init is not None and config.vocabulary == "keep":
+    learns = isinstance(config.vocabulary, TrainVocabulary)
+    if base.init is not None and not learns:
         raise DeepenError(
-            "tokenize.vocabulary: a base with `init: random` has no tokenizer to keep",
+            "tokenize.vocabulary: a base with `init: random` has no tokenizer to keep or to extend",
             hint="set tokenize.vocabulary to, for example, {train: 4096}",
         )
-    if base.init is None and config.vocabulary != "keep":
+    if base.init is None and learns:
         raise DeepenError(
             f"tokenize.vocabulary: a new vocabulary does not fit `{base.name}`, which was trained with its own",
-            hint="set tokenize.vocabulary: keep",
+            hint="set tokenize.vocabulary: keep, or {extend: auto}",
         )
 
 
@@ -90,81 +90,15 @@ def _parts_directory(job: StageJob) -> Path:
     return job.out / "shards" / ".parts"
 
 
-@dataclass(frozen=True)
-class PreparePart:
-    """The tokenizer to make and the documents that it is checked on or learned from."""
+def _prepare(
+    config: TokenizeConfig, job: StageJob, base: ResolvedBase, files: dict[str, list[Path]], roles: dict[str, str]
+) -> dict[str, Any]:
+    from deepen.tokenize.prepare import PreparePart, SourceFiles, prepare
 
-    out: Path
-    base: Path | None
-    vocabulary_size: int | None
-    """Size of a vocabulary to learn; None keeps the base's."""
-    documents: tuple[Path, ...]
-    samples: tuple[Path, ...]
-    """The files whose first documents every encoder must agree on."""
-    workers: int
-    template: str
-    """``tokenize.template``."""
-
-
-def prepare(part: PreparePart) -> dict[str, Any]:
-    """Write ``tokenizer/`` and find the encoder for it; returns what the encoding needs to know."""
-    from deepen.tokenize.encoder import choose_boundary, choose_encoder
-    from deepen.tokenize.vocabulary import keep_tokenizer, read_vocabulary, sampled, train_tokenizer
-
-    remarks = []
-    samples = [text for path in part.samples for text in _first_texts(path)]
-    if part.vocabulary_size is None:
-        assert part.base is not None, "only a base with a folder has a tokenizer to keep"
-        files, remark = keep_tokenizer(part.base, part.out, samples)
-        remarks.append(remark)
-    else:
-        total_bytes = sum(table["text"].nbytes for path in part.documents for table in read_tables(path, ["text"]))
-        texts = sampled(_texts(part.documents), total_bytes)
-        files = train_tokenizer(texts, part.vocabulary_size, part.out, part.workers)
-    folder = part.out / "tokenizer"
-    vocabulary = read_vocabulary(folder)
-    if part.vocabulary_size is not None and vocabulary.size < part.vocabulary_size:
-        remarks.append(f"the corpus yields a vocabulary of {vocabulary.size} only, {part.vocabulary_size} was asked")
-    template, entries, remark = _prepare_template(part, folder)
-    files = [*(file for file in files if file.path not in {entry.path for entry in entries}), *entries]
-    remarks.append(remark)
-    encoder, remark = choose_encoder(folder, vocabulary.control, samples)
-    remarks.append(f"{remark}: encoding with the slower tokenizers library" if remark else "")
-    boundary = choose_boundary(folder, vocabulary.control, samples, encoder)
-    return {
-        "files": [file.model_dump() for file in files],
-        "vocabulary": asdict(vocabulary),
-        "encoder": encoder,
-        "boundary": boundary,
-        "template": None if template is None else asdict(template),
-        "remarks": [remark for remark in remarks if remark],
-    }
-
-
-def _prepare_template(part: PreparePart, folder: Path) -> tuple[Template | None, list[FileEntry], str]:
-    """The chat template, where documents have turns and one is wanted; what was written; and a remark (or "")."""
-    from deepen.tokenize.templates import choose_template
-
-    turns = {role for path in part.documents for role in roles_in(path)} - {"prompt", "target"}
-    return choose_template(part.template, folder) if turns and part.template != "none" else (None, [], "")
-
-
-def _texts(paths: Sequence[Path]) -> Iterator[str]:
-    for path in paths:
-        for table in read_tables(path, ["text"]):
-            yield from table["text"].to_pylist()
-
-
-def _first_texts(path: Path) -> list[str]:
-    """The beginnings of the first documents of a file."""
-    return [text[:_SAMPLE_CHARACTERS] for text in islice(_texts([path]), _SAMPLES_PER_SOURCE)]
-
-
-def _prepare(config: TokenizeConfig, job: StageJob, base: ResolvedBase, files: dict[str, list[Path]]) -> dict[str, Any]:
-    size = None if config.vocabulary == "keep" else config.vocabulary.train
-    documents = tuple(path for paths in files.values() for path in paths)
-    samples = tuple(paths[0] for paths in files.values() if paths)
-    part = PreparePart(job.out, base.path, size, documents, samples, as_workers(job.workers).processes, config.template)
+    sources = tuple(SourceFiles(name, roles[name], tuple(paths)) for name, paths in files.items() if paths)
+    part = PreparePart(
+        job.out, base.path, config.vocabulary, sources, as_workers(job.workers).processes, job.seed, config.template
+    )
     (prepared,) = map_parts(
         prepare, [part], workers=1, ledger=_ledger(job) / "tokenizer", what="tokenizer", unit="tokenizers", sizes=[1]
     )
@@ -227,6 +161,21 @@ def _totals(role: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         because = result["refused_because"] | because
     sums = {key: sum(result[key] for result in results) for key in keys}
     return {"role": role, **sums, "refused": dict(sorted(refused.items())), "refused_because": because}
+
+
+def _extension_counts(extension: dict[str, Any] | None) -> dict[str, Any]:
+    """What the manifest says of a grown vocabulary; nothing of one that is the base's own."""
+    from deepen.tokenize.prepare import changed_general, extension_line
+
+    if extension is None:
+        return {}
+    say(f"tokenize: {extension_line(extension)}")
+    return {
+        "base_vocabulary_size": extension["base_vocabulary_size"],
+        "new_tokens": extension["new_tokens"],
+        "changed_general": changed_general(extension["sources"]),
+        "extension": extension,
+    }
 
 
 def _summary(counts: dict[str, Any]) -> str:
