@@ -2,8 +2,9 @@
 
 ``best_fit`` (Ding et al. 2024, arXiv:2404.10830) cuts only documents longer than T: into full rows and a rest. Rests
 and whole documents go, longest first, each into the fullest row that still has room; a tree over the room left finds it
-in O(log T). ``concatenate`` splices all documents and cuts at every T-th token. Neither drops a token.
-Memory: about 60 bytes per piece while packing (1M documents: 0.06 GB), 12 to 24 bytes per piece in the result.
+in O(log T). Where rows then have gaps, ``exact_fit.py`` looks for a better filling. ``concatenate`` splices all
+documents and cuts at every T-th token. Neither drops a token.
+Memory: about 80 bytes per piece while packing (1M documents: 0.08 GB), 12 to 24 bytes per piece in the result.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepen.engine.compiled import njit
+from deepen.mix.exact_fit import fill_exactly
 
 Array = npt.NDArray[Any]
 
@@ -38,9 +40,16 @@ def concatenate(lengths: Array, sequence_length: int) -> tuple[Array, Array]:
 
 
 def best_fit(lengths: Array, sequence_length: int) -> tuple[Array, Array]:
-    """Best-fit decreasing over whole documents and the rests of those longer than ``sequence_length``."""
+    """Best-fit decreasing over whole documents and the rests of those longer than ``sequence_length``.
+
+    Where that needs more rows than the tokens alone would, ``fill_exactly`` is tried, and whichever needs fewer stands.
+    """
     pieces = _cut(lengths, sequence_length, _count_pieces(lengths, sequence_length))
     placed, num_rows = _place(pieces[:, 2], sequence_length)
+    if num_rows > -(-int(lengths.sum(dtype=np.int64)) // sequence_length):
+        filled = fill_exactly(pieces[:, 2], sequence_length)
+        if filled is not None and filled[1] < num_rows:
+            placed, num_rows = filled
     return _collect(pieces, placed, num_rows)  # type: ignore[no-any-return]
 
 

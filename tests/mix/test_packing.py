@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepen.formats.packs import tokens_per_row
+from deepen.mix.exact_fit import fill_exactly
 from deepen.mix.packing import pack
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=60)
@@ -56,6 +57,30 @@ def test_best_fit_cuts_only_documents_longer_than_a_row(lengths: list[int], leng
 def test_best_fit_leaves_no_two_rows_that_would_fit_in_one(lengths: list[int], length: int) -> None:
     filled = np.sort(tokens_per_row(*pack(np.array(lengths, dtype=np.int32), length, "best_fit")))
     assert len(filled) < 2 or filled[0] + filled[1] > length
+
+
+def test_gaps_of_best_fit_are_filled_where_lengths_pair_up() -> None:
+    """Longest first makes rows of 4 + 4 and of 3 + 3 + 3, 59 in all; 4 + 3 + 3 fills 50 to the last position."""
+    rows, segments = pack(np.array([4, 3, 3] * 50), 10, "best_fit")
+    assert tokens_per_row(rows, segments).tolist() == [10] * 50
+
+
+@given(LENGTHS, st.integers(2, 17))
+@settings(deadline=None)
+def test_an_exact_filling_keeps_every_piece_and_no_row_too_long(lengths: list[int], length: int) -> None:
+    sizes = np.array([min(size, length) for size in lengths if size], dtype=np.int64)
+    placed, num_rows = fill_exactly(sizes, length) or pytest.fail("so few pieces are never too many")
+    filled = np.bincount(placed, sizes, num_rows)
+    assert (filled <= length).all() and (filled > 0).all()
+    ordered = np.sort(filled)
+    assert len(ordered) < 2 or ordered[0] + ordered[1] > length
+
+
+def test_the_search_gives_up_where_it_would_take_long() -> None:
+    sizes = np.concatenate([np.arange(60_001, 60_500), np.full(500, 30_001)])
+    assert fill_exactly(sizes, 100_000) is None
+    rows, _ = pack(sizes, 100_000, "best_fit")
+    assert len(rows) - 1 == 500
 
 
 @given(LENGTHS, st.integers(2, 17))
