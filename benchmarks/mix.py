@@ -69,7 +69,7 @@ def packing() -> Result:
     """A million documents, from the shard to the packs on disk."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        best_fit(np.array([3, 2], np.int32), 4)
+        best_fit(np.array([4, 3, 3] * 50, np.int32), 10)  # compiles both fillings
         make_shard(root / "web", document_lengths(1_000_000))
         part = PackPart(root / "web", root, "web", "best_fit", (2048,), (1.0,), 17, root / "none")
         started = time.process_time()
