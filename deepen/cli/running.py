@@ -22,6 +22,7 @@ from deepen.cli.options import (
     with_stage_options,
     write_report,
 )
+from deepen.errors import DeepenError
 
 STAGE_HELP = {
     "ingest": "Read files of any supported format into documents.",
@@ -109,12 +110,49 @@ def curate(
 
 
 @with_stage_options
-def tokenize(recipe: RecipeArgument, options: StageOptions) -> None:
+def tokenize(
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Recipe file or directory of an earlier run; with --input: more inputs.")
+    ] = None,
+    *,
+    options: StageOptions,
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="Files, folders or globs, without a recipe. Repeatable.")
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="With --input: folder or hub id.")] = None,
+    megatron: Annotated[
+        Path | None, typer.Option("--megatron", help="With --input: folder for a .bin/.idx per input and dataset.bin.")
+    ] = None,
+    text_field: Annotated[str | None, typer.Option("--text-field", help="With --input: field of the text.")] = None,
+    append_eod: Annotated[
+        bool, typer.Option("--append-eod/--no-append-eod", help="With --input: end documents with the end token.")
+    ] = True,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="With --input: processes.")] = 1,
+) -> None:
     """Turn documents into token shards.
 
-    Earlier stages that are not done are made first.
+    With a recipe, earlier stages that are not done are made first. With --input, --tokenizer and --megatron, files of
+    any format become Megatron pairs, without a recipe.
     """
-    run_stages(recipe, options, "ingest", "tokenize")
+    if inputs is None:
+        if paths is None or len(paths) != 1:
+            raise DeepenError(
+                "`deepen tokenize` takes one recipe, or --input FILES", hint="see `deepen tokenize --help`"
+            )
+        run_stages(Path(paths[0]), options, "ingest", "tokenize")
+        return
+    from deepen.workflow.tokenize_files import TokenizeFiles, tokenize_files
+
+    if tokenizer is None or megatron is None:
+        raise DeepenError("--input needs --tokenizer and --megatron", hint="--tokenizer FOLDER --megatron DIR")
+    order = TokenizeFiles(
+        (*inputs, *(paths or ())), tokenizer, megatron, text_field, append_eod, workers, options.offline
+    )
+    made = tokenize_files(order)
+    if options.as_json:
+        print_json({"out": str(megatron), "fingerprint": made.fingerprint, "counts": made.counts})
+    else:
+        print(f"shards: {megatron / 'dataset'}.bin, .idx")
 
 
 def remix(
