@@ -1,8 +1,8 @@
 """Rows of new tokens on really trained tiny models: what each way to make them costs old text and gains on new text.
 
-Needs DEEPEN_TEST_DATA. The vocabulary grows by continued BPE on the base's own token ids: the most frequent adjacent
-pair of the new text becomes a token, again and again, so that it works for any base (the Chinese one has single
-characters for a vocabulary). Then, per base and way to make rows:
+Needs DEEPEN_TEST_DATA. The vocabulary grows as `tokenize.vocabulary: {extend: N}` grows it. (One base has single
+characters for a vocabulary and no merges, so deepen refuses to extend it; here the most frequent adjacent pair of ids
+becomes a token, again and again.) Then, per base and way to make rows:
 
 - old text: the rise of its loss when the tables grow. For exact `mean` it may not pass log(1 + k/n) at any position
   (k added rows, padding included; n old ones): a theorem, checked in fp64.
@@ -30,8 +30,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import zstandard
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from deepen.formats.extension import Extension, NewToken
 from deepen.model.config import ResolvedBase
@@ -40,6 +42,9 @@ from deepen.model.loss import LossModel
 from deepen.model.new_rows import Init, write_new_rows
 from deepen.model.token_tables import new_row_ids
 from deepen.parallel.config import Compute
+from deepen.tokenize.base_model import BaseModel
+from deepen.tokenize.extend import extended, extension_of
+from deepen.tokenize.growth import grow as learn_tokens
 from deepen.train.batches import IGNORED, Batch
 from deepen.train.config import TrainConfig
 from deepen.train.loop import Trainee, train_step
@@ -74,16 +79,21 @@ def texts(folder: Path) -> Iterator[str]:
         yield from (json.loads(line)["text"] for line in lines)
 
 
-def ids_of(base: Path, corpus: Path, most_characters: int) -> tuple[np.ndarray, int]:
-    """Token ids of the beginning of a corpus, documents apart by BREAK, and its bytes."""
-    tokenizer, parts, characters, num_bytes = load_tokenizer(base), [], 0, 0
+def beginnings(corpus: Path, most_characters: int) -> list[str]:
+    """The beginnings of the first documents of a corpus."""
+    found, characters = [], 0
     for text in texts(corpus):
-        text = text[: min(20_000, most_characters - characters)]
-        parts += [*tokenizer(text, add_special_tokens=False, verbose=False).input_ids, BREAK]
-        characters, num_bytes = characters + len(text), num_bytes + len(text.encode())
+        found.append(text[: min(20_000, most_characters - characters)])
+        characters += len(found[-1])
         if characters >= most_characters:
             break
-    return np.array(parts, dtype=np.int64), num_bytes
+    return found
+
+
+def ids_of(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
+    """Token ids of documents, apart by BREAK."""
+    encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in documents]
+    return np.array([number for ids in encoded for number in (*ids, BREAK)], dtype=np.int64)
 
 
 def merged(ids: np.ndarray, left: int, right: int, made: int) -> np.ndarray:
@@ -103,8 +113,18 @@ class Grown:
     """The new text in the grown vocabulary."""
 
 
-def grow(ids: np.ndarray, vocabulary_size: int, num_new: int) -> Grown:
-    """Continued BPE on token ids."""
+def grow(tokenizer: FastTokenizer, documents: list[str], num_new: int) -> Grown:
+    """The vocabulary that deepen grows, and the documents in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        base = BaseModel.read(Path(folder) / "tokenizer.json")
+    growth = learn_tokens(base, base.count_words(documents), num_new)
+    grown = extended(base, growth)
+    return Grown(extension_of(base, grown, growth.tokens, {}), ids_of(grown.tokenizer, documents))
+
+
+def grow_by_ids(ids: np.ndarray, vocabulary_size: int, num_new: int) -> Grown:
+    """Continued BPE on token ids, for a vocabulary without merges."""
     pieces: dict[int, tuple[int, ...]] = {}
     for made in range(vocabulary_size, vocabulary_size + num_new):
         usable = (ids[:-1] != BREAK) & (ids[1:] != BREAK) & (ids[:-1] != ids[1:])
@@ -251,12 +271,15 @@ def setting_of(data: Path, case: tuple[str, str, str, bool], folder: Path, num_n
     """Read one case and grow its vocabulary."""
     name, new, old, known_pieces = case
     base = data / name
-    ids, num_bytes = ids_of(base, data / new, characters)
+    tokenizer, documents = load_tokenizer(base), beginnings(data / new, characters)
+    plain = tokenizer.backend_tokenizer
+    ids, old_ids = ids_of(plain, documents), ids_of(plain, beginnings(data / old, characters // 2))
+    has_merges = type(plain.model).__name__ == "BPE"
     num_rows = int(json.loads((base / "config.json").read_text())["vocab_size"])
-    grown = grow(ids, num_rows, num_new)
-    old_ids, _ = ids_of(base, data / old, characters // 2)
+    grown = grow(tokenizer, documents, num_new) if has_merges else grow_by_ids(ids, num_rows, num_new)
     before, after = (int((one != BREAK).sum()) for one in (ids, grown.ids))
     print(f"\n{name}: new text {new} ({before:,} -> {after:,} tokens), old text {old}")
+    num_bytes = sum(len(text.encode()) for text in documents)
     return Setting(ResolvedBase(name, base, None, ""), folder, grown, ids, old_ids, num_bytes, known_pieces)
 
 
