@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from deepen.formats.manifest import Artifact, open_artifact
 from deepen.formats.records import read_records
 from deepen.progress import say
 from deepen.workflow.batches import show_batch
+from deepen.workflow.show_turns import document_record, masked_documents
 from deepen.workflow.stages import STAGES, finished_stages
 
 
@@ -66,7 +67,10 @@ def _show_stage(path: Path, artifact: Artifact, options: ShowOptions) -> Iterato
         return _drops(artifact, options.dropped, options.sample)
     if stage in ("ingest", "curate"):
         files = document_files(artifact.path / "documents")
-        return (asdict(document) for document in islice((d for f in files for d in read_documents(f)), options.sample))
+        documents = (document for path in files for document in read_documents(path))
+        return (document_record(document) for document in islice(documents, options.sample))
+    if stage == "tokenize":
+        return chain([artifact.counts], masked_documents(artifact, options.sample))
     if stage == "select":
         return iter([json.loads((artifact.path / "choice.json").read_text())])
     if stage in ("train", "evaluate"):
