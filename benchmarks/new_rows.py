@@ -47,6 +47,7 @@ from deepen.tokenize.extend import extended, extension_of
 from deepen.tokenize.growth import grow as learn_tokens
 from deepen.train.batches import IGNORED, Batch
 from deepen.train.config import TrainConfig
+from deepen.train.learning_rate import PeakRate
 from deepen.train.loop import Trainee, train_step
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import build_optimizer
@@ -222,7 +223,7 @@ def compare_inits(setting: Setting) -> None:
 
 def train(setting: Setting, steps: int, first_steps: int) -> None:
     """One run over the new text; with new rows first, checks what moved."""
-    model, config = setting.model("subword_mean"), TrainConfig(tokens=1, batch_tokens=1, learning_rate=1e-3)
+    model, config = setting.model("subword_mean"), TrainConfig(tokens=1, batch_tokens=1, learning_rate=PeakRate(1e-3))
     start = {name: value.detach().clone() for name, value in unique_weights(model).items()}
     optimizer, hold = build_optimizer(model, config), None
     if first_steps:
