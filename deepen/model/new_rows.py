@@ -74,6 +74,18 @@ def write_new_rows(
     return write_tensors(out / NEW_ROWS, tensors), counts
 
 
+def rows_line(counts: dict[str, Any]) -> str:
+    """What ``write_new_rows`` counted, in one line for people."""
+    parts = [f"rows of new tokens by {counts['init']}; tables have {counts['rows']:,} rows now"]
+    if counts["without_pieces"]:
+        parts.append(f"{counts['without_pieces']:,} tokens without known pieces got the mean")
+    repaired = {name: len(ids) for name, ids in counts["repaired"].items() if ids}
+    parts += [f"{number:,} near-zero rows of the {name} table repaired" for name, number in repaired.items()]
+    if counts["init"] == "random":
+        parts.append("WARNING: random rows take probability from old tokens and are slow to learn")
+    return "; ".join(parts)
+
+
 def new_rows(
     tables: dict[str, Tensor], extension: Extension, *, init: Init, repair: bool = False, seed: int = 17
 ) -> dict[str, Tensor]:

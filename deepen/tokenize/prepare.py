@@ -133,7 +133,7 @@ def _extend(
     part: PreparePart, asked: ExtendVocabulary, report: Report, looked_at: Sequence[Sample], made: dict[str, Any]
 ) -> dict[str, Any] | None:
     """Grow the vocabulary in ``tokenizer/``; returns its counts, or None when there is nothing to add."""
-    from deepen.model.new_rows import write_new_rows
+    from deepen.model.new_rows import rows_line, write_new_rows
 
     assert part.base is not None, "only a base with a folder is extended"
     folder = part.out / "tokenizer"
@@ -153,6 +153,10 @@ def _extend(
     if len(growth.tokens) < number:
         made["remarks"].append(f"the domain text yields {len(growth.tokens)} new tokens only, {number} were asked")
     if not tokens:
+        if asked.repair_near_zero_rows:
+            made["remarks"].append(
+                "no token is new, so the model stays as it is: near-zero rows are not repaired either"
+            )
         return None
     prove_grown(base, grown, tokens)
     groups = _changed(base, grown, looked_at)
@@ -162,6 +166,7 @@ def _extend(
     rows_entry, rows = write_new_rows(
         part.base, part.out, extension, init=asked.init, repair=asked.repair_near_zero_rows, seed=part.seed
     )
+    made["remarks"].append(rows_line(rows))
     replaced = {entry.path for entry in entries}
     made["files"] = [*(file for file in made["files"] if file.path not in replaced), *entries, rows_entry]
     made["new_texts"] = [" ".join(token.text for token in extension.tokens if token.text)]

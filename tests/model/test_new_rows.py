@@ -14,7 +14,7 @@ from deepen.errors import DamageError, DeepenError
 from deepen.formats.extension import NEW_ROWS, Extension, NewToken, rows_for
 from deepen.model.config import RandomInit, ResolvedBase
 from deepen.model.load import load_model
-from deepen.model.new_rows import Init, near_zero_rows, new_rows, sparsemax, write_new_rows
+from deepen.model.new_rows import Init, near_zero_rows, new_rows, rows_line, sparsemax, write_new_rows
 from deepen.model.token_tables import token_tables
 
 OLD = 50
@@ -173,6 +173,18 @@ def test_the_file_is_the_same_each_time(tmp_path: Path) -> None:
     assert counts | {"repaired": 0} == {
         "init": "nearest", "rows": 128, "padding_rows": 75, "without_pieces": 1, "repaired": 0,
     }  # fmt: skip
+
+
+def test_what_was_done_is_said_and_random_warned_of(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", tied=False)
+    with torch.no_grad():
+        model = load_model(base, vocabulary_size=OLD, seed=0)
+        model.lm_head.weight[5] = 0
+    model.save_pretrained(tmp_path / "base")
+    assert base.path is not None
+    _, counts = write_new_rows(base.path, tmp_path, EXTENSION, init="random", repair=True)
+    line = rows_line(counts)
+    assert "128 rows now" in line and "1 near-zero rows of the output table" in line and "WARNING" in line
 
 
 def test_rows_are_added_only_when_there_is_no_room() -> None:
