@@ -44,7 +44,8 @@ class TrainConfig(Settings):
     base_peak_learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate of the base's own pretraining, for ``x base``; None: our table of published peaks."""
     schedule: Annotated[Schedule, plug_from(SCHEDULES)] = Cosine()
-    """``cosine`` for a run of known length, ``wsd`` when it should stay extendable."""
+    """``cosine`` or ``linear`` for a run of known length; ``wsd``, ``infinite`` or ``constant`` when it should stay
+    extendable."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: matrix products in bfloat16 over fp32 weights and optimizer state. ``auto``: bf16 on a GPU that computes in
     it, else fp32; decided when the run starts and written down, since it changes results."""

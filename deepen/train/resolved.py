@@ -26,6 +26,7 @@ class Resolved(Settings):
     total_steps: int
     warmup_steps: int
     decay_steps: int
+    cooldown_steps: int = 0
     peak_learning_rate: float
     precision: str
     new_rows_steps: int = 0
@@ -34,7 +35,7 @@ class Resolved(Settings):
     @property
     def shape(self) -> Shape:
         """The schedule in steps."""
-        return Shape(self.total_steps, self.warmup_steps, self.decay_steps)
+        return Shape(self.total_steps, self.warmup_steps, self.decay_steps, self.cooldown_steps)
 
 
 def write_resolved(directory: Path, resolved: Resolved) -> None:
@@ -56,16 +57,17 @@ def read_resolved(directory: Path) -> Resolved | None:
 def prepare_continuation(directory: Path, old: TrainConfig, new: TrainConfig) -> int:
     """Make a train directory of ``old`` ready to go on as ``new``, which differs in more tokens; returns the next step.
 
-    The warm-up, and the time in which only new rows move, stay as many steps as they were. Checkpoints from inside the
-    old decay are removed, since the longer run has not decayed there; training then resumes where the decay had begun,
-    and every later tensor is what one long run with that warm-up would have had. May be repeated after a kill. Raises
+    Warm-up, cooldown and the time in which only new rows move stay as many steps as they were. Checkpoints from inside
+    the old decay are removed, since the longer run has not decayed there; training then resumes where the decay had
+    begun, and every later tensor is what one long run with these would have had. May be repeated after a kill. Raises
     ``RunError`` when the schedule cannot be extended, nothing was trained, or no checkpoint from before the decay is
     left.
     """
     if not new.schedule.extendable or type(new.schedule) is not type(old.schedule):
         raise RunError(
             f"a run with schedule `{new.schedule.use}` cannot be continued: its learning rate has already decayed",
-            hint="use schedule `wsd` for runs that may grow, or start a new run with `base: {run: PATH}`",
+            hint="runs that may grow need schedule `wsd`, `infinite` or `constant`; or start a new one on this "
+            "(`base: {run: PATH}`)",
         )
     same = ("tokens", "schedule", "save", "log")
     changed = [name for name in type(new).model_fields if name not in same and getattr(new, name) != getattr(old, name)]

@@ -145,6 +145,7 @@ def _resolve(config: TrainConfig, job: StageJob, base: ResolvedBase, process: Pr
         total_steps=shape.total_steps,
         warmup_steps=shape.warmup_steps,
         decay_steps=shape.decay_steps,
+        cooldown_steps=shape.cooldown_steps,
         peak_learning_rate=peak,
         precision=resolve_precision(config.precision, process.device),
         new_rows_steps=_new_rows_steps(config, job),

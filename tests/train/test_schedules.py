@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepen.settings import parse_amount
-from deepen.train.schedules import Cosine, Schedule, Shape, WarmupStableDecay
+from deepen.train.schedules import Constant, Cosine, Infinite, Linear, Schedule, Shape, WarmupStableDecay
 
 
 def rates(schedule: Schedule, total_steps: int) -> list[float]:
@@ -44,9 +44,25 @@ def test_warmup_rises_to_the_peak_and_the_end_is_as_said() -> None:
     assert stable[10:91] == [1.0] * 81 and 0 < stable[-1] < 0.06
 
 
-@given(st.integers(1, 300), st.sampled_from([Cosine(), WarmupStableDecay(), WarmupStableDecay(floor=0.2)]))
+@given(
+    st.integers(1, 300),
+    st.sampled_from([Cosine(), WarmupStableDecay(), WarmupStableDecay(floor=0.2), Linear(), Constant(), Infinite()]),
+)
 def test_rates_are_above_zero_and_never_above_the_peak(total_steps: int, schedule: Schedule) -> None:
     assert all(0 < rate <= 1 for rate in rates(schedule, total_steps))
+
+
+def test_infinite_goes_through_its_four_stretches() -> None:
+    schedule = Infinite(warmup=parse_amount("10 steps"), cooldown=parse_amount("60 steps"))
+    found = rates(schedule, 200)
+    assert found[9] == 1.0 and found[39] == pytest.approx((1 + 0.55) / 2)
+    assert found[69:181] == pytest.approx([0.55] * 112)
+    assert found[190] == pytest.approx(0.55 * (0.1 / 0.55) ** 0.5) and found[-1] > 0.1
+
+
+def test_linear_and_constant() -> None:
+    assert rates(Linear(warmup=parse_amount("2 steps")), 6) == pytest.approx([0.5, 1, 1, 0.75, 0.5, 0.25])
+    assert rates(Constant(warmup=parse_amount("0 steps")), 5) == [1.0] * 5
 
 
 def test_floor_is_written_with_an_x() -> None:
@@ -60,6 +76,8 @@ def test_floor_is_written_with_an_x() -> None:
         Cosine(warmup=parse_amount("5min")),
         WarmupStableDecay(warmup=parse_amount("50%"), decay=parse_amount("60%")),
         WarmupStableDecay(decay=parse_amount("1h")),
+        Infinite(cooldown=parse_amount("95%")),
+        Infinite(floor=0.6),
     ],
 )
 def test_schedules_that_do_not_fit_are_problems(schedule: Schedule) -> None:

@@ -37,6 +37,18 @@ def test_a_continued_run_equals_one_uninterrupted_longer_run(tiny):
     assert run(tiny, "short", longer)["train"].fingerprint == continued["train"].fingerprint
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    ["{use: constant, warmup: 2 steps}", "{use: infinite, warmup: 2 steps, cooldown: 4 steps, decay: 2 steps}"],
+)
+def test_every_extendable_schedule_continues_exactly(tiny, schedule):
+    sets = [f"train.schedule={schedule}"]
+    run(tiny, "short", *sets, last="train")
+    longer = [*sets, "train.tokens=3840"]
+    continued = run(tiny, "short", *longer, extend=True, last="train")
+    assert weights(continued) == weights(run(tiny, "long", *longer, last="train"))
+
+
 def test_a_finished_cosine_run_is_not_continued(tiny):
     cosine = "train.schedule={use: cosine}"
     run(tiny, "short", cosine, last="train")
