@@ -14,6 +14,7 @@ from deepen.plug import plug_from
 from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Settings
 from deepen.train.learning_rate import PeakRate, RateSetting, resolve_peak
 from deepen.train.schedules import SCHEDULES, Cosine, Multiple, Schedule
+from deepen.train.spikes import SkipSpikes
 
 _LARGEST_BATCH_ROUNDING = 0.01
 
@@ -66,6 +67,9 @@ class TrainConfig(Settings):
     new_rows_learning_rate: Multiple = 5.0
     """Learning rate of that time as a multiple of the schedule's. Practice is 3 to 10; we know of no controlled
     comparison, so the default lies between."""
+    skip_spikes: SkipSpikes | None = SkipSpikes()
+    """When a batch is passed over because its loss or gradient is far above what recent steps had; null: never. What
+    is not finite is always passed over."""
     save: Save = Save()
     """Checkpoints."""
     log: int = Field(default=1, ge=1)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from deepen.formats.scores import CheckpointScores, Score
 from deepen.model.loss import LossModel
 from deepen.parallel.config import Compute
 from deepen.parallel.process import memory_bytes
+from deepen.progress import say
 from deepen.train.batches import IGNORED, Batch, Batches
 from deepen.train.checkpoint import prune, save_checkpoint
 from deepen.train.counts import SourceCounts, count_batch, counts_to_json
@@ -33,9 +35,11 @@ from deepen.train.interrupt import StoppedError, StopRequest
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import clip_gradients, set_learning_rate
 from deepen.train.schedules import Schedule, Shape
+from deepen.train.spikes import NOT_FINITE, RecentSteps, SkipSpikes, spike
 
 METRICS = "metrics.jsonl"
 SCORES = "scores.jsonl"
+DECISIONS = "decisions.jsonl"
 CHECKPOINTS = "checkpoints"
 
 Evaluate = Callable[[LossModel, int, int], list[Score]]
@@ -65,8 +69,13 @@ class StepResult:
     """Sum of negative log-likelihoods (nats) of each row."""
     loss_tokens: int
     gradient_norm: float
-    applied: bool
-    """False when loss or gradient was not finite; nothing was changed then."""
+    skipped: str | None
+    """Why nothing was changed: loss or gradient was not finite, or far above what recent steps had."""
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood in nats per token."""
+        return float(self.nll_B.sum()) / max(1, self.loss_tokens)
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,7 @@ class Progress:
     skipped_steps: int = 0
     skips_in_a_row: int = 0
     last_loss: float | None = None
+    recent: RecentSteps = field(default_factory=lambda: RecentSteps(0))
     last_save: float = field(default_factory=time.monotonic)
 
     @property
@@ -117,6 +127,7 @@ class Run:
     shape: Shape
     peak_learning_rate: float
     new_rows: NewRowsFirst
+    skip_spikes: SkipSpikes | None
     calendar: Calendar
     progress: Progress
     evaluate: Evaluate | None
@@ -124,8 +135,13 @@ class Run:
     """Changes of the mixture that are in force, as ``describe_changes`` gives them."""
 
 
-def train_step(trainee: Trainee, batch: Batch, learning_rate: float) -> StepResult:
-    """One update on one batch: the mean loss over *its* valid tokens, however many micro-batches it takes."""
+def train_step(
+    trainee: Trainee, batch: Batch, learning_rate: float, why_skip: Callable[[float, float], str | None]
+) -> StepResult:
+    """One update on one batch: the mean loss over *its* valid tokens, however many micro-batches it takes.
+
+    Nothing is changed when ``why_skip(loss, gradient norm)`` gives a reason.
+    """
     num_valid = int((batch.labels_BT != IGNORED).sum())
     nll_rows: list[Tensor] = []
     num_rows, sequence_length = batch.tokens_BT.shape
@@ -145,12 +161,12 @@ def train_step(trainee: Trainee, batch: Batch, learning_rate: float) -> StepResu
 
     gradient_norm = clip_gradients(trainee.optimizer, trainee.clip)
     nll_B = torch.cat(nll_rows).cpu().numpy()
-    applied = math.isfinite(gradient_norm) and bool(np.isfinite(nll_B).all())
-    if applied:
+    skipped = why_skip(float(nll_B.sum()) / max(1, num_valid), gradient_norm)
+    if skipped is None:
         set_learning_rate(trainee.optimizer, learning_rate)
         trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)
-    return StepResult(nll_B, num_valid, gradient_norm, applied)
+    return StepResult(nll_B, num_valid, gradient_norm, skipped)
 
 
 def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
@@ -166,7 +182,8 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
 
         learning_rate = run.peak_learning_rate * run.schedule.multiplier(progress.step, run.shape)
         learning_rate *= run.new_rows.factor(progress.step, run.shape)
-        result = train_step(run.trainee, batch, learning_rate)
+        why_skip = partial(spike, run.skip_spikes, progress.recent)
+        result = train_step(run.trainee, batch, learning_rate, why_skip)
         _advance(progress, batch_index, batch, result)
 
         record = _record(run, batch, result) | {
@@ -180,10 +197,10 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
         is_milestone = evaluates or is_last or _is_milestone(run, progress.step)
         saves = is_milestone or stop.requested or _is_time_to_save(run.calendar, progress)
 
-        if saves or not result.applied or progress.step % run.calendar.log_every == 0:
+        if saves or result.skipped or progress.step % run.calendar.log_every == 0:
             append_record(run.out / METRICS, record, sync=saves)
-        if progress.skips_in_a_row >= _MOST_SKIPS_IN_A_ROW:
-            raise _not_finite(run, batch_index, result)
+        if result.skipped:
+            decide_about_skip(run, batch_index, result)
         if evaluates:
             record["scores"] = evaluate_now(run)
         if saves:
@@ -201,16 +218,18 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
 def train_everything(run: Run, hold: RowHold) -> Run:
     """The same run from where not only new rows move any more."""
     trainee = replace(run.trainee, optimizer=hold.release())
+    run.progress.recent.forget()  # from here on gradients are those of all weights
     return replace(run, trainee=trainee, new_rows=replace(run.new_rows, hold=None))
 
 
 def _advance(progress: Progress, batch_index: int, batch: Batch, result: StepResult) -> None:
     progress.step += 1
     progress.batch_index = batch_index + 1
-    count_batch(progress.counts, batch, applied=result.applied)
-    if result.applied:
+    count_batch(progress.counts, batch, applied=result.skipped is None)
+    if result.skipped is None:
         progress.skips_in_a_row = 0
-        progress.last_loss = float(result.nll_B.sum()) / max(1, result.loss_tokens)
+        progress.last_loss = result.loss
+        progress.recent.add(result.loss, result.gradient_norm)
     else:
         progress.skipped_steps += 1
         progress.skips_in_a_row += 1
@@ -249,7 +268,7 @@ def _record(run: Run, batch: Batch, result: StepResult) -> dict[str, Any]:
         "loss_by_source": {run.names[s]: _finite(nll_S[s] / labels_S[s]) for s in present},
         "bits_per_byte_by_source": {run.names[s]: _finite(nll_S[s] / math.log(2) / bytes_S[s]) for s in present},
         "gradient_norm": _finite(result.gradient_norm),
-        "skipped": not result.applied,
+        "skipped": result.skipped,
     }
 
 
@@ -258,16 +277,28 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _not_finite(run: Run, batch_index: int, result: StepResult) -> TrainingError:
+def decide_about_skip(run: Run, batch_index: int, result: StepResult) -> None:
+    """Write down which batch was passed over and why; raises ``TrainingError`` when numbers stay not finite.
+
+    Several spikes in a row that are finite are where the run now is: what went before is forgotten.
+    """
+    progress = run.progress
     bad_rows = set(np.flatnonzero(~np.isfinite(result.nll_B)).tolist())
     documents = run.batches.document_names(batch_index, bad_rows or None)
-    listed = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
-    return TrainingError(
-        f"loss or gradient was not finite in {_MOST_SKIPS_IN_A_ROW} steps in a row, up to step {run.progress.step}; "
-        f"documents in the last batch: {listed}",
-        hint="look at these documents, lower `train.learning_rate`, or use `train.precision: fp32`; "
-        "the run goes on from its last checkpoint",
-    )
+    decision = {"step": progress.step, "action": "skip_batch", "batch": batch_index, "reason": result.skipped}
+    append_record(run.out / DECISIONS, decision | {"documents": documents}, sync=True)
+    say(f"train: step {progress.step} changed nothing: {result.skipped} (batch {batch_index}, see {DECISIONS})")
+    if result.skipped == NOT_FINITE and progress.skips_in_a_row >= _MOST_SKIPS_IN_A_ROW:
+        listed = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
+        raise TrainingError(
+            f"loss or gradient was not finite in {_MOST_SKIPS_IN_A_ROW} steps in a row, up to step {progress.step}; "
+            f"documents in the last batch: {listed}",
+            hint="look at these documents, lower `train.learning_rate`, or use `train.precision: fp32`; "
+            "the run goes on from its last checkpoint",
+        )
+    if run.skip_spikes is not None and progress.skips_in_a_row >= run.skip_spikes.believe_after:
+        say(f"train: {progress.skips_in_a_row} spikes in a row are no accident: earlier steps are forgotten")
+        progress.recent.forget()
 
 
 def evaluate_now(run: Run) -> list[Score]:
@@ -290,8 +321,8 @@ def save_now(run: Run, *, milestone: bool) -> None:
     state = {
         "step": progress.step, "batch_index": progress.batch_index, "tokens": progress.tokens,
         "skipped_steps": progress.skipped_steps, "skips_in_a_row": progress.skips_in_a_row,
-        "last_loss": progress.last_loss, "sources": counts_to_json(run.names, progress.counts),
-        "order": list(run.order_changes),
+        "last_loss": progress.last_loss, "recent": progress.recent.to_json(),
+        "sources": counts_to_json(run.names, progress.counts), "order": list(run.order_changes),
         "fingerprint": run.fingerprint,
     }  # fmt: skip
     save_checkpoint(directory, run.trainee.model.model, run.trainee.optimizer, state, milestone=milestone)

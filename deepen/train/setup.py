@@ -30,10 +30,11 @@ from deepen.train.checkpoint import load_checkpoint, remove_later
 from deepen.train.config import TrainConfig, new_rows_steps, num_steps, rows_per_batch
 from deepen.train.counts import SourceCounts, counts_from_json
 from deepen.train.learning_rate import resolve_peak
-from deepen.train.loop import CHECKPOINTS, METRICS, SCORES, Calendar, Evaluate, Progress, Run, Trainee
+from deepen.train.loop import CHECKPOINTS, DECISIONS, METRICS, SCORES, Calendar, Evaluate, Progress, Run, Trainee
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import build_optimizer
 from deepen.train.resolved import Resolved, read_resolved, write_resolved
+from deepen.train.spikes import RecentSteps, SkipSpikes
 
 
 def prepare_run(
@@ -83,7 +84,8 @@ def prepare_run(
         peak_learning_rate=resolved.peak_learning_rate,
         calendar=_calendar(config, evaluate_every),
         new_rows=new_rows,
-        progress=_resume(job, trainee, names, found),
+        skip_spikes=config.skip_spikes,
+        progress=_resume(job, trainee, names, found, RecentSteps((config.skip_spikes or SkipSpikes()).window)),
         evaluate=evaluate,
         order_changes=tuple(describe_changes(job.out, changes)),
     )
@@ -199,8 +201,13 @@ def _checkpoints(job: StageJob) -> Path:
     return directory
 
 
-def _resume(job: StageJob, trainee: Trainee, names: tuple[str, ...], found: CheckpointInfo | None) -> Progress:
-    """Load the checkpoint ``found``, if any, and drop everything that was recorded after it."""
+def _resume(
+    job: StageJob, trainee: Trainee, names: tuple[str, ...], found: CheckpointInfo | None, recent: RecentSteps
+) -> Progress:
+    """Load the checkpoint ``found``, if any, and drop everything that was recorded after it.
+
+    ``recent`` is empty; it is filled with what the checkpoint remembers.
+    """
     directory = _checkpoints(job)
     step = found.step if found else 0
     remove_later(directory, step)
@@ -208,10 +215,10 @@ def _resume(job: StageJob, trainee: Trainee, names: tuple[str, ...], found: Chec
     def is_kept(record: dict[str, Any]) -> bool:
         return bool(record["step"] <= step)
 
-    keep_records(job.out / METRICS, is_kept)
-    keep_records(job.out / SCORES, is_kept)
+    for name in (METRICS, SCORES, DECISIONS):
+        keep_records(job.out / name, is_kept)
     if found is None:
-        return Progress([SourceCounts() for _ in names])
+        return Progress([SourceCounts() for _ in names], recent=recent)
     state = load_checkpoint(found, trainee.model.model, trainee.optimizer)
     say(f"resuming after step {step}")
     return Progress(
@@ -221,4 +228,5 @@ def _resume(job: StageJob, trainee: Trainee, names: tuple[str, ...], found: Chec
         skipped_steps=state["skipped_steps"],
         skips_in_a_row=state["skips_in_a_row"],
         last_loss=state["last_loss"],
+        recent=RecentSteps.from_json(recent.window, state["recent"]),
     )

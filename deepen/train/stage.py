@@ -20,7 +20,7 @@ from deepen.train.resolved import SCHEDULE
 if TYPE_CHECKING:
     from deepen.train.loop import Evaluate, Run
 
-FORMAT = 1
+FORMAT = 2
 
 
 def train(
@@ -106,7 +106,7 @@ def _summary(run: Run) -> str:
 def _files(out: Path) -> list[FileEntry]:
     """Everything the stage wrote; hashes of checkpoint files come from their own manifests."""
     files = [entry_of(out / SCHEDULE, out)]
-    for name in ("metrics.jsonl", "scores.jsonl"):
+    for name in ("metrics.jsonl", "scores.jsonl", "decisions.jsonl"):
         if (out / name).is_file():
             files.append(entry_of(out / name, out))
     for path in sorted((out / "order").glob("[0-9][0-9][0-9].*")):

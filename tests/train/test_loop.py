@@ -39,7 +39,7 @@ def test_micro_batches_do_not_change_the_update(prepare: Callable[..., Run]) -> 
     for rows in (4, 3, 1):
         run = prepare(f"rows-{rows}", rows)
         run.trainee.model.double()
-        result = train_step(run.trainee, run.batches[0], 1e-2)
+        result = train_step(run.trainee, run.batches[0], 1e-2, lambda loss, norm: None)
         weights = torch.cat([parameter.flatten() for parameter in run.trainee.model.parameters()])
         updates.append((result.nll_B.sum(), result.gradient_norm, weights.detach().clone()))
     for nll, norm, weights in updates[1:]:
@@ -82,13 +82,13 @@ def test_losses_are_recorded_per_source_and_per_byte(prepare: Callable[..., Run]
     assert record["step"] == 1 and record["tokens"] == (batch.documents_BT >= 0).sum()
 
 
-def poison(run: Run, steps: set[int]) -> None:
-    """Make the loss of these steps (from 1) not a number."""
+def poison(run: Run, steps: set[int], by: float = float("nan")) -> None:
+    """Multiply the loss of these steps (from 1); by default it is no number any more."""
     forward = run.trainee.model.forward
 
     def poisoned(*values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         total, nll = forward(*values)
-        factor = float("nan") if run.progress.step + 1 in steps else 1.0
+        factor = by if run.progress.step + 1 in steps else 1.0
         return total * factor, nll * factor
 
     run.trainee.model.forward = poisoned  # type: ignore[method-assign]
@@ -102,10 +102,28 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_recorded(prepare: Call
     before = [parameter.detach().clone() for parameter in run.trainee.model.parameters()]
     assert next(steps)["skipped"]
     assert all(map(torch.equal, before, run.trainee.model.parameters()))
-    assert [next(steps)["skipped"] for _ in range(2)] == [False, False]
+    assert [next(steps)["skipped"] for _ in range(2)] == [None, None]
     assert run.progress.skipped_steps == 1 and sum(total.skipped_rows for total in run.progress.counts) == 4
     skipped = [record for record in read_metrics(tmp_path / "train") if record["skipped"]]
     assert [(record["step"], record["loss"]) for record in skipped] == [(3, None)]
+
+
+def test_a_spike_is_passed_over_and_its_documents_are_named(prepare: Callable[..., Run], tmp_path: Path) -> None:
+    run = prepare()
+    poison(run, {4}, by=3.0)
+    records = list(training_steps(run, StopRequest()))
+    assert [record["step"] for record in records if record["skipped"]] == [4]
+    (decision,) = read_records(tmp_path / "train/decisions.jsonl")
+    assert decision["step"] == 4 and decision["batch"] == 3 and "above the first step" in decision["reason"]
+    assert len(decision["documents"]) >= 4
+
+
+def test_spikes_in_a_row_are_believed_and_null_lets_them_pass(prepare: Callable[..., Run]) -> None:
+    late = set(range(3, 9))
+    for settings, expected in (({"believe_after": 2}, [3, 4]), (None, [])):
+        run = prepare(f"run-{settings}", skip_spikes=settings)
+        poison(run, late, by=3.0)
+        assert [record["step"] for record in training_steps(run, StopRequest()) if record["skipped"]] == expected
 
 
 def test_five_in_a_row_end_the_run_and_name_documents(prepare: Callable[..., Run]) -> None:

@@ -43,6 +43,18 @@ def test_resumed_is_bit_equal_to_undisturbed(run: Run, settings: Configure, tmp_
     same_result(tmp_path / "whole", tmp_path / "broken")
 
 
+@pytest.mark.parametrize("crash", [4, 5, 7])
+def test_spikes_are_found_alike_after_a_crash(run: Run, settings: Configure, tmp_path: Path, crash: int) -> None:
+    strict = {"deviations": 0.3, "at_least": 2, "window": 3, "believe_after": 3}
+    config = settings(**EVERY_TWO, skip_spikes=strict)
+    run(config, "whole")
+    run(config, "broken", crash_at=crash)
+    run(config, "broken")
+    same_result(tmp_path / "whole", tmp_path / "broken")
+    decisions = [(tmp_path / name / "decisions.jsonl").read_text() for name in ("whole", "broken")]
+    assert decisions[0] == decisions[1] and decisions[0].count("skip_batch") >= 2
+
+
 def test_dropout_goes_on_with_the_same_random_numbers(run: Run, settings: Configure, tmp_path: Path) -> None:
     init = RandomInit(init="random", architecture="gpt2", hidden_size=16, layers=1, heads=2, max_length=32)
     model = load_model(ResolvedBase("r", None, init, ""), vocabulary_size=97, seed=0)
