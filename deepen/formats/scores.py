@@ -58,6 +58,14 @@ class Candidate(Settings):
     """No other candidate is at least as good on both axes and better on one."""
 
 
+class Alternative(Settings):
+    """What another rule would have chosen from the same candidates."""
+
+    rule: str
+    step: int | None
+    reason: str
+
+
 class Choice(Settings):
     """What was selected and why; ``step`` None means that the untouched base is kept."""
 
@@ -65,3 +73,5 @@ class Choice(Settings):
     rule: str
     reason: str
     candidates: Many[Candidate]
+    alternatives: Many[Alternative] = ()
+    """The built-in rules with their default settings, side by side."""

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from deepen.formats.scores import Candidate
 
 
-def argue_choice(candidates: Sequence[Candidate], index: int, budget: float) -> str:
-    """Why the candidate at ``index`` was chosen."""
+def argue_choice(candidates: Sequence[Candidate], index: int, budget: float, because: str = "") -> str:
+    """Why the candidate at ``index`` was chosen: ``because`` (a sentence), or for its new ability."""
     chosen = candidates[index]
     sentences = [f"Step {chosen.step} is chosen among {_counted(candidates)}."]
+    if because:
+        sentences.append(because)
     if chosen.new is None:
         sentences.append("No new ability was measured, so it is simply the last one that qualifies.")
+    elif because:
+        sentences.append(f"Its new ability changes by {_change(chosen.new, chosen.new_upper)}.")
     else:
         sentences.append(f"It has the best new ability of those that qualify: {_change(chosen.new, chosen.new_upper)}.")
     sentences += [_forgetting(chosen, budget), _better_but_forgetful(candidates, chosen)]

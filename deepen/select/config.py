@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from pydantic import Field
 
 from deepen.formats.scores import Candidate
 from deepen.plug import Plug
@@ -49,4 +52,129 @@ class BestNewWithinBudget(SelectRule):
         return best, argue_choice(candidates, best, budget)
 
 
-RULES: dict[str, type[SelectRule]] = {"best_new_within_budget": BestNewWithinBudget}
+class Composite(SelectRule):
+    """The best sum of gain and regression with given weights, among the checkpoints within the budget.
+
+    ``gain`` times the relative gain of the new ability, less ``regression`` times the relative loss of the kept one (an
+    improvement of it counts as nothing). A checkpoint whose gain is not real, or whose sum is not above zero, is not
+    taken. Without a measured new ability it chooses like ``last``.
+    """
+
+    use: Literal["composite"] = "composite"
+    gain: float = Field(default=1.0, ge=0)
+    """Weight of the gain: 1, our choice."""
+    regression: float = Field(default=2.0, ge=0)
+    """Weight of the loss: 2, our choice: what worked before is missed more than what is new is welcomed."""
+
+    def choose(self, candidates: Sequence[Candidate], *, budget: float) -> tuple[int | None, str]:
+        """See ``SelectRule.choose``."""
+        index, reason = _best_by(candidates, self._sum, budget, self._terms)
+        if index is not None and candidates[index].new is not None and self._sum(candidates[index]) <= 0:
+            best = candidates[index]
+            return None, f"The base is kept: by these weights nothing is better. Step {best.step}: {self._terms(best)}."
+        return index, reason
+
+    def _sum(self, candidate: Candidate) -> float:
+        return -self.gain * (candidate.new or 0.0) - self.regression * max(0.0, candidate.kept or 0.0)
+
+    def _terms(self, candidate: Candidate) -> str:
+        gain, loss = -(candidate.new or 0.0), max(0.0, candidate.kept or 0.0)
+        return (
+            f"{self.gain:g} x {gain:.2%} gain - {self.regression:g} x {loss:.2%} loss = "
+            f"{self._sum(candidate) * 100:+.2f} points, the most of those that qualify"
+        )
+
+
+class ParetoKnee(SelectRule):
+    """Where the front bends: the checkpoint on it that lies furthest from the line between its ends.
+
+    Both changes are scaled to the range they have on the front of the checkpoints within the budget whose gain is real
+    (Das 1999, "On characterizing the knee of the Pareto curve"). With two checkpoints or fewer on it, the larger gain.
+    """
+
+    use: Literal["pareto_knee"] = "pareto_knee"
+
+    def choose(self, candidates: Sequence[Candidate], *, budget: float) -> tuple[int | None, str]:
+        """See ``SelectRule.choose``."""
+        front = [one for one in candidates if _surely_better(one) and one.new is not None and one.kept is not None]
+        front = [
+            one
+            for one in front
+            if not any(other.new < one.new and other.kept <= one.kept for other in front)  # type: ignore[operator]
+        ]
+        distances = _distances_from_chord([(one.new or 0.0, one.kept or 0.0) for one in front])
+        by_step = {one.step: distance for one, distance in zip(front, distances, strict=True)}
+
+        def merit(candidate: Candidate) -> tuple[float, float]:
+            return by_step.get(candidate.step, -1.0), -(candidate.new or 0.0)
+
+        def terms(candidate: Candidate) -> str:
+            distance = by_step.get(candidate.step, 0.0)
+            return (
+                f"it lies where the front of {len(front)} bends most, {distance:.2f} of its range off the straight line"
+            )
+
+        return _best_by(candidates, merit, budget, terms)
+
+
+class Last(SelectRule):
+    """The last checkpoint that surely stays within the budget, whatever it gained."""
+
+    use: Literal["last"] = "last"
+
+    def choose(self, candidates: Sequence[Candidate], *, budget: float) -> tuple[int | None, str]:
+        """See ``SelectRule.choose``."""
+        from deepen.select.argue import argue_choice, argue_none_eligible
+
+        eligible = [index for index, candidate in enumerate(candidates) if candidate.eligible]
+        if not eligible:
+            return None, argue_none_eligible(candidates, budget)
+        return eligible[-1], argue_choice(candidates, eligible[-1], budget, "It is the last one that qualifies.")
+
+
+def _surely_better(candidate: Candidate) -> bool:
+    """Whether a candidate is within the budget and its gain is real."""
+    upper = candidate.new if candidate.new_upper is None else candidate.new_upper
+    return candidate.eligible and upper is not None and upper < 0
+
+
+def _best_by(
+    candidates: Sequence[Candidate],
+    merit: Callable[[Candidate], Any],
+    budget: float,
+    terms: Callable[[Candidate], str],
+) -> tuple[int | None, str]:
+    """The candidate of the greatest merit among those that are surely better than the base, the earlier on a tie."""
+    from deepen.select.argue import argue_choice, argue_none_eligible, argue_not_better
+
+    eligible = [index for index, candidate in enumerate(candidates) if candidate.eligible]
+    if not eligible:
+        return None, argue_none_eligible(candidates, budget)
+    measured = [index for index in eligible if candidates[index].new is not None]
+    if not measured:
+        return Last().choose(candidates, budget=budget)
+    better = [index for index in measured if _surely_better(candidates[index])]
+    best = max(better or measured, key=lambda index: (merit(candidates[index]), -candidates[index].step))
+    if not better:
+        return None, argue_not_better(candidates, best, budget)
+    return best, argue_choice(candidates, best, budget, terms(candidates[best]).capitalize() + ".")
+
+
+def _distances_from_chord(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Distance of each point below the line between the ends of the front, both axes scaled to their range."""
+    if not points:
+        return []
+    low = [min(point[axis] for point in points) for axis in (0, 1)]
+    span = [max(point[axis] for point in points) - low[axis] for axis in (0, 1)]
+    if min(span) == 0:
+        return [0.0] * len(points)
+    # The ends of a scaled front are (0, 1) and (1, 0); the line between them is x + y = 1.
+    return [(1 - sum((point[axis] - low[axis]) / span[axis] for axis in (0, 1))) / math.sqrt(2) for point in points]
+
+
+RULES: dict[str, type[SelectRule]] = {
+    "best_new_within_budget": BestNewWithinBudget,
+    "composite": Composite,
+    "pareto_knee": ParetoKnee,
+    "last": Last,
+}

@@ -6,17 +6,17 @@ the front of candidates that no other one beats on both is part of the result, w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from deepen.errors import RunError
 from deepen.formats.atomic import write_json
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import read_records
-from deepen.formats.scores import Candidate, CheckpointScores, Choice, Score
+from deepen.formats.scores import Alternative, Candidate, CheckpointScores, Choice, Score
 from deepen.progress import say
-from deepen.select.config import SelectRule
+from deepen.select.config import RULES, SelectRule
 
-FORMAT = 1
+FORMAT = 2
 
 _PROBE = "held_out"
 
@@ -32,6 +32,7 @@ def select(config: SelectRule, job: StageJob, *, budget: float) -> Manifest:
     candidates = candidates_of(scores, budget)
     choice = chosen(config, candidates, budget)
     say(choice.reason)
+    say(side_by_side(choice))
     entry = write_json(job.out / "choice.json", choice.model_dump(mode="json"))
     counts = {
         "step": choice.step,
@@ -94,7 +95,28 @@ def chosen(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> 
             hint="correct the rule, or raise `evaluate.forgetting.budget`",
         )
     step = None if index is None else candidates[index].step
-    return Choice(step=step, rule=rule.use, reason=reason, candidates=tuple(candidates))
+    return Choice(
+        step=step,
+        rule=rule.use,
+        reason=reason,
+        candidates=tuple(candidates),
+        alternatives=tuple(_alternatives(rule, candidates, budget)),
+    )
+
+
+def _alternatives(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> Iterator[Alternative]:
+    """What the other built-in rules would take, with their default settings."""
+    for name, other in RULES.items():
+        if name != rule.use:
+            index, reason = other.model_validate({}).choose(candidates, budget=budget)
+            yield Alternative(rule=name, step=None if index is None else candidates[index].step, reason=reason)
+
+
+def side_by_side(choice: Choice) -> str:
+    """What each rule takes, one line."""
+    taken = [(choice.rule, choice.step), *((other.rule, other.step) for other in choice.alternatives)]
+    listed = ", ".join(f"{rule}: {'the base' if step is None else f'step {step}'}" for rule, step in taken)
+    return f"select: {listed}"
 
 
 def _difference(score: Score | None) -> float | None:

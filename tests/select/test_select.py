@@ -13,7 +13,7 @@ from deepen.errors import RunError
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
 from deepen.formats.records import write_records
 from deepen.formats.scores import Candidate, CheckpointScores, Choice, Score
-from deepen.select.config import BestNewWithinBudget, SelectRule
+from deepen.select.config import RULES, BestNewWithinBudget, Composite, Last, ParetoKnee, SelectRule
 from deepen.select.stage import candidates_of, chosen, dominates, select
 
 RULE = BestNewWithinBudget()
@@ -33,8 +33,8 @@ def checkpoint(step: int, new: float | None, kept: float | None, width: float | 
     return CheckpointScores(step=step, tokens=step * 1000, scores=scores)
 
 
-def choose(*checkpoints: CheckpointScores, budget: float = 0.03) -> Choice:
-    return chosen(RULE, candidates_of(checkpoints, budget), budget)
+def choose(*checkpoints: CheckpointScores, budget: float = 0.03, rule: SelectRule = RULE) -> Choice:
+    return chosen(rule, candidates_of(checkpoints, budget), budget)
 
 
 def evaluated(directory: Path, checkpoints: list[CheckpointScores]) -> Artifact:
@@ -154,3 +154,41 @@ def test_the_stage_is_deterministic(tmp_path: Path) -> None:
         select(RULE, StageJob(tmp_path / name, "f", inputs), budget=0.03)
     assert (tmp_path / "one/choice.json").read_bytes() == (tmp_path / "two/choice.json").read_bytes()
     assert json.loads((tmp_path / "one/choice.json").read_text())["step"] == 10
+
+
+CURVE = (
+    checkpoint(10, -0.10, 0.001, 0.001),
+    checkpoint(20, -0.28, 0.005, 0.001),
+    checkpoint(30, -0.30, 0.020, 0.001),
+    checkpoint(40, -0.31, 0.029, 0.001),
+)
+
+
+@pytest.mark.parametrize(
+    ("rule", "step"),
+    [
+        (RULE, 30),
+        (Composite(), 20),
+        (Composite(regression=0), 30),
+        (ParetoKnee(), 20),
+        (Last(), 30),
+    ],
+)
+def test_each_rule_takes_what_its_name_says(rule: SelectRule, step: int) -> None:
+    choice = choose(*CURVE, rule=rule, budget=0.025)
+    assert choice.step == step and f"Step {step} is chosen" in choice.reason
+    assert {other.rule for other in choice.alternatives} == set(RULES) - {rule.use}
+
+
+def test_composite_shows_its_terms_and_keeps_the_base_when_the_sum_is_not_above_zero() -> None:
+    assert "1 x 28.00% gain - 2 x 0.50% loss = +27.00 points" in choose(*CURVE, rule=Composite()).reason
+    choice = choose(checkpoint(10, -0.02, 0.02, 0.001), rule=Composite())
+    assert choice.step is None and "nothing is better" in choice.reason
+
+
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(-1, 1)), max_size=6), st.sampled_from(list(RULES.values())))
+def test_no_rule_takes_what_is_over_the_budget(changes: list[tuple[float, float]], rule: type[SelectRule]) -> None:
+    scored = [checkpoint(10 * place, new, kept) for place, (new, kept) in enumerate(changes)]
+    choice = choose(*scored, rule=rule())
+    taken = [one for one in choice.candidates if one.step == choice.step]
+    assert all(one.eligible for one in taken) and len(choice.alternatives) == len(RULES) - 1
