@@ -42,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "select": running.stage_command("select"),
     "export": running.stage_command("export"),
     "remix": running.remix,
+    "branch": running.branch,
     "demo": running.demo,
     "status": looking.status,
     "account": looking.account,

@@ -177,6 +177,22 @@ def remix(
         print(f"  {note}")
 
 
+def branch(
+    run: RunArgument,
+    step: Annotated[int, typer.Option("--at", min=1, help="Step of the checkpoint that is left.")],
+    decay: Annotated[
+        str, typer.Option("--decay", help="Length of the decay: 10% of the steps so far, 200 steps, 1B tokens.")
+    ] = "10%",
+    name: Annotated[str | None, typer.Option("--name", help="Name of the new run (default: NAME-at-STEP).")] = None,
+) -> None:
+    """Anneal off a checkpoint of a run, as a new run beside it."""
+    from deepen.settings import parse_amount
+    from deepen.workflow.branch import Branch, branch_run
+
+    directory, artifacts = branch_run(run, Branch(step, parse_amount(decay), name))
+    print(f"run:    {directory}\nmodel:  {artifacts['export'].path}\nreport: {write_report(directory)}")
+
+
 def demo(
     runs: RunsOption = DEFAULT_RUNS,
     compare: Annotated[bool, typer.Option("--compare", help="Also run without replay.")] = False,

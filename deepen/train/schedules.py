@@ -114,7 +114,7 @@ class Linear(Schedule):
 
 
 class Constant(Schedule):
-    """Warm-up, then the peak to the end. Such a run can always be made longer."""
+    """Warm-up, then the peak to the end. Such a run can always be made longer; `deepen branch` anneals off it."""
 
     extendable: ClassVar[bool] = True
 
