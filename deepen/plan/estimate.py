@@ -17,13 +17,13 @@ from deepen.formats.architecture import ADAMW_BYTES_PER_PARAMETER, Architecture,
 from deepen.formats.extension import rows_for
 from deepen.ingest.files import list_files
 from deepen.model.config import BaseRun, RandomInit
+from deepen.parallel.peaks import PEAK_BF16
 from deepen.progress import readable
 from deepen.recipe.models import Machine, Recipe
 from deepen.tokenize.config import ExtendVocabulary, TrainVocabulary
 from deepen.train.config import num_steps
 
-_PEAK_BF16 = {"A100": 312e12, "H100 / H200": 989e12}
-"""Dense bf16 FLOP/s from the vendor's data sheets."""
+_SHOWN_GPUS = {"A100": "A100", "H100 / H200": "H100"}
 _MODEL_FLOPS_UTILISATION = 0.4
 _SHARE_OF_MATMUL = 0.6
 """What a training step reaches of a plain matrix product on a CPU: 0.75 for large models, less for tiny ones."""
@@ -124,7 +124,8 @@ def _time(flops: float, machine: Machine) -> list[Line]:
     hours = flops / speed / 3600
     how = f"{speed / 1e9:.0f} GFLOP/s: {_SHARE_OF_MATMUL:.0%} of a matrix product measured now"
     lines = [Line("time on this CPU", hours, duration(hours), how), *_cost("this CPU", hours, machine, "cpu")]
-    for name, peak in _PEAK_BF16.items():
+    for name, device in _SHOWN_GPUS.items():
+        peak = PEAK_BF16[device]
         gpu_hours = flops / (peak * _MODEL_FLOPS_UTILISATION) / 3600
         how = f"{peak / 1e12:.0f} TFLOP/s bf16 at {_MODEL_FLOPS_UTILISATION:.0%} utilisation"
         lines.append(Line(f"time on one {name}", gpu_hours, duration(gpu_hours), how))

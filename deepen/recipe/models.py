@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from deepen.curate.config import CurateConfig
 from deepen.engine.config import Engine
@@ -21,9 +21,16 @@ from deepen.model.config import BaseSetting
 from deepen.parallel.config import Compute
 from deepen.plug import plug_from
 from deepen.select.config import RULES, BestNewWithinBudget, SelectRule
-from deepen.settings import Settings
+from deepen.settings import Amount, AmountSetting, Many, Settings
 from deepen.tokenize.config import TokenizeConfig
 from deepen.train.config import TrainConfig
+from deepen.train.tracking import TRACKERS, Tracker
+
+
+def _is_time(amount: Amount | None) -> Amount | None:
+    if amount is not None and amount.unit != "seconds":
+        raise ValueError("expected a time such as `10h` or `90min`")
+    return amount
 
 
 class Recipe(Settings):
@@ -64,6 +71,15 @@ class Price(Settings):
     """When the price was looked up, for example `2026-05-01`."""
 
 
+class Limit(Settings):
+    """Where training stops, saved, so that the same command can go on under a higher limit."""
+
+    time: Annotated[AmountSetting | None, AfterValidator(_is_time)] = None
+    """Training time in all starts of a run together: `10h`, `90min`."""
+    money: Annotated[float, Field(gt=0)] | None = None
+    """Cost of that time in the currency of `price`."""
+
+
 class Machine(Settings):
     """Where and how fast; changes results by rounding at most and is never fingerprinted."""
 
@@ -76,9 +92,27 @@ class Machine(Settings):
     engine: Engine = Engine()
     """What spreads the work of data stages, if not processes of this machine."""
     price: Price | None = None
-    """For `deepen plan`."""
+    """For `deepen plan` and `limit.money`."""
+    limit: Limit = Limit()
+    """Time or money after which training stops."""
+    tracking: Many[Annotated[Tracker, plug_from(TRACKERS)]] = ()
+    """Where metrics go besides `metrics.jsonl`: `tensorboard`, `wandb`, `mlflow`. A tracker that fails is left out."""
 
     @property
     def num_workers(self) -> int:
         """The number of processes for data stages."""
         return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
+
+    @property
+    def stop_after_seconds(self) -> float | None:
+        """Training time after which it stops; None without a limit."""
+        seconds = [] if self.limit.time is None else [self.limit.time.value]
+        if self.limit.money is not None and self.price is not None and self.price.per_hour > 0:
+            seconds.append(self.limit.money / self.price.per_hour * 3600)
+        return min(seconds, default=None)
+
+    @model_validator(mode="after")
+    def _money_needs_a_price(self) -> Machine:
+        if self.limit.money is not None and self.price is None:
+            raise ValueError("`limit.money` needs `price: {per_hour: ..., date: ...}`")
+        return self

@@ -23,6 +23,21 @@ class StopRequest:
     """Whether somebody asked the run to stop."""
 
     requested: bool = False
+    because: str = "as asked"
+
+    def heed_limit(self, elapsed_seconds: float, limit_seconds: float | None) -> None:
+        """Ask the run to stop when it has taken as long as it may."""
+        if limit_seconds is not None and elapsed_seconds >= limit_seconds and not self.requested:
+            self.requested = True
+            self.because = f"after {elapsed_seconds / 3600:.2f} hours, as the machine file limits it"
+
+
+def stopped(stop: StopRequest, step: int, total_steps: int) -> StoppedError:
+    """The error that ends a run that was asked to stop, everything being saved."""
+    hint = "run the same command again to go on"
+    if stop.because != "as asked":
+        hint = f"raise `limit` in the machine file and {hint}"
+    return StoppedError(f"stopped after step {step} of {total_steps}, {stop.because}; everything is saved", hint=hint)
 
 
 @contextmanager

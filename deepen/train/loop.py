@@ -31,19 +31,18 @@ from deepen.progress import say
 from deepen.train.batches import IGNORED, Batch, Batches
 from deepen.train.checkpoint import prune, save_checkpoint
 from deepen.train.counts import SourceCounts, count_batch, counts_to_json
-from deepen.train.interrupt import StoppedError, StopRequest
+from deepen.train.flops import Flops
+from deepen.train.interrupt import StopRequest, stopped
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import clip_gradients, set_learning_rate
 from deepen.train.schedules import Schedule, Shape
 from deepen.train.spikes import NOT_FINITE, RecentSteps, SkipSpikes, spike
+from deepen.train.watch import Watch
 
 METRICS = "metrics.jsonl"
 SCORES = "scores.jsonl"
 DECISIONS = "decisions.jsonl"
 CHECKPOINTS = "checkpoints"
-
-Evaluate = Callable[[LossModel, int, int], list[Score]]
-"""Scores of (model, step, tokens trained)."""
 
 _MOST_SKIPS_IN_A_ROW = 5
 
@@ -104,6 +103,8 @@ class Progress:
     last_loss: float | None = None
     recent: RecentSteps = field(default_factory=lambda: RecentSteps(0))
     last_save: float = field(default_factory=time.monotonic)
+    elapsed_seconds: float = 0.0
+    """Time spent on training, earlier starts of the run included."""
 
     @property
     def tokens(self) -> int:
@@ -130,7 +131,8 @@ class Run:
     skip_spikes: SkipSpikes | None
     calendar: Calendar
     progress: Progress
-    evaluate: Evaluate | None
+    watch: Watch
+    flops: Flops
     order_changes: tuple[dict[str, Any], ...] = ()
     """Changes of the mixture that are in force, as ``describe_changes`` gives them."""
 
@@ -172,6 +174,7 @@ def train_step(
 def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
     """Train from where ``run.progress`` stands to the end, yielding the record of each step once all of it is done."""
     progress, total_steps = run.progress, run.shape.total_steps
+    stall_seconds = 0.0
     while progress.step < total_steps:
         if progress.step == run.new_rows.steps and run.new_rows.hold is not None:
             run = train_everything(run, run.new_rows.hold)
@@ -186,15 +189,17 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
         result = train_step(run.trainee, batch, learning_rate, why_skip)
         _advance(progress, batch_index, batch, result)
 
-        record = _record(run, batch, result) | {
-            "learning_rate": learning_rate,
-            "tokens_per_second": int((batch.documents_BT >= 0).sum()) / (time.perf_counter() - started),
+        seconds = time.perf_counter() - started
+        progress.elapsed_seconds += seconds
+        record = _record(run, batch, result) | {"learning_rate": learning_rate}
+        record |= _speed(run, batch, seconds) | {
             "data_wait_seconds": data_wait_seconds,
-            "memory_bytes": memory_bytes(run.trainee.device),
+            "checkpoint_stall_seconds": stall_seconds,
         }
         is_last = progress.step == total_steps
-        evaluates = run.evaluate is not None and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
+        evaluates = run.watch.evaluate is not None and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
         is_milestone = evaluates or is_last or _is_milestone(run, progress.step)
+        stop.heed_limit(progress.elapsed_seconds, run.watch.stop_after_seconds)
         saves = is_milestone or stop.requested or _is_time_to_save(run.calendar, progress)
 
         if saves or result.skipped or progress.step % run.calendar.log_every == 0:
@@ -203,16 +208,13 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
             decide_about_skip(run, batch_index, result)
         if evaluates:
             record["scores"] = evaluate_now(run)
-        if saves:
-            save_now(run, milestone=is_milestone)
+        stall_seconds = save_now(run, milestone=is_milestone) if saves else 0.0
+        progress.elapsed_seconds += time.perf_counter() - started - seconds
         yield record
         if stop.requested and not is_last:
             if not saves:  # the signal came after the decision above
                 save_now(run, milestone=False)
-            raise StoppedError(
-                f"stopped after step {progress.step} of {total_steps}, as asked; everything is saved",
-                hint="run the same command again to go on",
-            )
+            raise stopped(stop, progress.step, total_steps)
 
 
 def train_everything(run: Run, hold: RowHold) -> Run:
@@ -272,6 +274,19 @@ def _record(run: Run, batch: Batch, result: StepResult) -> dict[str, Any]:
     }
 
 
+def _speed(run: Run, batch: Batch, seconds: float) -> dict[str, Any]:
+    """Speed of a step without evaluation and saving: tokens (no padding), and FLOP/s as a share of the peak (MFU)."""
+    num_tokens = int((batch.documents_BT >= 0).sum())
+    flops_per_second = run.flops.of(num_tokens, batch.tokens_BT.shape[1], seconds)
+    return {
+        "tokens_per_second": num_tokens / seconds,
+        "model_flops_per_second": flops_per_second,
+        "mfu": flops_per_second / run.flops.peak if flops_per_second and run.flops.peak else None,
+        "memory_bytes": memory_bytes(run.trainee.device),
+        "elapsed_seconds": run.progress.elapsed_seconds,
+    }
+
+
 def _finite(value: float) -> float | None:
     """A number for JSON, which knows neither NaN nor infinity."""
     return float(value) if math.isfinite(value) else None
@@ -303,20 +318,21 @@ def decide_about_skip(run: Run, batch_index: int, result: StepResult) -> None:
 
 def evaluate_now(run: Run) -> list[Score]:
     """Score the model as it is and append the result to scores.jsonl; training is not affected in any bit."""
-    assert run.evaluate is not None, "nothing to evaluate with"
+    assert run.watch.evaluate is not None, "nothing to evaluate with"
     model, progress = run.trainee.model, run.progress
     devices = [run.trainee.device] if run.trainee.device.type == "cuda" else []
     model.eval()
     with torch.random.fork_rng(devices=devices):
-        scores = run.evaluate(model, progress.step, progress.tokens)
+        scores = run.watch.evaluate(model, progress.step, progress.tokens)
     model.train()
     record = CheckpointScores(step=progress.step, tokens=progress.tokens, scores=tuple(scores))
     append_record(run.out / SCORES, record.model_dump(mode="json"), sync=True)
     return scores
 
 
-def save_now(run: Run, *, milestone: bool) -> None:
-    """Write a checkpoint of the present state and prune old ones."""
+def save_now(run: Run, *, milestone: bool) -> float:
+    """Write a checkpoint of the present state and prune old ones; returns the seconds that training stood still."""
+    started = time.perf_counter()
     progress, directory = run.progress, run.out / CHECKPOINTS
     state = {
         "step": progress.step, "batch_index": progress.batch_index, "tokens": progress.tokens,
@@ -328,3 +344,4 @@ def save_now(run: Run, *, milestone: bool) -> None:
     save_checkpoint(directory, run.trainee.model.model, run.trainee.optimizer, state, milestone=milestone)
     prune(directory, run.calendar.keep)
     progress.last_save = time.monotonic()
+    return time.perf_counter() - started

@@ -14,7 +14,7 @@ from deepen.errors import RunError, TrainingError
 from deepen.formats.checkpoints import CheckpointInfo, newest_intact
 from deepen.formats.extension import new_rows_file
 from deepen.formats.manifest import StageJob
-from deepen.formats.records import keep_records
+from deepen.formats.records import keep_records, read_records
 from deepen.model.attention import check_isolation
 from deepen.model.config import ResolvedBase
 from deepen.model.load import load_run_model
@@ -29,12 +29,14 @@ from deepen.train.changes import changes_in_force, describe_changes
 from deepen.train.checkpoint import load_checkpoint, remove_later
 from deepen.train.config import TrainConfig, new_rows_steps, num_steps, rows_per_batch
 from deepen.train.counts import SourceCounts, counts_from_json
+from deepen.train.flops import flops_of
 from deepen.train.learning_rate import resolve_peak
-from deepen.train.loop import CHECKPOINTS, DECISIONS, METRICS, SCORES, Calendar, Evaluate, Progress, Run, Trainee
+from deepen.train.loop import CHECKPOINTS, DECISIONS, METRICS, SCORES, Calendar, Progress, Run, Trainee
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import build_optimizer
 from deepen.train.resolved import Resolved, read_resolved, write_resolved
 from deepen.train.spikes import RecentSteps, SkipSpikes
+from deepen.train.watch import UNWATCHED, Watch
 
 
 def prepare_run(
@@ -42,8 +44,7 @@ def prepare_run(
     job: StageJob,
     base: ResolvedBase,
     compute: Compute,
-    evaluate: Evaluate | None = None,
-    evaluate_every: Interval | None = None,
+    watch: Watch = UNWATCHED,
 ) -> Run:
     """A run that is ready to go, at its newest intact checkpoint or at the beginning.
 
@@ -82,11 +83,12 @@ def prepare_run(
         schedule=config.schedule,
         shape=resolved.shape,
         peak_learning_rate=resolved.peak_learning_rate,
-        calendar=_calendar(config, evaluate_every),
+        calendar=_calendar(config, watch.evaluate_every),
         new_rows=new_rows,
         skip_spikes=config.skip_spikes,
         progress=_resume(job, trainee, names, found, RecentSteps((config.skip_spikes or SkipSpikes()).window)),
-        evaluate=evaluate,
+        watch=watch,
+        flops=flops_of(model.config, process.device),
         order_changes=tuple(describe_changes(job.out, changes)),
     )
 
@@ -219,6 +221,7 @@ def _resume(
         keep_records(job.out / name, is_kept)
     if found is None:
         return Progress([SourceCounts() for _ in names], recent=recent)
+    last = max(read_records(job.out / METRICS), key=lambda record: record["step"], default={})
     state = load_checkpoint(found, trainee.model.model, trainee.optimizer)
     say(f"resuming after step {step}")
     return Progress(
@@ -229,4 +232,5 @@ def _resume(
         skips_in_a_row=state["skips_in_a_row"],
         last_loss=state["last_loss"],
         recent=RecentSteps.from_json(recent.window, state["recent"]),
+        elapsed_seconds=last.get("elapsed_seconds", 0.0),
     )

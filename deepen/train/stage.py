@@ -13,12 +13,12 @@ from deepen.formats.manifest import MANIFEST, Manifest, StageJob, begin_stage, f
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.progress import readable, say, track
-from deepen.settings import Interval
 from deepen.train.config import TrainConfig
 from deepen.train.resolved import SCHEDULE
+from deepen.train.watch import UNWATCHED, Watch
 
 if TYPE_CHECKING:
-    from deepen.train.loop import Evaluate, Run
+    from deepen.train.loop import Run
 
 FORMAT = 2
 
@@ -29,22 +29,21 @@ def train(
     *,
     base: ResolvedBase,
     compute: Compute,
-    evaluate: Evaluate | None = None,
-    evaluate_every: Interval | None = None,
+    watch: Watch = UNWATCHED,
 ) -> Manifest:
     """Train ``base`` on the batches of ``job.inputs["mix"]`` over the shards of ``job.inputs["tokenize"]``.
 
-    ``evaluate(model, step, tokens)`` is called at every ``evaluate_every`` and at the end; each scored model is saved
-    as a milestone. When ``job.out`` holds checkpoints, the run goes on from the newest intact one, and every later
-    tensor and logged loss is what it would have been without the stop. Raises ``TrainingError`` when the loss stays
-    non-finite, and its subclass ``StoppedError`` (exit code 3) after SIGTERM or SIGINT.
+    ``watch.evaluate(model, step, tokens)`` is called at every ``evaluate_every`` and at the end; each scored model is
+    saved as a milestone. When ``job.out`` holds checkpoints, the run goes on from the newest intact one, and every
+    later tensor and logged loss is what it would have been without the stop. Raises ``TrainingError`` when the loss
+    stays non-finite, and its subclass ``StoppedError`` (exit code 3) after SIGTERM, SIGINT or the limit of time.
     """
     from deepen.train.interrupt import stop_on_signal
     from deepen.train.loop import training_steps
     from deepen.train.setup import prepare_run
 
     begin_stage(job, stage="train", format_number=FORMAT, config=config)
-    run = prepare_run(config, job, base, compute, evaluate, evaluate_every)
+    run = prepare_run(config, job, base, compute, watch)
     with stop_on_signal() as stop:
         steps = training_steps(run, stop)
         try:
@@ -66,6 +65,8 @@ def _follow(steps: Iterator[dict[str, Any]], run: Run, tokens_per_step: int) -> 
         for record in steps:
             loss = record["loss"]
             tracker.advance(tokens_per_step, f"loss {loss:.3f}" if loss is not None else "loss not finite")
+            if run.watch.log is not None:
+                run.watch.log(record)
 
 
 def _counts(run: Run, job: StageJob) -> dict[str, Any]:

@@ -86,6 +86,8 @@ def _baseline(setup: Setup, job: StageJob) -> Manifest:
 def _train(setup: Setup, job: StageJob) -> Manifest:
     from deepen.evaluate.stage import in_loop_evaluator
     from deepen.train.stage import train
+    from deepen.train.tracking import open_trackers
+    from deepen.train.watch import Watch
 
     evaluate = in_loop_evaluator(
         setup.recipe.evaluate,
@@ -100,8 +102,12 @@ def _train(setup: Setup, job: StageJob) -> Manifest:
         job,
         base=setup.base,
         compute=setup.machine.compute,
-        evaluate=evaluate,
-        evaluate_every=setup.recipe.evaluate.every,
+        watch=Watch(
+            evaluate=evaluate,
+            evaluate_every=setup.recipe.evaluate.every,
+            log=open_trackers(setup.machine.tracking, job.out, setup.recipe.name),
+            stop_after_seconds=setup.machine.stop_after_seconds,
+        ),
     )
 
 

@@ -16,7 +16,10 @@ HERE = Path(__file__).parent
 WORDS = (
     "time person year way day thing man world life hand part child eye woman place work week case point group".split()
 )
-TIMING = {"tokens_per_second", "data_wait_seconds", "elapsed_seconds", "step_seconds", "memory_bytes", "seconds"}
+TIMING = {
+    "tokens_per_second", "data_wait_seconds", "elapsed_seconds", "memory_bytes", "seconds", "checkpoint_stall_seconds",
+    "model_flops_per_second", "mfu",
+}  # fmt: skip
 
 RECIPE = """\
 name: tiny

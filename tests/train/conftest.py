@@ -23,6 +23,7 @@ from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
 from deepen.train.config import TrainConfig
 from deepen.train.stage import train
+from deepen.train.watch import Watch
 
 VOCABULARY = 97
 LENGTH = 16
@@ -119,7 +120,10 @@ def read_tensors(directory: Path, step: int) -> dict[str, bytes]:
     return found
 
 
-TIMES = {"tokens_per_second", "data_wait_seconds", "memory_bytes"}
+TIMES = {
+    "tokens_per_second", "data_wait_seconds", "memory_bytes", "elapsed_seconds", "checkpoint_stall_seconds",
+    "model_flops_per_second", "mfu",
+}  # fmt: skip
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
@@ -147,7 +151,7 @@ def run(job: Callable[..., StageJob], base: ResolvedBase) -> Callable[..., Manif
             return []
 
         if crash_at is not None:
-            changes |= {"evaluate": evaluate, "evaluate_every": Interval((Amount(1, "steps"),))}
+            changes |= {"watch": Watch(evaluate, Interval((Amount(1, "steps"),)))}
         compute = Compute(device="cpu", threads=1, micro_batch_rows=rows)
         try:
             return train(config, job(name), **{"base": base, "compute": compute} | changes)

@@ -20,6 +20,7 @@ from deepen.train.batches import Batches
 from deepen.train.interrupt import StopRequest
 from deepen.train.loop import Run, train_step, training_steps
 from deepen.train.setup import prepare_run
+from deepen.train.watch import Watch
 from tests.train.conftest import read_metrics
 
 Configure = Callable[..., Any]
@@ -146,7 +147,7 @@ def test_scored_models_are_kept_and_their_scores_written(run: Any, settings: Con
         probe="held_out", ability="new", value=1.0, baseline=2.0, difference=-0.5, higher_is_better=False, items=3
     )
     config = settings(save={"every": "1 step", "keep": 1, "milestones": None})
-    manifest = run(config, evaluate=lambda *_: [score], evaluate_every=Interval((Amount(3, "steps"),)))
+    manifest = run(config, watch=Watch(lambda *_: [score], Interval((Amount(3, "steps"),))))
     written = [CheckpointScores.model_validate(record) for record in read_records(tmp_path / "train/scores.jsonl")]
     assert [(found.step, found.scores) for found in written] == [(3, (score,)), (6, (score,)), (8, (score,))]
     kept = {entry.path.split("/")[1] for entry in manifest.files if "/" in entry.path}
