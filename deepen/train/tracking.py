@@ -1,7 +1,8 @@
 """Metrics for other programs: TensorBoard, Weights & Biases, MLflow, each an extra.
 
 ``metrics.jsonl`` is the record; a tracker is a convenience, so one that fails (no network, no login, not installed) is
-left out with a message and never stops or changes a run. No recipe, path or document is sent, only numbers by step.
+left out with a message and never stops or changes a run. deepen hands it the run's name and numbers by step; what a
+client adds of its own (host, user) is its business, as far as it cannot be switched off.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class WeightsAndBiases(Tracker):
         """See ``Tracker.open``; needs the package ``wandb``."""
         import wandb
 
+        quiet = wandb.Settings(console="off", save_code=False, disable_git=True, x_disable_meta=True)
         run = wandb.init(
-            project=self.project, entity=self.entity, name=name, id=name, resume="allow", mode=self.mode, dir=str(out)
+            project=self.project, entity=self.entity, name=name, mode=self.mode, dir=str(out), settings=quiet
         )
         return lambda step, numbers: run.log(numbers, step=step)
 
