@@ -11,7 +11,7 @@ from pydantic import Field
 from deepen.errors import Problem
 from deepen.formats.order import rows_in_batch
 from deepen.plug import plug_from
-from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Settings
+from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Many, Settings
 from deepen.train.learning_rate import PeakRate, RateSetting, resolve_peak
 from deepen.train.schedules import SCHEDULES, Cosine, Multiple, Schedule
 from deepen.train.spikes import SkipSpikes
@@ -31,6 +31,17 @@ class Save(Settings):
     and the one where a WSD decay begins. None: only those."""
 
 
+class RateMultiples(Settings):
+    """Multiples of the schedule's learning rate for parts of the model."""
+
+    embeddings: Multiple = 1.0
+    """The input embedding, and a head tied to it."""
+    head: Multiple = 1.0
+    """The output head, where it is not tied."""
+    new_rows: Multiple = 1.0
+    """Rows of tokens that the vocabulary grew by, in both."""
+
+
 class TrainConfig(Settings):
     """The training run."""
 
@@ -47,6 +58,14 @@ class TrainConfig(Settings):
     schedule: Annotated[Schedule, plug_from(SCHEDULES)] = Cosine()
     """``cosine`` or ``linear`` for a run of known length; ``wsd``, ``infinite`` or ``constant`` when it should stay
     extendable."""
+    rate_multiples: RateMultiples = RateMultiples()
+    """Learning rates of embeddings, head and new rows relative to the rest: 1, as the bases were trained."""
+    freeze: Many[str] = ()
+    """Patterns of parameter names that do not move, such as `model.layers.[0-3].*` (Guo et al., arXiv 2406.14833,
+    freeze layers as a baseline against forgetting; replay did better there)."""
+    neftune_alpha: float = Field(default=0.0, ge=0)
+    """Noise on the embeddings of at most alpha / sqrt(T d) (arXiv 2310.05914, which uses 5 for instruction data); 0:
+    none, since it serves style and not knowledge."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16: matrix products in bfloat16 over fp32 weights and optimizer state. ``auto``: bf16 on a GPU that computes in
     it, else fp32; decided when the run starts and written down, since it changes results."""

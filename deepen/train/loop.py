@@ -32,11 +32,12 @@ from deepen.train.batches import IGNORED, Batch, Batches
 from deepen.train.checkpoint import prune, save_checkpoint
 from deepen.train.counts import SourceCounts, count_batch, counts_to_json
 from deepen.train.flops import Flops
+from deepen.train.groups import RowRate
 from deepen.train.interrupt import StopRequest, stopped
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import clip_gradients, set_learning_rate
 from deepen.train.schedules import Schedule, Shape
-from deepen.train.spikes import NOT_FINITE, RecentSteps, SkipSpikes, spike
+from deepen.train.spikes import NOT_FINITE, RecentSteps, SkipSpikes, not_finite, spike
 from deepen.train.watch import Watch
 
 METRICS = "metrics.jsonl"
@@ -58,6 +59,8 @@ class Trainee:
     """How many rows are computed at once."""
     precision: str
     device: torch.device
+    row_rate: RowRate | None = None
+    """Moves the rows of new tokens faster or slower than the rest."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Run:
 
 
 def train_step(
-    trainee: Trainee, batch: Batch, learning_rate: float, why_skip: Callable[[float, float], str | None]
+    trainee: Trainee, batch: Batch, learning_rate: float, why_skip: Callable[[float, float], str | None] = not_finite
 ) -> StepResult:
     """One update on one batch: the mean loss over *its* valid tokens, however many micro-batches it takes.
 
@@ -165,10 +168,18 @@ def train_step(
     nll_B = torch.cat(nll_rows).cpu().numpy()
     skipped = why_skip(float(nll_B.sum()) / max(1, num_valid), gradient_norm)
     if skipped is None:
-        set_learning_rate(trainee.optimizer, learning_rate)
-        trainee.optimizer.step()
+        update(trainee, learning_rate)
     trainee.optimizer.zero_grad(set_to_none=True)
     return StepResult(nll_B, num_valid, gradient_norm, skipped)
+
+
+def update(trainee: Trainee, learning_rate: float) -> None:
+    """Let the optimizer move what the gradients say."""
+    set_learning_rate(trainee.optimizer, learning_rate)
+    before = trainee.row_rate.rows() if trainee.row_rate is not None else []
+    trainee.optimizer.step()
+    if trainee.row_rate is not None:
+        trainee.row_rate.scale(before)
 
 
 def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,8 @@ the embedding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.optim import AdamW
@@ -13,10 +15,19 @@ from torch.optim import AdamW
 from deepen.train.config import TrainConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW over all trainable parameters in two groups: decayed and not. The learning rate is set at each step."""
+def build_optimizer(model: nn.Module, config: TrainConfig, multiples: Mapping[int, float] | None = None) -> AdamW:
+    """AdamW over all trainable parameters, those with weight decay first; the learning rate is set at each step.
+
+    ``multiples`` gives some parameters, by their ``id``, a multiple of that rate; the others have 1.
+    """
     decayed, plain = decay_groups(model)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = []
+    for parameters, weight_decay in ((decayed, config.weight_decay), (plain, 0.0)):
+        by_multiple: dict[float, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            by_multiple.setdefault((multiples or {}).get(id(parameter), 1.0), []).append(parameter)
+        for multiple, members in by_multiple.items():
+            groups.append({"params": members, "weight_decay": weight_decay, "rate_multiple": multiple})
     return AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
 
 
@@ -33,9 +44,9 @@ def decay_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
 
 
 def set_learning_rate(optimizer: AdamW, learning_rate: float) -> None:
-    """Use ``learning_rate`` from the next update on."""
+    """Use ``learning_rate``, times each group's own multiple, from the next update on."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("rate_multiple", 1.0)
 
 
 @torch.no_grad()

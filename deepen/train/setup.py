@@ -19,10 +19,11 @@ from deepen.model.attention import check_isolation
 from deepen.model.config import ResolvedBase
 from deepen.model.load import load_run_model
 from deepen.model.loss import LossModel, check_loss
-from deepen.model.token_tables import new_row_ids
+from deepen.model.neftune import add_noise
+from deepen.model.token_tables import new_row_ids, token_tables
 from deepen.parallel.config import Compute
 from deepen.parallel.process import Process, resolve_precision, set_up
-from deepen.progress import say
+from deepen.progress import readable, say
 from deepen.settings import Interval
 from deepen.train.batches import Batches
 from deepen.train.changes import changes_in_force, describe_changes
@@ -30,6 +31,7 @@ from deepen.train.checkpoint import load_checkpoint, remove_later
 from deepen.train.config import TrainConfig, new_rows_steps, num_steps, rows_per_batch
 from deepen.train.counts import SourceCounts, counts_from_json
 from deepen.train.flops import flops_of
+from deepen.train.groups import RowRate, freeze, rate_multiples
 from deepen.train.learning_rate import resolve_peak
 from deepen.train.loop import CHECKPOINTS, DECISIONS, METRICS, SCORES, Calendar, Progress, Run, Trainee
 from deepen.train.new_rows import NewRowsFirst, RowHold
@@ -61,7 +63,8 @@ def prepare_run(
     model = load_run_model(base, job.inputs["tokenize"], seed=job.seed).to(process.device)
     loss_model = LossModel(model, z_loss=config.z_loss)
     _check_model(loss_model, batches.sequence_length)
-    optimizer, new_rows = _new_rows_first(config, job, resolved, build_optimizer(model, config), model, found)
+    row_rate = _parts(config, job, model)
+    optimizer, new_rows = _new_rows_first(config, job, resolved, _optimizer(config, model), model, found)
     trainee = Trainee(
         model=loss_model,
         optimizer=optimizer,
@@ -69,6 +72,7 @@ def prepare_run(
         compute=compute,
         precision=resolved.precision,
         device=process.device,
+        row_rate=row_rate,
     )
     names = batches.order.sources
     sizes = [tokenized["sources"][name] for name in names]
@@ -97,6 +101,24 @@ def _tokens_per_byte(counts: dict[str, Any]) -> float:
     """Targets of a source's shard for each byte of text that they stand for; of masked sources the answers alone."""
     targets, num_bytes = counts.get("targets", counts["tokens"]), counts.get("target_bytes", counts["bytes"])
     return float(targets / max(1, num_bytes))
+
+
+def _optimizer(config: TrainConfig, model: PreTrainedModel) -> AdamW:
+    multiples = config.rate_multiples
+    return build_optimizer(model, config, rate_multiples(model, embeddings=multiples.embeddings, head=multiples.head))
+
+
+def _parts(config: TrainConfig, job: StageJob, model: PreTrainedModel) -> RowRate | None:
+    """Freeze what is to stay, make embeddings noisy, and find the rows that have a rate of their own."""
+    if config.freeze:
+        say(f"train: {readable(freeze(model, config.freeze))} parameters are frozen")
+    if config.neftune_alpha:
+        add_noise(model.get_input_embeddings(), config.neftune_alpha)
+    file = new_rows_file(job.inputs["tokenize"].path)
+    if config.rate_multiples.new_rows == 1 or file is None:
+        return None
+    tables = [table for table in token_tables(model).values() if table.requires_grad]
+    return RowRate(tables, new_row_ids(file).to(model.device), config.rate_multiples.new_rows)
 
 
 def _check_batches(config: TrainConfig, batches: Batches) -> None:

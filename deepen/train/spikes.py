@@ -69,15 +69,19 @@ class RecentSteps:
 NOT_FINITE = "loss or gradient is not finite"
 
 
+def not_finite(loss: float, gradient_norm: float) -> str | None:
+    """Why a step is no step at all, or None."""
+    return None if math.isfinite(loss) and math.isfinite(gradient_norm) else NOT_FINITE
+
+
 def spike(settings: SkipSpikes | None, recent: RecentSteps, loss: float, gradient_norm: float) -> str | None:
     """Why this step is a spike against ``recent`` (which does not hold it), or None when it is ordinary.
 
     Without ``settings`` only what is not finite is one.
     """
-    if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-        return NOT_FINITE
-    if settings is None:
-        return None
+    broken = not_finite(loss, gradient_norm)
+    if broken or settings is None:
+        return broken
     if len(recent.losses) < settings.at_least:
         if recent.first_loss is not None and loss - recent.first_loss > settings.above_first:
             return f"loss {loss:.3f} is {loss - recent.first_loss:.3f} nats above the first step's"
