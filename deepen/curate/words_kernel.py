@@ -114,7 +114,10 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
                 kind = np.int64(_CLASSES[byte])
             run_end = position
             if position < size and kind != _SPACE and not _is_closing(text, position, kind):
-                position = _word_end(text, start, position)
+                if _is_full_stop(text, position):
+                    position += is_abbreviated(text, start, position)
+                else:
+                    position = _word_end(text, start, position)
             if position == run_end:
                 if located:
                     starts[count], ends[count] = start, position
@@ -155,6 +158,13 @@ def _is_closing(text, position, kind):  # type: ignore[no-untyped-def]
     """Whether one mark that never belongs to the word before it, and then a space, is at ``position``."""
     after = position + 1
     return kind == _MARK and after < len(text) and (text[after] == 0x20 or text[after] == 0x0A)
+
+
+@njit(cache=True, inline="always")
+def _is_full_stop(text, position):  # type: ignore[no-untyped-def]
+    """Whether one full stop, and then a space, is at ``position``."""
+    after = position + 1
+    return text[position] == 0x2E and after < len(text) and (text[after] == 0x20 or text[after] == 0x0A)
 
 
 @njit(cache=True)
@@ -281,7 +291,7 @@ def is_abbreviated(text, start, position):  # type: ignore[no-untyped-def]
         return single or not 0x41 <= text[position - 2] <= 0x5A
     if not 0x61 <= before <= 0x7A:
         return False
-    if single or position - start > 6:
+    if single or position - start > 6 or (text[start] > 0x5A and text[start] != 0x76):  # only `vs` has no capital
         return single
     packed = np.int64(0)
     for place in range(start, position):
