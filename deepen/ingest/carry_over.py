@@ -5,14 +5,12 @@ Adding a source to a finished run, or changing one, so costs only that source.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.formats.atomic import FileEntry, damage
+from deepen.formats.atomic import FileEntry, damage, link_or_copy
 from deepen.formats.manifest import StageJob
 from deepen.formats.records import read_records
 from deepen.ingest.config import IngestConfig, Source
@@ -61,7 +59,7 @@ def carry_over(source: Source, config: IngestConfig, job: StageJob, format_numbe
     if any(damage(entry, earlier.path) for entry in files):
         return None
     for entry in files:
-        _link(earlier.path / entry.path, job.out / entry.path)
+        link_or_copy(earlier.path / entry.path, job.out / entry.path)
     say(f"ingest: source `{source.name}` is as it was; its documents are taken over")
     rejected = earlier.path / "rejected.jsonl"
     return Carried(dict(earlier.counts["sources"][source.name]), files, rejected, source.name)
@@ -69,15 +67,3 @@ def carry_over(source: Source, config: IngestConfig, job: StageJob, format_numbe
 
 def _without_path(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "path"}
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name where the file system can do that, else a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    temporary.replace(target)

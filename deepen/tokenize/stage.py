@@ -16,6 +16,7 @@ from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stag
 from deepen.formats.workers import as_workers
 from deepen.model.config import ResolvedBase
 from deepen.progress import readable, say
+from deepen.tokenize.carry_over import MADE_FROM, carry_over, documents_hash
 from deepen.tokenize.config import TokenizeConfig, TrainVocabulary
 from deepen.tokenize.report_text import rendered
 
@@ -47,10 +48,20 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
 
     prepared = _prepare(config, job, base, files, roles)
     vocabulary = Vocabulary(**prepared["vocabulary"])
-    encoder, encoded = _encode(job, prepared, vocabulary, files)
-    merged = _merge(job, vocabulary, files)
+    made_from = {name: documents_hash(curate, paths) for name, paths in files.items()}
+    carried = carry_over(job, prepared, made_from, FORMAT)
+    fresh = {name: paths for name, paths in files.items() if name not in carried}
+    encoder, encoded = _encode(job, prepared, vocabulary, fresh)
+    if encoder != prepared["encoder"]:  # a source differed from the reference: what was taken over was never compared
+        carried, fresh = {}, files
+        encoder, encoded = _encode(job, {**prepared, "encoder": encoder}, vocabulary, files)
+    merged = _merge(job, vocabulary, fresh)
 
-    sources = {name: _totals(role, encoded[name]) for name, role in roles.items()}
+    totals = {name: {**_totals(roles[name], encoded[name]), MADE_FROM: made_from[name]} for name in fresh}
+    sources = {
+        name: {**carried[name].counts, "role": role} if name in carried else totals[name]
+        for name, role in roles.items()
+    }
     counts = {
         "sources": sources,
         "vocabulary_size": vocabulary.size,
@@ -65,6 +76,7 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
     clear_ledger(_ledger(job))
     shutil.rmtree(_parts_directory(job), ignore_errors=True)
     entries = [FileEntry(**file) for file in (*prepared["files"], *merged)]
+    entries += [entry for shard in carried.values() for entry in shard.files]
     return finish_stage(job, stage="tokenize", format_number=FORMAT, config=config, files=entries, counts=counts)
 
 
