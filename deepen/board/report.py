@@ -117,7 +117,7 @@ def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str,
     choice, budget = _choice(stages), float(recipe["evaluate"]["forgetting"]["budget"])
     paths = {recipe["name"]: choice["candidates"]} | _neighbours(run, stages)
     body = charts.plane_chart(paths, budget, choice["step"])
-    yield Section("Gain against forgetting", _reading(choice), body)
+    yield Section("Gain against forgetting", _reading(choice), body + _rules(choice))
     checkpoints = list(read_records(stages["evaluate"].path / "scores.jsonl"))
     rows = [
         (
@@ -147,6 +147,18 @@ def _interval(score: Mapping[str, Any]) -> str:
     return "{:+.2%} to {:+.2%}".format(*score["interval"]) if score["interval"] else "not computed"
 
 
+def _rules(choice: Mapping[str, Any]) -> str:
+    """What every rule of selection would have taken."""
+    by_step = {candidate["step"]: candidate for candidate in choice["candidates"]}
+    rows = []
+    for one in (choice, *choice["alternatives"]):
+        taken = by_step.get(one["step"])
+        new, kept = (f"{taken[axis]:+.2%}" if taken and taken[axis] is not None else "-" for axis in ("new", "kept"))
+        name = one["rule"] + (" (this recipe's)" if one is choice else "")
+        rows.append((name, "the base" if taken is None else f"step {one['step']}", new, kept))
+    return fold("what each rule would take", table(("rule", "takes", "new", "kept"), rows))
+
+
 def _reading(choice: Mapping[str, Any]) -> str:
     """The argument of the choice, with a word on what a surely improved kept ability means."""
     chosen = next((c for c in choice["candidates"] if c["step"] == choice["step"]), None)
@@ -170,7 +182,8 @@ def _neighbours(run: Path, stages: Mapping[str, Artifact]) -> dict[str, Any]:
 
 
 def _mixture_section(run: Path, mix: Artifact) -> Section:
-    steps, shares = shares_over_time(open_order(run), _MOST_STEPS)
+    order = open_order(run)
+    steps, shares = shares_over_time(order, _MOST_STEPS)
     rows = [
         (
             name,
@@ -185,8 +198,28 @@ def _mixture_section(run: Path, mix: Artifact) -> Section:
         for name, s in mix.counts["sources"].items()
     ]
     columns = ("source", "role", "tokens", "rows", "padding", "rows in the order", "epochs", "tokens unused")
-    lead = f"What the model sees, as written down before training: rows of {mix.counts['sequence_length']} tokens."
-    return Section("Mixture", lead, charts.mixture_chart(shares, steps) + table(columns, rows))
+    phases = mix.counts["phases"]
+    lengths = ", then ".join(f"{length:,}" for length in dict.fromkeys(p["sequence_length"] for p in phases))
+    changes = "; later changes of the mixture are laid over it" if len(order.appended) else ""
+    lead = f"What the model sees, as written down before training: rows of {lengths} tokens{changes}."
+    body = charts.mixture_chart(shares, steps) + table(columns, rows)
+    return Section("Mixture", lead, body + _phase_table(phases) if len(phases) > 1 else body)
+
+
+def _phase_table(phases: list[dict[str, Any]]) -> str:
+    """Shares of the sources by phase, as asked and as the order has them."""
+    rows = [
+        (
+            f"{p['first_batch'] + 1} to {p['first_batch'] + p['num_batches']}",
+            p["sequence_length"],
+            name,
+            f"{p['asked'][name]:.2%}",
+            f"{p['realised'][name]:.2%}",
+        )
+        for p in phases
+        for name in p["asked"]
+    ]
+    return table(("steps", "tokens in a row", "source", "share asked", "share in the order"), rows)
 
 
 def _funnel_section(stages: Mapping[str, Artifact]) -> Section:

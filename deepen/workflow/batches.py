@@ -64,6 +64,8 @@ class OpenedOrder:
     sources: list[str]
     mix: Path
     tokenize: Path
+    appended: tuple[Path, ...] = ()
+    """Files of later changes that are laid over the order."""
     _files: dict[str, SourceFiles] = field(default_factory=dict)
 
     @property
@@ -123,8 +125,9 @@ def open_order(run: Path) -> OpenedOrder:
         raise RunError(f"`{run}` has no finished mix", hint="run it up to there: `deepen mix RECIPE`")
     mix = stages["mix"]
     train = stages["train"].path if "train" in stages else stage_directory(run, "train")
-    order = Order.open(mix.path, *appended_files(train / "order"))
-    return OpenedOrder(order, list(order.sources), mix.path, stages["tokenize"].path)
+    appended = tuple(appended_files(train / "order"))
+    order = Order.open(mix.path, *appended)
+    return OpenedOrder(order, list(order.sources), mix.path, stages["tokenize"].path, appended)
 
 
 def show_batch(run: Path, step: int) -> Iterator[dict[str, Any]]:

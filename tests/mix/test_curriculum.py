@@ -11,6 +11,7 @@ from deepen.formats.order import Order, row_of, source_of
 from deepen.formats.packs import Packs
 from deepen.mix.config import MixConfig
 from deepen.mix.stage import mix
+from deepen.train.batches import Batches
 
 LENGTHS = np.random.default_rng(5).integers(3, 60, 120).tolist()
 TWO_LENGTHS = [{"until": "75%", "length": 8}, {"length": 32}]
@@ -50,6 +51,9 @@ def test_rows_of_a_million_tokens(make_job) -> None:
     config = MixConfig(sequence_length=million)
     counts = mix(config, job, batch_tokens=2 * million, num_batches=2).counts["sources"]["books"]
     assert (counts["rows"], counts["order_rows"], counts["cuts"]) == (5, 4, 3)
+    batches = Batches.open(job.inputs["tokenize"].path, job.out)
+    filled = sum(int((batches[number].documents_BT >= 0).sum()) for number in range(2))
+    assert (batches[0].tokens_BT.shape, filled) == ((2, million), counts["order_tokens"])
 
 
 def test_categories_get_equal_parts(make_job) -> None:

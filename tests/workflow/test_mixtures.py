@@ -2,6 +2,7 @@
 
 import pytest
 
+from deepen.board.report import write_report
 from deepen.recipe.reading import load
 from deepen.workflow.account import account
 from deepen.workflow.run import RunOptions, run_pipeline
@@ -17,7 +18,7 @@ MEGATRON = ["mix={sequence_length: 32, order: megatron, max_epochs: 16, domain_s
 
 
 @pytest.mark.parametrize("sets", [CURRICULUM, MEGATRON], ids=["curriculum", "megatron"])
-def test_it_trains_and_every_number_balances(tiny, sets, capsys):
+def test_it_trains_and_every_number_balances(tiny, sets):
     loaded = load(tiny, None, ["machine.workers=1", "machine.compute.threads=1", *sets])
     run = tiny.parent / "runs" / "tiny"
     artifacts = run_pipeline(loaded.recipe, loaded.machine, run, RunOptions(offline=True, last="train"))
@@ -28,5 +29,7 @@ def test_it_trains_and_every_number_balances(tiny, sets, capsys):
         (phase,) = [p for p in trained if p["first_batch"] < step <= p["first_batch"] + p["num_batches"]]
         assert len(rows) == phase["rows_per_batch"]
         assert {row["tokens"] + row["padding"] for row in rows} == {phase["sequence_length"]}
+    page = write_report(run).read_text()
+    assert ("share in the order" in page) == (sets is CURRICULUM)
     totals = artifacts["train"].counts["sources"]
     assert sum(source["tokens"] for source in totals.values()) > 1500

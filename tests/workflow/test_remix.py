@@ -4,7 +4,9 @@ import json
 import shutil
 
 import pytest
+from typer.testing import CliRunner
 
+from deepen.cli import app
 from deepen.errors import DamageError, RunError
 from deepen.formats.manifest import MANIFEST, UNFINISHED
 from deepen.recipe.reading import load
@@ -41,7 +43,9 @@ def go_on(run):
 
 
 def test_training_picks_the_change_up_and_the_account_balances(stopped):
-    remix_run(stopped, Remix(6, 0.0, reason="forgetting"))
+    command = ["remix", str(stopped), "--at", "6", "--domain-share", "0", "--reason", "forgetting", "--json"]
+    made = CliRunner().invoke(app, command)
+    assert json.loads(made.stdout)["file"].endswith("order/001.json")
     train = go_on(stopped)["train"]
     order = open_order(stopped)
     sources = [{name for name, _ in order.rows_of(step)} for step in (6, 7, 8, 9, 10)]
