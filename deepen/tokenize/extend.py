@@ -97,6 +97,7 @@ def changes(base: BaseModel, grown: BaseModel, texts: Iterable[str]) -> Changes:
     """Split texts both ways; raises ``DeepenError`` for one that differs without a new token, or reads differently."""
     documents = changed = before = after = 0
     first_new = base.size
+    unknown = base.vocabulary.get(base.settings["model"].get("unk_token") or "")
     for text in texts:
         old = base.tokenizer.encode(text, add_special_tokens=False).ids
         new = grown.tokenizer.encode(text, add_special_tokens=False).ids
@@ -104,7 +105,8 @@ def changes(base: BaseModel, grown: BaseModel, texts: Iterable[str]) -> Changes:
         if old == new:
             continue
         changed += 1
-        if max(new) < first_new or base.tokenizer.decode(old) != grown.tokenizer.decode(new):
+        was_readable = unknown not in old  # where the base could not spell a text, the new one cannot read as it did
+        if max(new) < first_new or (was_readable and base.tokenizer.decode(old) != grown.tokenizer.decode(new)):
             raise DeepenError(
                 f"tokenize.vocabulary: the extended tokenizer changes the text beginning {text[:40]!r} by more than "
                 "new tokens",
