@@ -60,7 +60,7 @@ def print_explanation(found: Explanation) -> None:
 
 def print_row(record: Mapping[str, Any]) -> None:
     """Print one row of a batch: each piece of a document with its place, its part of the loss, and how it reads."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     walls = "" if record["isolated"] else ", documents joined"
     numbers = f"{record['tokens']} tokens, {record['loss_tokens']} in the loss, {record['padding']} padding{walls}"
     console.print(f"step {record['step']}, row {record['row']}, source {record['source']}: {numbers}", style="bold")
