@@ -16,6 +16,7 @@ from deepen.formats.megatron import IndexedDataset
 from deepen.formats.order import Order, Segments, write_order, write_segments
 from deepen.mix.config import MixConfig
 from deepen.mix.counts import mix_counts, tally
+from deepen.mix.exposures import exposure_line, exposures
 from deepen.mix.megatron_order import MegatronPart, blended_blocks, index_source
 from deepen.mix.mixture import MIXTURE, Mixture, Stretch, open_supplies, segments_of, stored_supplies
 from deepen.mix.order import OrderBuilder, Supply
@@ -57,6 +58,10 @@ def mix(config: MixConfig, job: StageJob, *, batch_tokens: int, num_batches: int
     say(summary(counts))
     for warning in repetition_warnings(counts):
         say(warning)
+    new_tokens = exposures(job.inputs["tokenize"].path, counts["sources"])
+    if new_tokens is not None:
+        counts["new_tokens"] = new_tokens
+        say(exposure_line(new_tokens))
     files = [entry, segments, described, *(FileEntry(**file) for result in packed for file in result["files"])]
     clear_ledger(_ledger(job))
     return finish_stage(job, stage="mix", format_number=FORMAT, config=config, files=files, counts=counts)

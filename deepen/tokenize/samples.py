@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -15,6 +17,7 @@ SAMPLE_BYTES = 1_000_000
 """Of each source; a share of words or tokens is then known to within a few in a thousand."""
 _ROW_GROUPS = 16
 _DOCUMENT_CHARACTERS = 20_000
+_GOLDEN_RATIO = 0.6180339887498949
 
 
 def sample_source(name: str, role: str, files: Sequence[Path], most_bytes: int = SAMPLE_BYTES) -> list[Sample]:
@@ -38,13 +41,16 @@ def _num_row_groups(path: Path) -> int:
 
 
 def _rows(path: Path, row_group: int, most_bytes: int) -> list[tuple[str | None, str]]:
-    """Every k-th document of a row group, so that they hold about ``most_bytes``."""
+    """Documents of a row group that hold about ``most_bytes``, evenly chosen."""
     with path.open("rb") as handle, pq.ParquetFile(handle) as file:
         table = file.read_row_group(row_group, columns=["language", "text"])
     heads = pc.utf8_slice_codeunits(table["text"], 0, _DOCUMENT_CHARACTERS)
     num_bytes = pc.sum(pc.binary_length(heads)).as_py() or 0
-    stride = max(1, round(num_bytes / max(1, most_bytes)))
-    return list(zip(table["language"].to_pylist()[::stride], heads.to_pylist()[::stride], strict=True))
+    # Multiples of the golden ratio lie evenly on the circle: no rhythm of the documents (every second one English, say)
+    # can meet the choice, as it would meet every k-th document.
+    is_taken = np.arange(len(heads)) * _GOLDEN_RATIO % 1 < most_bytes / max(1, num_bytes)
+    taken = table.select(["language"]).append_column("text", heads).filter(pa.array(is_taken))
+    return list(zip(taken["language"].to_pylist(), taken["text"].to_pylist(), strict=True))
 
 
 def num_text_bytes(files: Sequence[Path]) -> int:

@@ -13,6 +13,7 @@ from deepen.errors import DeepenError, SourceError
 from deepen.formats.atomic import FileEntry
 from deepen.formats.documents import document_files, num_documents_in
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.new_token_counts import count_new_tokens, write_new_token_counts
 from deepen.formats.workers import as_workers
 from deepen.model.config import ResolvedBase
 from deepen.progress import readable, say
@@ -77,6 +78,7 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
     shutil.rmtree(_parts_directory(job), ignore_errors=True)
     entries = [FileEntry(**file) for file in (*prepared["files"], *merged)]
     entries += [entry for shard in carried.values() for entry in shard.files]
+    entries += _count_new_tokens(job, counts)
     return finish_stage(job, stage="tokenize", format_number=FORMAT, config=config, files=entries, counts=counts)
 
 
@@ -188,6 +190,15 @@ def _extension_counts(extension: dict[str, Any] | None) -> dict[str, Any]:
         "changed_general": changed_general(extension["sources"]),
         "extension": extension,
     }
+
+
+def _count_new_tokens(job: StageJob, counts: dict[str, Any]) -> list[FileEntry]:
+    """How often each new token stands in the shards, for a grown vocabulary."""
+    if "new_tokens" not in counts:
+        return []
+    first, size, shards = counts["base_vocabulary_size"], counts["vocabulary_size"], job.out / "shards"
+    found = {name: count_new_tokens(shards / name, first, size) for name in counts["sources"]}
+    return [write_new_token_counts(job.out, found)]
 
 
 def _summary(counts: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from deepen.errors import DeepenError
 from deepen.formats.extension import read_extension
 from deepen.formats.megatron import IndexedDataset
+from deepen.formats.new_token_counts import read_new_token_counts
 from deepen.model.config import RandomInit, ResolvedBase
 from deepen.model.load import load_model
 from deepen.tokenize.base_model import BaseModel
@@ -93,7 +94,7 @@ def reference_merges(words: dict[str, int], most: int) -> list[tuple[str, str]]:
         best = min(pairs, key=lambda pair: (-pairs[pair], order[pair[0]], order[pair[1]]))
         merges.append(best)
         order.setdefault("".join(best), len(order))
-        for word, symbols in split.items():
+        for symbols in split.values():
             at = 0
             while at < len(symbols) - 1:
                 if (symbols[at], symbols[at + 1]) == best:
@@ -181,7 +182,10 @@ def test_the_stage_writes_a_grown_tokenizer_and_what_is_new(make_job, with_weigh
     assert (manifest.counts["base_vocabulary_size"], manifest.counts["new_tokens"]) == (380, 30)
     assert manifest.counts["vocabulary_size"] == extension.vocabulary_size == 410
     assert manifest.counts["changed_general"] == {"documents": len(NOTES), "changed": 0}
-    assert {"extension.json", "new_rows.safetensors", "report.json"} <= {file.path for file in manifest.files}
+    files = {file.path for file in manifest.files}
+    assert {"extension.json", "new_rows.safetensors", "report.json", "new_token_counts.json"} <= files
+    counts = read_new_token_counts(job.out)
+    assert counts["hindi"].sum() > 0 == counts["notes"].sum()
     tokenizer = AutoTokenizer.from_pretrained(job.out / "tokenizer")
     shard = IndexedDataset.open(job.out / "shards" / "hindi")
     assert [tokenizer.decode(shard[at][1:-1]) for at in range(len(shard))] == HINDI
