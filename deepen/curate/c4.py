@@ -54,8 +54,9 @@ class C4(BatchStep):
         text = document.text.encode()
         most = text.count(b"\n") + 1
         spans, verdicts = np.empty((most, 2), dtype=np.int64), np.empty(most, dtype=np.uint8)
+        brackets = np.empty(most, dtype=np.bool_)
         array, limits = np.frombuffer(text, dtype=np.uint8), self._limits()
-        count, sentences = kernel.judge_lines(array, self._phrases(), limits, spans, verdicts)
+        count, sentences = kernel.judge_lines(array, self._phrases(), limits, spans, verdicts, brackets)
         verdicts = verdicts[:count]
         numbers = [sentences]
         numbers += [int((verdicts != kernel.BLANK).sum())]

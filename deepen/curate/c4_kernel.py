@@ -17,13 +17,14 @@ BLANK, KEPT, LONG_WORD, NOT_TERMINAL, FEW_WORDS, SCRIPT, POLICY, LOREM_IPSUM, BR
 """What becomes of a line; the last two drop the whole document."""
 JAVASCRIPT_BIT, POLICY_BIT, LOREM_BIT, BRACE_BIT = 1, 2, 4, 8
 """Phrases that a line holds."""
+_BRACKET_BIT = 16
 
 _OTHER, _RARE, _SPACE, _TERMINAL, _CLOSING, _WIDE = 0, 1, 2, 3, 4, 5
 
 
 def _byte_classes() -> npt.NDArray[np.uint8]:
     table = np.zeros(256, dtype=np.uint8)
-    table[list(b"jJkKvVfFpP{")] = _RARE
+    table[list(b"jJkKvVfFpP{[")] = _RARE
     table[0x80:] = _WIDE
     table[[*range(0x09, 0x0E), 0x20]] = _SPACE
     table[[0x2E, 0x3F, 0x21]] = _TERMINAL
@@ -62,7 +63,7 @@ def _phrase_at(text, position):  # type: ignore[no-untyped-def]
     """The bit of the unwanted phrase that has its rare letter at ``position``, or 0. No phrase goes over a line end."""
     byte = text[position] | 0x20
     if byte == 0x7B:
-        return BRACE_BIT if text[position] == 0x7B else 0
+        return BRACE_BIT if text[position] == 0x7B else _BRACKET_BIT
     if byte == 0x6A:
         return JAVASCRIPT_BIT if _is_at(text, position, _JAVASCRIPT) else 0
     if byte == 0x70:
@@ -93,8 +94,9 @@ def _class_at(text, position):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def judge_lines(text, wanted, limits, spans, verdicts):  # type: ignore[no-untyped-def]
-    """Judge every line: stripped ``spans`` int64 [lines, 2] and ``verdicts``; returns lines and sentences in kept ones.
+def judge_lines(text, wanted, limits, spans, verdicts, brackets):  # type: ignore[no-untyped-def]
+    """Judge every line: stripped ``spans`` int64 [lines, 2], ``verdicts``, and whether there is a ``[`` in it
+    (``brackets``); returns lines and sentences in kept ones.
 
     ``wanted`` are the bits of the phrases that matter. ``limits``: characters of the longest word, fewest words,
     whether a line must end in terminal punctuation.
@@ -108,6 +110,7 @@ def judge_lines(text, wanted, limits, spans, verdicts):  # type: ignore[no-untyp
         spans[count, 0], spans[count, 1] = first, last
         verdict = BLANK if first == last else _verdict(text, first, last, words, longest, bits & wanted, limits)
         verdicts[count] = verdict
+        brackets[count] = bits & _BRACKET_BIT != 0
         if verdict == KEPT:
             sentences += found
         count += 1
@@ -149,9 +152,14 @@ def _scan(text, position, end):  # type: ignore[no-untyped-def]  # noqa: C901 - 
         while position < end:
             byte = text[position]
             kind = np.int64(_CLASSES[byte])
-            if kind <= _RARE:
-                if kind == _RARE:
-                    bits |= _phrase_at(text, position)
+            if kind == _OTHER:
+                ended = False
+                position += 1
+                while position < end and _CLASSES[text[position]] == _OTHER:
+                    position += 1
+                continue
+            if kind == _RARE:
+                bits |= _phrase_at(text, position)
                 ended = False
                 position += 1
                 continue
@@ -215,7 +223,8 @@ def filter_texts(buffer, starts, ends, wanted, limits, references, out, out_ends
         for byte in text:
             most += byte == 0x0A
         spans, verdicts = np.empty((most, 2), dtype=np.int64), np.empty(most, dtype=np.uint8)
-        count, counts[number, 0] = judge_lines(text, wanted, limits, spans, verdicts)
+        brackets = np.empty(most, dtype=np.bool_)
+        count, counts[number, 0] = judge_lines(text, wanted, limits, spans, verdicts, brackets)
         counts[number, 1:] = 0
         begin, blank = used, False
         for line in range(count):
@@ -230,7 +239,7 @@ def filter_texts(buffer, starts, ends, wanted, limits, references, out, out_ends
                     out[used] = 0x0A
                     out[used + 1] = 0x0A
                     used += 1 + blank
-                used = _copy_line(text, spans[line, 0], spans[line, 1], references, out, used)
+                used = _copy_line(text, spans[line, 0], spans[line, 1], references and brackets[line], out, used)
                 blank = False
         if counts[number, 2] == 0:
             used = begin
@@ -239,9 +248,12 @@ def filter_texts(buffer, starts, ends, wanted, limits, references, out, out_ends
 
 @njit(cache=True)
 def _copy_line(text, position, end, references, out, used):  # type: ignore[no-untyped-def]
+    if not references:
+        out[used : used + end - position] = text[position:end]
+        return used + end - position
     while position < end:
         byte = text[position]
-        if byte == 0x5B and references:
+        if byte == 0x5B:
             after = _reference_end(text, position, end)
             if after > position:
                 position = after
