@@ -107,12 +107,15 @@ class OpenedOrder:
             if inside <= 0:
                 return
             total = int(files.shard.lengths[sequence])
-            has_loss = np.arange(start + 1, start + inside + 1) < total
-            flags = files.trained.read(sequence, start + 1, inside)
+            num_labels = min(inside, total - start - 1)
+            has_loss = np.arange(inside) < num_labels
+            flags = files.trained.read(sequence, start + 1, num_labels)
             if flags is not None:
-                has_loss[: len(flags)] &= flags[: total - start - 1].astype(np.bool_)[:inside]
+                has_loss[:num_labels] = flags != 0
             if not isolated and length == inside and number + 1 < len(listed):
-                has_loss[-1] = True
+                following, first, _ = listed[number + 1]
+                first_flag = files.trained.read(following, first, 1)
+                has_loss[-1] = first_flag is None or bool(first_flag[0])
             tokens = np.asarray(files.shard.read(sequence, start, inside))
             yield Piece(files.name_of(sequence), at, start, total, tokens, has_loss)
             at += inside

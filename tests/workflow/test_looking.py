@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,8 @@ from deepen.board.report import write_report
 from deepen.errors import RunError
 from deepen.formats.documents import document_files, read_documents, read_tables
 from deepen.formats.manifest import MANIFEST
+from deepen.formats.megatron import IndexedDataset
+from deepen.train.batches import IGNORED, Batches
 from deepen.workflow.account import account
 from deepen.workflow.batches import open_order, shares_over_time
 from deepen.workflow.show import ShowOptions, show
@@ -92,6 +95,26 @@ def test_a_batch_shows_padding_and_where_there_is_no_loss(finished_run):
             assert piece["without_loss"] == ([[end - 1, end]] if ends_document else [])
     metrics = [json.loads(line) for line in (finished_run / "train" / "metrics.jsonl").read_text().splitlines()]
     assert sum(row["tokens"] for row in rows) == metrics[3]["tokens"] - metrics[2]["tokens"]
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_a_batch_shows_the_very_labels_that_training_has(run_copy, isolated):
+    """Also with masked targets, and with documents that are joined."""
+    shard = IndexedDataset.open(run_copy / "tokenize" / "shards" / "code")
+    flags = np.ones(shard.num_tokens, np.uint8)
+    flags[np.random.default_rng(1).integers(0, len(flags), len(flags) // 3)] = 0
+    (run_copy / "tokenize" / "shards" / "code.trained").write_bytes(flags.tobytes())
+    table = json.loads((run_copy / "mix" / "segments.json").read_text())
+    table["segments"][0]["isolated"] = isolated
+    (run_copy / "mix" / "segments.json").write_text(json.dumps(table))
+    batches = Batches.open(run_copy / "tokenize", run_copy / "mix")
+    for step in (1, 7):
+        batch = batches[step - 1]
+        for row in show(run_copy / "mix", ShowOptions(step=step)):
+            silent = [place for piece in row["segments"] for a, b in piece["without_loss"] for place in range(a, b)]
+            ignored = (batch.labels_BT[row["row"]] == IGNORED) & (batch.documents_BT[row["row"]] >= 0)
+            assert silent == np.flatnonzero(ignored).tolist()
+            assert row["loss_tokens"] == row["tokens"] - ignored.sum()
 
 
 def documents_in(folder):
