@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -210,11 +210,17 @@ class TurnEncoder:
         return "".join(self._reader.decode(list(tokens), skip_special_tokens=False).split())
 
 
+@lru_cache(maxsize=2)
+def _turn_encoder(encoder: Encoder, folder: Path, vocabulary: Vocabulary, template: Template | None) -> TurnEncoder:
+    """Opened once in a process, however many parts it encodes."""
+    return TurnEncoder(encoder, folder, vocabulary, template)
+
+
 class PartTurns:
     """The turns of one part: encodes batches of its documents, checks a sample, and counts; opened when first used."""
 
     def __init__(self, encoder: Encoder, folder: Path, vocabulary: Vocabulary, template: Template | None) -> None:
-        self._open = partial(TurnEncoder, encoder, folder, vocabulary, template)
+        self._open = partial(_turn_encoder, encoder, folder, vocabulary, template)
         self._turns: TurnEncoder | None = None
         self._has_begin = vocabulary.begin_of_document_id is not None
         self._counts = MaskCounts()
