@@ -37,9 +37,9 @@ def rolled_back(run, step):
     return run
 
 
-def go_on(run):
-    loaded = load(run, None, ["machine.workers=1", "machine.compute.threads=1"])
-    return run_pipeline(loaded.recipe, loaded.machine, run, RunOptions(offline=True, last="train"))
+def go_on(run, *sets, **options):
+    loaded = load(run, None, ["machine.workers=1", "machine.compute.threads=1", *sets])
+    return run_pipeline(loaded.recipe, loaded.machine, run, RunOptions(offline=True, last="train", **options))
 
 
 def test_training_picks_the_change_up_and_the_account_balances(stopped):
@@ -80,6 +80,20 @@ def test_a_resume_after_the_change_still_knows_it(stopped):
     assert [json.loads(line)["loss"] for line in again.splitlines()] == [
         json.loads(line)["loss"] for line in losses.splitlines()
     ]
+
+
+def test_a_changed_run_is_extended_once_the_rest_is_planned(stopped):
+    remix_run(stopped, Remix(6, 0.0))
+    go_on(stopped)
+    with pytest.raises(RunError, match="the order has 10 batches, the run needs 20") as caught:
+        go_on(stopped, "train.tokens=3840", extend=True)
+    assert "`deepen remix RUN --at STEP` plans the rest" in caught.value.hint
+    remix_run(stopped, Remix(10, 1.0))
+    train = go_on(stopped, "train.tokens=3840", extend=True)["train"]
+    assert train.counts["steps"] == 20
+    order = open_order(stopped)
+    assert [{name for name, _ in order.rows_of(step)} for step in (9, 15)] == [{"prose"}, {"code"}]
+    assert [line.what for line in account(stopped) if not line.balances] == []
 
 
 def test_refusals_say_why(stopped, finished_run):
