@@ -105,6 +105,8 @@ def _sections(
         yield Section("Training", "Loss of every step and smoothed; learning rate and gradient norm below.", body)
     if "mix" in stages:
         yield _mixture_section(run, stages["mix"])
+    if "tokenize" in stages and (stages["tokenize"].path / "report.json").is_file():
+        yield _vocabulary_section(stages["tokenize"])
     if "curate" in stages:
         yield _funnel_section(stages)
     yield _account_section(run)
@@ -220,6 +222,38 @@ def _phase_table(phases: list[dict[str, Any]]) -> str:
         for name in p["asked"]
     ]
     return table(("steps", "tokens in a row", "source", "share asked", "share in the order"), rows)
+
+
+def _vocabulary_section(tokenized: Artifact) -> Section:
+    """How the base's vocabulary fits the text of each source, and what a larger one changed."""
+    report = json.loads((tokenized.path / "report.json").read_text())
+    rows = [
+        (
+            s["source"],
+            s["language"] or "",
+            s["unit"],
+            f"{s['fertility']:.2f}",
+            f"{s['bytes_per_token']:.2f}",
+            f"{s['continued_share']:.1%}",
+            f"{s['byte_share']:.1%}",
+            f"{s['premium']:.2f}",
+        )
+        for s in report["sources"]
+    ]
+    columns = (
+        "source",
+        "language",
+        "unit",
+        "tokens per unit",
+        "bytes/token",
+        "split",
+        "bytes of characters",
+        "x English",
+    )
+    lead = f"Verdict on the base's vocabulary: {report['verdict']}, because {report['reason']}."
+    if report["extension"] is not None:
+        lead += f" This run added {report['extension']['new_tokens']:,} tokens."
+    return Section("Vocabulary", lead, table(columns, rows))
 
 
 def _funnel_section(stages: Mapping[str, Artifact]) -> Section:

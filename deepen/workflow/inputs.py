@@ -21,7 +21,7 @@ from deepen.ingest.files import list_files
 from deepen.model.config import TOKENIZER_FILES, BaseRun, RandomInit, ResolvedBase
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
-from deepen.tokenize.config import TEMPLATES
+from deepen.tokenize.config import TEMPLATES, ExtendVocabulary
 from deepen.workflow.hub_data import CARD, pattern_in_card, read_card
 from deepen.workflow.remote import Listing, remote_files
 from deepen.workflow.stages import Setup
@@ -75,11 +75,15 @@ def _probes(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
 
 def _tokenize_files(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
     """Files that the settings of ``tokenize`` name, by content."""
-    template = recipe.tokenize.template
-    if template in TEMPLATES:
-        return {}
-    path = Path(template).expanduser()
-    return {"tokenize:template": InputEntry(path=template, fingerprint=HashCache(hash_cache(run)).hash(path))}
+    named = {} if recipe.tokenize.template in TEMPLATES else {"template": recipe.tokenize.template}
+    vocabulary = recipe.tokenize.vocabulary
+    if isinstance(vocabulary, ExtendVocabulary) and vocabulary.words is not None:
+        named["words"] = vocabulary.words
+    cache = HashCache(hash_cache(run))
+    return {
+        f"tokenize:{name}": InputEntry(path=path, fingerprint=cache.hash(Path(path).expanduser()))
+        for name, path in named.items()
+    }
 
 
 def identify_source(source: Source, run: Path) -> str:

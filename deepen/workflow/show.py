@@ -70,12 +70,19 @@ def _show_stage(path: Path, artifact: Artifact, options: ShowOptions) -> Iterato
         documents = (document for path in files for document in read_documents(path))
         return (document_record(document) for document in islice(documents, options.sample))
     if stage == "tokenize":
-        return chain([artifact.counts], masked_documents(artifact, options.sample))
+        return chain([artifact.counts], _vocabulary_report(artifact), masked_documents(artifact, options.sample))
     if stage == "select":
         return iter([json.loads((artifact.path / "choice.json").read_text())])
     if stage in ("train", "evaluate"):
         return read_records(artifact.path / "scores.jsonl")
     return iter([artifact.counts])
+
+
+def _vocabulary_report(artifact: Artifact) -> Iterator[dict[str, Any]]:
+    """How the base's vocabulary fits the sources, and what was advised; nothing for a learned one."""
+    path = artifact.path / "report.json"
+    if path.is_file():
+        yield {"vocabulary_report": json.loads(path.read_text())}
 
 
 def _rows(files: list[Path], sample: int) -> Iterator[dict[str, Any]]:
