@@ -107,6 +107,12 @@ def print_preview(counts: Mapping[str, Mapping[str, Any]], examples: Iterable[Ma
         print_table("an example of each", "source, reason, value, text", shown)
 
 
+def print_proofs(proofs: Sequence[Any]) -> None:
+    """Print what each proof found: name, whether it held, and what was measured."""
+    words = {True: "holds", False: "FAILS", None: "not proven"}
+    print_table("proofs", "proof, , found", [(proof.name, words[proof.passed], proof.found) for proof in proofs])
+
+
 def outcomes_of(source: Mapping[str, Any]) -> dict[str, int]:
     """What became of a source's documents, from the counts of the curate stage: kept, held out, drops by reason."""
     return {"kept": source["documents_kept"], "held out": source["held_out"], **source["dropped"]}

@@ -41,6 +41,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": running.stage_command("evaluate"),
     "select": running.stage_command("select"),
     "export": running.stage_command("export"),
+    "prove": running.prove,
     "remix": running.remix,
     "branch": running.branch,
     "demo": running.demo,

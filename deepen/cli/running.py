@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deepen.board.console import print_preview
+from deepen.board.console import print_preview, print_proofs
 from deepen.cli.options import (
     DEFAULT_RUNS,
     JsonOption,
@@ -153,6 +153,26 @@ def tokenize(
         print_json({"out": str(megatron), "fingerprint": made.fingerprint, "counts": made.counts})
     else:
         print(f"shards: {megatron / 'dataset'}.bin, .idx")
+
+
+@with_stage_options
+def prove(recipe: RecipeArgument, options: StageOptions) -> None:
+    """Prove on a recipe's own model, data and machine that training is right, in minutes.
+
+    Data stages that are not done are made first. Exit code 1 when a proof fails.
+    """
+    from deepen.workflow.prove import prove_recipe
+    from deepen.workflow.run import RunOptions
+
+    loaded = load(recipe, options.machine, options.sets)
+    how = RunOptions(last="mix", redo=options.redo, extend=options.extend, offline=options.offline)
+    found = prove_recipe(loaded.recipe, loaded.machine, run_directory(recipe, options.runs, loaded), how)
+    if options.as_json:
+        print_json([vars(proof) for proof in found])
+    else:
+        print_proofs(found)
+    if any(proof.passed is False for proof in found):
+        raise typer.Exit(1)
 
 
 def remix(
