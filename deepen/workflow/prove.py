@@ -76,9 +76,7 @@ def _first_loss(setup: Setup, done: Mapping[str, Artifact], run: Run) -> Proof:
 
 def _texts(done: Mapping[str, Artifact], run: Run, base: Path) -> Iterator[tuple[list[int], list[int]]]:
     """The first documents of plain text of every source: their ids in the shard, and those of the base's tokenizer."""
-    from deepen.model.load import load_tokenizer
-
-    tokenizer = load_tokenizer(base)
+    encode = _encoder_of(base)
     counts = done["tokenize"].counts
     frame = {counts["begin_of_document_id"], counts["end_of_document_id"]}
     for source in run.batches.sources:
@@ -90,9 +88,22 @@ def _texts(done: Mapping[str, Artifact], run: Run, base: Path) -> Iterator[tuple
             if document.id not in sequences or document.spans or len(document.text) > _MOST_CHARACTERS:
                 continue
             ids = [number for number in source.shard[sequences[document.id]].tolist() if number not in frame]
-            theirs = tokenizer(document.text, add_special_tokens=False, verbose=False, split_special_tokens=True)
             if len(ids) > 1:
-                yield ids, list(theirs.input_ids)
+                yield ids, encode(document.text)
+
+
+def _encoder_of(base: Path) -> Callable[[str], list[int]]:
+    """The base's own tokenizer: its ``tokenizer.json`` where there is one, since AutoTokenizer may rebuild another."""
+    from tokenizers import Tokenizer
+
+    from deepen.model.load import load_tokenizer
+
+    file = base / "tokenizer.json"
+    plain = Tokenizer.from_file(str(file)) if file.is_file() else load_tokenizer(base).backend_tokenizer
+    plain.no_truncation()
+    plain.no_padding()
+    plain.encode_special_tokens = True
+    return lambda text: list(plain.encode(text, add_special_tokens=False).ids)
 
 
 def _reference(base: Path, run: Run) -> Any:
