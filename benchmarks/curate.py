@@ -6,6 +6,10 @@ interpreter that has datatrove and spaCy, for the agreement rule by rule. Every 
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # the standard library first: this folder has a `tokenize.py` too
+
 import argparse
 import json
 import random
@@ -13,7 +17,6 @@ import re
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter

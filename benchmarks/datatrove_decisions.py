@@ -6,9 +6,12 @@ every rule whether the document passes when that rule is alone, and what C4 leav
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # the standard library first: this folder has a `tokenize.py` too
+
 import importlib
 import json
-import sys
 from typing import Any
 
 FILTERS = "datatrove.pipeline.filters"

@@ -8,6 +8,10 @@ seconds of one process on one core, medians over rounds in which all systems tak
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # the standard library first: this folder has a `tokenize.py` too
+
 import argparse
 import json
 import os
@@ -15,7 +19,6 @@ import random
 import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
