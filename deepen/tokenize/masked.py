@@ -199,7 +199,9 @@ class TurnEncoder:
         answers = [text[span["begin"] : span["end"]] for span in spans if span["role"] in TRAINED_ROLES]
         said = "".join("".join(answer.split()) for answer in answers)
         known = self._letters([number for answer in answers for number in self._encoder.reference_ids(answer).tolist()])
-        marks = sorted(self._marks.ids, key=len, reverse=True)
+        skeleton = self._skeletons.get(tuple(span["role"] for span in spans))
+        texts = skeleton.trained_texts if isinstance(skeleton, Skeleton) else []
+        marks = sorted([*self._marks.ids, *texts], key=len, reverse=True)
         if read not in (said, known) and _without(read, marks) not in (_without(said, marks), _without(known, marks)):
             raise DeepenError(
                 f"the mask of target tokens does not cover exactly the answers: {read[:80]!r} instead of {said[:80]!r}",

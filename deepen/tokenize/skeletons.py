@@ -7,6 +7,7 @@ model has to write at inference.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,8 @@ from deepen.tokenize.templates import RefusedError, Template
 from deepen.tokenize.vocabulary import Vocabulary
 
 Follows = Literal["start", "mark", "text"]
-_PAD = "\n\t\n"
-"""White space that no template writes around a turn by itself."""
+_BEFORE, _BEHIND = "\n\t", "\t\n"
+"""White space that no template writes around a turn by itself, and that differs from that of the turn beside it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Skeleton:
     """The same for the encoder, without what frames every document: begin token in front, end token behind."""
     ends_trained: bool
     """Whether the document ends in an answer, so that its end token is one to be learned."""
+
+    @property
+    def trained_texts(self) -> list[str]:
+        """Fixed text of the template that is learned: what ends a turn where no control token does."""
+        runs = (piece for piece in self.pieces if isinstance(piece, Run) and piece.trained)
+        return [part for run in runs for part in run.parts if isinstance(part, str) and part.strip()]
 
     def filled(self, contents: Sequence[str]) -> str:
         """What the template should write for these contents."""
@@ -107,10 +114,10 @@ def make_skeleton(template: Template, roles: Sequence[str], marks: Marks, vocabu
         if role in TRAINED_ROLES:
             atoms = _with_answer(atoms, number, _prompt(template, turns[:number]), _tail(template, turns[: number + 1]))
     seen = [_stripped(atoms, at, marks) for at in range(len(atoms))]
-    padded = template.render([(role, f"{_PAD}{content}{_PAD}") for role, content in turns])
+    padded = template.render([(role, f"{_BEFORE}{content}{_BEHIND}") for role, content in turns])
     return Skeleton(
         tuple(atom.text if atom.turn is None else atom.turn for atom in _atoms(rendered, marks)),
-        tuple(f"{_PAD}{content}{_PAD}" not in padded for _, content in turns),
+        tuple(f"{_BEFORE}{content}{_BEHIND}" not in padded for _, content in turns),
         pieces_of(_unframed(seen, vocabulary), has_begin=vocabulary.begin_of_document_id is not None),
         bool(roles) and roles[-1] in TRAINED_ROLES,
     )
@@ -177,11 +184,27 @@ def _with_answer(atoms: Sequence[_Atom], turn: int, prompt: str | None, tail: st
         if own and not own.strip() and last.id is None and last.turn is None and last.text.endswith(own):
             kept = last.text.removesuffix(own)
             before[-1:] = [*([replace(last, text=kept)] if kept else []), replace(last, text=own, trained=True)]
+    return [*before, replace(atoms[at], trained=True), *_with_closing(after, tail)]
+
+
+def _with_closing(after: list[_Atom], tail: str | None) -> list[_Atom]:
+    """What follows an answer, with its end marked as trained: a control token, or the text that stands for one.
+
+    ``tail`` is what the template writes when the conversation ends here: what is not in it belongs to the next turn.
+    """
     length = 2 if after and after[0].is_blank else 1
     closing = "".join(atom.text for atom in after[:length])
-    if len(after) >= length and after[length - 1].id is not None and (tail is None or tail.startswith(closing)):
-        after[:length] = [replace(atom, trained=True) for atom in after[:length]]
-    return [*before, replace(atoms[at], trained=True), *after]
+    if len(after) >= length and after[length - 1].id is not None:
+        if tail is None or tail.startswith(closing):
+            after[:length] = [replace(atom, trained=True) for atom in after[:length]]
+        return after
+    if not after or after[0].turn is not None or tail is None:
+        return after
+    end = os.path.commonprefix([after[0].text, tail]).rstrip()
+    rest = after[0].text.removeprefix(end)
+    if end:
+        after[:1] = [replace(after[0], text=end, trained=True), *([replace(after[0], text=rest)] if rest else [])]
+    return after
 
 
 def _unframed(atoms: Sequence[_Atom], vocabulary: Vocabulary) -> list[_Atom]:
