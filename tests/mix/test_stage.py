@@ -66,14 +66,27 @@ def test_two_builds_and_any_number_of_workers_give_the_same_bytes(make_job, monk
     ]  # fmt: skip
 
 
-def test_leftovers_of_a_kill_change_nothing(make_job) -> None:
-    config = MixConfig(sequence_length=8)
-    mix(config, make_job("one", papers=PAPERS), batch_tokens=16, num_batches=3)
-    job = make_job("two", papers=PAPERS)
-    for name in ("order/000.u64.tmp", "packs/papers.rows.npy", "packs/papers.segments.npy.tmp"):
+KINDS = {
+    "plain": {"sequence_length": 8},
+    "curriculum": {
+        "sequence_length": [{"until": "50%", "length": 8}, {"length": 16}],
+        "domain_share": [{"until": "30%", "share": 0.2}, {"share": 0.8, "ramp": "linear"}],
+        "balance": "category",
+    },
+    "megatron": {"sequence_length": 8, "order": "megatron"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leftovers_of_a_kill_change_nothing(make_job, kind: str) -> None:
+    config = MixConfig.model_validate({**KINDS[kind], "max_epochs": 9})
+    many = {"papers": ("domain", PAPERS[1] * 3, ["a", "b", None] * 7), "web": ("replay", WEB[1] * 3)}
+    mix(config, make_job("one", **many), batch_tokens=16, num_batches=6)
+    job = make_job("two", **many)
+    for name in ("order/000.u64.tmp", "packs/papers.rows.npy", "packs/papers.segments.npy.tmp", "segments.json"):
         (job.out / name).parent.mkdir(parents=True, exist_ok=True)
         (job.out / name).write_bytes(b"half")
-    mix(config, job, batch_tokens=16, num_batches=3)
+    mix(config, job, batch_tokens=16, num_batches=6)
     assert files(job.out) == files(make_job("one").out)
 
 
