@@ -1,5 +1,7 @@
 """Who said what still holds after every step: no span shifts by a character."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,10 +9,13 @@ from hypothesis import strategies as st
 from deepen.curate.boilerplate_lines import BoilerplateLines
 from deepen.curate.c4 import C4
 from deepen.curate.chain import apply_steps
+from deepen.curate.config import CurateConfig
 from deepen.curate.normalize import Normalize, normalized
 from deepen.curate.spans import of_pieces
+from deepen.curate.stage import curate
 from deepen.curate.step import DocumentStep, Drop
-from deepen.formats.documents import Document, Span
+from deepen.formats.documents import Document, Span, content_hash, read_documents, write_documents
+from deepen.formats.manifest import StageJob
 
 ROLES = ("user", "assistant")
 MESSY = st.text(alphabet=st.sampled_from("ab \n\r\x00é́Ã©中\ufeff"), max_size=12)
@@ -85,3 +90,24 @@ class Shouting(DocumentStep):
 def test_a_step_that_knows_nothing_of_spans_cannot_move_them(spans):
     result = apply_steps([Shouting(use="x:Shouting")], Document("0" * 32, "a", "s", spans=spans))
     assert (result.reason == "spans_lost") if spans else (result.text == "a!")
+
+
+def test_the_stage_keeps_the_spans_of_kept_and_held_out_documents(ingested, tmp_path, prose):
+    talks = {
+        number: [f"{prose(number)}\r\nCafe\u0301?", f"\ufeff{prose(900 + number)}\x00 so.\r\n"] for number in range(60)
+    }
+    documents = [conversation(contents) for contents in talks.values()]
+    documents = [replace(d, id=f"{n:032x}", content_hash=content_hash(d.text)) for n, d in enumerate(documents)]
+    documents = [d if n % 3 else replace(d, spans=None) for n, d in enumerate(documents)]
+    artifact = ingested({"s": ("domain", ["x"] * 60)})
+    write_documents(artifact.path / "documents/s-00000.parquet", documents, artifact.path)
+    config = CurateConfig.model_validate({"steps": ["normalize", "boilerplate_lines", "length"]})
+    curate(config, StageJob(out=tmp_path / "out", fingerprint="f", inputs={"ingest": artifact}))
+    files = [tmp_path / "out/documents/s-00000.parquet", tmp_path / "out/held_out/s.parquet"]
+    kept, held_out = (list(read_documents(path)) for path in files)
+    assert len(kept) + len(held_out) == 60 and any(document.spans for document in held_out)
+    for document in [*kept, *held_out]:
+        number = int(document.id, 16)
+        assert (document.spans is None) == (number % 3 == 0)
+        if document.spans is not None:
+            assert contents_of(document) == [normalized(content) for content in talks[number]]

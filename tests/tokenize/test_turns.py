@@ -1,8 +1,11 @@
 """The stage on documents with turns: a mask beside the shard, what was refused in the counts, the same bytes again."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from deepen.errors import DeepenError
@@ -13,9 +16,13 @@ from deepen.formats.manifest import open_artifact
 from deepen.formats.megatron import IndexedDataset
 from deepen.formats.trained import TrainedMask, trained_path
 from deepen.tokenize.config import TokenizeConfig
+from deepen.tokenize.encoder import Encoder
+from deepen.tokenize.masked import MaskCounts, TurnEncoder
 from deepen.tokenize.stage import tokenize
+from deepen.tokenize.templates import BUILT_IN, Template
+from deepen.tokenize.vocabulary import read_vocabulary
 
-from .test_stage import files
+from .test_stage import files, stop_after_one_part
 
 TALK = (Span("user", 0, 4), Span("assistant", 6, 13))
 DOCUMENTS = [("why?\n\nbecause", TALK), ("plain words", None), ("Q: A", (Span("prompt", 0, 3), Span("target", 3, 4)))]
@@ -102,3 +109,46 @@ def test_a_template_that_cannot_write_an_answer_stops_the_stage(chats, byte_leve
     (tmp_path / "bad.jinja").write_text("{{ raise_exception('never') }}")
     with pytest.raises(DeepenError, match="never"):
         tokenize(TokenizeConfig(template=str(tmp_path / "bad.jinja")), chats("out"), base=byte_level)
+
+
+def test_a_stop_is_resumed_to_the_same_bytes(chats, byte_level, monkeypatch) -> None:
+    tokenize(TokenizeConfig(), chats("whole"), base=byte_level)
+    job = chats("stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr("deepen.tokenize.parts.encode_part", stop_after_one_part("encode_part"))
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(TokenizeConfig(), job, base=byte_level)
+    (job.out / "shards/chat.trained.tmp").write_bytes(b"half")
+    tokenize(TokenizeConfig(), job, base=byte_level)
+    assert files(job.out) == files(chats("whole").out)
+
+
+CONTENT = st.text(alphabet=st.sampled_from("ab \n\té中<|/s>"), min_size=1, max_size=10)
+
+
+@pytest.mark.parametrize("base", ["byte_level", "sentencepiece_like"])
+@given(contents=st.lists(CONTENT, min_size=2, max_size=5))
+def test_whatever_is_said_the_targets_are_the_answers(base, contents, request) -> None:
+    folder = request.getfixturevalue(base).path
+    encoder = turn_encoder(folder)
+    roles = [("user", "assistant")[number % 2] for number in range(len(contents))]
+    text, spans = "\n\n".join(contents), []
+    for role, content in zip(roles, contents, strict=True):
+        begin = spans[-1]["end"] + 2 if spans else 0
+        spans.append({"role": role, "begin": begin, "end": begin + len(content)})
+    laid = encoder.encode([text], [spans], MaskCounts())
+    assert laid.written.all()
+    encoder.check(text, spans, laid.tokens, laid.flags)
+    control = set(read_vocabulary(folder).control)
+    answers = [content for role, content in zip(roles, contents, strict=True) if role == "assistant"]
+    ends = [number for number in laid.tokens.tolist() if number in control]
+    assert len(ends) == len(answers) - (roles[-1] == "assistant")
+
+
+@cache
+def turn_encoder(folder: Path) -> TurnEncoder:
+    vocabulary = read_vocabulary(folder)
+    end = Tokenizer.from_file(str(folder / "tokenizer.json")).id_to_token(vocabulary.end_of_document_id)
+    template = Template(BUILT_IN, (("eos_token", end),))
+    encoder = Encoder(folder, name="tokenizers", control=vocabulary.control, boundary="none")
+    return TurnEncoder(encoder, folder, vocabulary, template)
