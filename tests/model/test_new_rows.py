@@ -153,6 +153,30 @@ def test_a_bias_of_the_head_grows_with_it(tmp_path: Path) -> None:
     torch.testing.assert_close(bias[60], bias[:OLD].mean())
 
 
+FAMILIES = {
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+    **dict.fromkeys(("gemma", "gemma2", "qwen2", "qwen3", "gpt_neox", "mistral"), {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        "intermediate_size": 16,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_of_old_tokens_are_those_of_the_base(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    config = AutoConfig.for_model(family, vocab_size=OLD, **FAMILIES[family], **ends)
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(tmp_path / "base")
+    base = ResolvedBase(family, tmp_path / "base", None, "")
+    old, model = load_model(base, vocabulary_size=OLD, seed=0).eval(), grown(tmp_path, base).eval()
+    tokens = torch.arange(20)[None]
+    torch.testing.assert_close(model(tokens).logits[..., :OLD], old(tokens).logits, rtol=0, atol=1e-6)
+    table = token_tables(model)["input"]
+    torch.testing.assert_close(table[50], (table[3] + table[9]) / 2, rtol=0, atol=1e-7)
+
+
 def test_rows_of_another_model_are_refused(tmp_path: Path) -> None:
     grown(tmp_path, save(tmp_path / "tied", tied=True))
     other = save(tmp_path / "untied", tied=False)
