@@ -8,12 +8,13 @@ spells out a special token (``<|endoftext|>`` in a web page) stays ordinary text
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from deepen.errors import DeepenError
@@ -44,8 +45,9 @@ class Encoder:
         )
         self._fast = _open_gigatoken(folder) if name == "gigatoken" else None
         suspects = self._control | {number for number, token in added.items() if token.special}
-        self._is_suspect = np.zeros(max([*self._reference.get_vocab().values(), *suspects], default=0) + 1, dtype=bool)
+        self._is_suspect = np.zeros(max(suspects, default=0) + 1, dtype=bool)
         self._is_suspect[list(suspects)] = True
+        self._suspect_range = (min(suspects, default=1), max(suspects, default=0))
         self._context_ids = {context: self.reference_ids(context) for context in CONTEXTS}
 
     def reference_ids(self, text: str) -> Array:
@@ -92,19 +94,44 @@ class Encoder:
             encoded = [self.reference_ids(text) for text in texts]
             lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
             return np.concatenate([np.empty(0, np.uint32), *encoded]), lengths
-        layout = self._fast.encode_batch(list(texts), parallel=False).layout
-        offsets = np.asarray(layout.offsets.data, dtype=np.int64)
-        flat = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
+        return self._checked(self._fast.encode_batch(list(texts), parallel=False), texts.__getitem__)
+
+    def encode_column(self, texts: pa.LargeStringArray) -> tuple[Array, Array]:
+        """``encode`` for an Arrow column without nulls, whose bytes the fast encoder reads where they are."""
+        offsets = np.frombuffer(texts.buffers()[1], dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        if self._fast is None or texts.buffers()[2] is None or np.diff(offsets).max(initial=0) > LONG_CHARACTERS:
+            return self.encode(texts.to_pylist())
+        import awkward
+
+        data = np.frombuffer(texts.buffers()[2], dtype=np.uint8)
+        characters = awkward.contents.NumpyArray(data, parameters={"__array__": "char"})
+        column = awkward.contents.ListOffsetArray(
+            awkward.index.Index64(offsets), characters, parameters={"__array__": "string"}
+        )
+        encoded = self._fast.encode_batch(awkward.Array(column), parallel=False)
+        return self._checked(encoded, lambda at: str(texts[at]))
+
+    def _checked(self, encoded: Any, text_of: Callable[[int], str]) -> tuple[Array, Array]:
+        """The fast encoder's ids and lengths, with the texts that spell a control token encoded by the reference."""
+        offsets = np.asarray(encoded.layout.offsets.data, dtype=np.int64)
+        flat = np.asarray(encoded.layout.content.data)[offsets[0] : offsets[-1]]
         offsets = offsets - offsets[0]
-        if flat.max(initial=0) >= len(self._is_suspect):
+        if len(flat) and self._reference.id_to_token(int(flat.max())) is None:
             raise DeepenError(
-                f"gigatoken gave the id {flat.max()}, the vocabulary ends at {len(self._is_suspect) - 1}",
+                f"gigatoken gave the id {flat.max()}, which is not in the vocabulary",
                 hint="report the tokenizer; ids outside the vocabulary would be read as other tokens",
             )
-        suspects = np.flatnonzero(self._is_suspect[flat])
+        suspects = self._suspects(flat)
         touched = np.unique(np.searchsorted(offsets, suspects, side="right") - 1)
-        corrected = {int(at): self.reference_ids(texts[at]) for at in touched}
+        corrected = {int(at): self.reference_ids(text_of(int(at))) for at in touched}
         return _replaced(flat, np.diff(offsets), corrected)
+
+    def _suspects(self, flat: Array) -> Array:
+        """Where ids stand that text may not become; they lie close together, so that a range finds nearly all."""
+        low, high = self._suspect_range
+        candidates = np.flatnonzero((flat >= low) & (flat <= high))
+        found: Array = candidates[self._is_suspect[flat[candidates]]]
+        return found
 
 
 def _replaced(flat: Array, lengths: Array, replacements: dict[int, Array]) -> tuple[Array, Array]:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -100,7 +101,7 @@ def test_another_tokenizer_is_not_taken_for_this_one(byte_level, other_ids, monk
 
 def test_ids_outside_the_vocabulary_are_refused(word_level, other_ids, monkeypatch) -> None:
     monkeypatch.setattr(encoder_module, "_open_gigatoken", lambda folder: other_ids)
-    with pytest.raises(DeepenError, match="vocabulary ends at 6"):
+    with pytest.raises(DeepenError, match="not in the vocabulary"):
         open_encoder(word_level).encode(NOTES)
 
 
@@ -148,3 +149,12 @@ def test_real_tokenizers(tmp_path: Path, name: str) -> None:
     control = read_vocabulary(folder).control
     assert choose_encoder(folder, control, [*texts, *PAPERS]) == ("gigatoken", "")
     assert choose_boundary(folder, control, [" ".join(NOTES * 9), "\n".join(PAPERS * 5)], "gigatoken") == "word"
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=6), st.integers(0, 3))
+def test_a_column_is_encoded_like_a_list(byte_level, texts: list[str], skipped: int) -> None:
+    encoder = Encoder(byte_level.path, name="gigatoken", control=[0], boundary="none")
+    texts = [*texts, "<|endoftext|> inside"]
+    ids, lengths = encoder.encode_column(pa.array(texts, pa.large_string())[skipped:])
+    expected, expected_lengths = encoder.encode(texts[skipped:])
+    assert ids.tolist() == expected.tolist() and lengths.tolist() == expected_lengths.tolist()

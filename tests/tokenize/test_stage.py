@@ -4,7 +4,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from deepen.errors import DeepenError, SourceError
@@ -14,6 +17,7 @@ from deepen.formats.documents import document_id
 from deepen.formats.manifest import open_artifact
 from deepen.formats.megatron import IndexedDataset
 from deepen.tokenize.config import TokenizeConfig, TrainVocabulary
+from deepen.tokenize.parts import num_words
 from deepen.tokenize.stage import tokenize
 
 from .conftest import NOTES, PAPERS
@@ -193,3 +197,9 @@ def test_large_vocabularies_are_stored_in_four_bytes(make_job, byte_level, tmp_p
     small, large = (frame(np.array([5, 6]), np.array([2, 0]), Vocabulary(size, 1, 3))[0] for size in (65_499, 65_500))
     assert (small.dtype, large.dtype) == (np.dtype("<u2"), np.dtype("<i4"))
     assert small.tolist() == large.tolist() == [3, 5, 6, 1, 3, 1]
+
+
+@given(st.lists(st.text(alphabet="ab \t\n\r\x0b\x0c\x08\x0eé\u00a0", max_size=8), max_size=6), st.integers(0, 3))
+def test_words_are_runs_without_ascii_white_space(texts: list[str], skipped: int) -> None:
+    array = pa.array(texts, pa.large_string())[skipped:]
+    assert num_words(array) == sum(len(text.encode().split()) for text in texts[skipped:])
