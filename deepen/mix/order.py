@@ -100,15 +100,18 @@ class Tree:
     def of(cls, supplies: Sequence[Supply]) -> Tree:
         """The tree over all supplies, level by level."""
         leaves = {supply.path: index for index, supply in enumerate(supplies)}
+        below: dict[tuple[str, ...], dict[tuple[str, ...], None]] = {}
+        for leaf in leaves:
+            for depth in range(len(leaf)):
+                below.setdefault(leaf[:depth], {})[leaf[: depth + 1]] = None
         paths: list[tuple[str, ...]] = [()]
         first_child, num_children, parent = [], [], [-1]
         for node, path in enumerate(paths):
-            depth = len(path)
-            below = dict.fromkeys(leaf[: depth + 1] for leaf in leaves if leaf[:depth] == path and len(leaf) > depth)
+            children = below.get(path, {})
             first_child.append(len(paths))
-            num_children.append(len(below))
-            paths += below  # the loop goes on over what is appended
-            parent += [node] * len(below)
+            num_children.append(len(children))
+            paths += children  # the loop goes on over what is appended
+            parent += [node] * len(children)
         supply = [leaves.get(path, -1) if len(path) == 3 else -1 for path in paths]
         return cls(
             tuple(paths), *(np.array(values, dtype=np.int64) for values in (first_child, num_children, supply, parent))
