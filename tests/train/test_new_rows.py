@@ -87,6 +87,15 @@ def test_a_kill_before_at_and_after_the_change_leaves_no_trace(
     assert read_metrics(tmp_path / "torn") == read_metrics(tmp_path / "whole")
 
 
+def test_no_moment_of_an_old_row_is_touched(run: Any, settings: Any, tmp_path: Path) -> None:
+    run(settings(**FIRST))
+    stored = load_file(tmp_path / "train/checkpoints/step-000003/optimizer.safetensors")
+    moments = {name: value for name, value in stored.items() if name.startswith("exp_avg")}
+    assert moments and all(len(value) == 128 for value in moments.values()), "the tables of tokens and nothing else"
+    for value in moments.values():
+        assert not value[:OLD].any() and not value[VOCABULARY:].any() and value[OLD:VOCABULARY].any()
+
+
 def test_moments_of_the_first_time_are_forgotten(run: Any, settings: Any, tmp_path: Path) -> None:
     run(settings(**FIRST))
     optimizer = {step: read_tensors(tmp_path / "train", step) for step in (3, 4)}
