@@ -50,13 +50,12 @@ class TrainedMask:
         if not path.is_file():
             return cls(None)
         dataset = IndexedDataset.open(Path(prefix)) if dataset is None else dataset
-        num_bytes = path.stat().st_size
-        if num_bytes != dataset.num_tokens:
+        flags = _flags(path)
+        if flags is None or len(flags) != dataset.num_tokens:
             raise DamageError(
-                f"`{path}` has {num_bytes} bytes, its shard has {dataset.num_tokens} tokens",
+                f"`{path}` has {path.stat().st_size} bytes, its shard has {dataset.num_tokens} tokens",
                 hint="run `deepen tokenize` again with --redo",
             )
-        flags = np.memmap(path, dtype=np.uint8, mode="r") if num_bytes else np.empty(0, np.uint8)
         return cls(flags, dataset)
 
     @property
@@ -70,6 +69,13 @@ class TrainedMask:
             return None
         begin = int(self.dataset.offsets[sequence]) // self.dataset.dtype.itemsize + start
         return self.flags[begin : begin + length]
+
+
+def _flags(path: Path) -> Array | None:
+    """The mapped mask in ``path``; None without a file."""
+    if not path.is_file():
+        return None
+    return np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
 
 
 class TrainedWriter:
@@ -120,7 +126,7 @@ def merge_trained(prefix: Path, parts: Sequence[tuple[Path, int]], root: Path) -
         return None
     with writing(trained_path(prefix)) as file:
         for part, num_tokens in parts:
-            flags = np.memmap(trained_path(part), np.uint8, "r") if trained_path(part).is_file() else None
+            flags = _flags(trained_path(part))
             assert flags is None or len(flags) == num_tokens, f"`{trained_path(part)}` does not fit its ids"
             for begin in range(0, num_tokens, _BLOCK):
                 length = min(_BLOCK, num_tokens - begin)

@@ -63,6 +63,7 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
         name: {**carried[name].counts, "role": role} if name in carried else totals[name]
         for name, role in roles.items()
     }
+    _check_refused(sources)
     counts = {
         "sources": sources,
         "vocabulary_size": vocabulary.size,
@@ -80,6 +81,19 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
     entries += [entry for shard in carried.values() for entry in shard.files]
     entries += _count_new_tokens(job, counts)
     return finish_stage(job, stage="tokenize", format_number=FORMAT, config=config, files=entries, counts=counts)
+
+
+def _check_refused(sources: dict[str, dict[str, Any]]) -> None:
+    """Raise ``SourceError`` for sources of which the chat template refused every document."""
+    lines = [
+        f"source `{name}`: no document can be written in the chat template ({reason}: {because})"
+        for name, counts in sources.items()
+        for reason, because in counts["refused_because"].items()
+        if counts["documents"] == 0
+    ]
+    if lines:
+        hint = "give another one with tokenize.template: FILE, or `none` for turns without marks"
+        raise SourceError("\n".join(lines), hint=hint)
 
 
 def _check_vocabulary(config: TokenizeConfig, base: ResolvedBase) -> None:

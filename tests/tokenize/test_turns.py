@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from deepen.errors import DeepenError
+from deepen.errors import DeepenError, SourceError
 from deepen.formats.atomic import damage
 from deepen.formats.document_ids import read_document_ids
 from deepen.formats.documents import Document, Span, document_id, roles_in, write_documents
@@ -109,6 +109,16 @@ def test_a_template_that_cannot_write_an_answer_stops_the_stage(chats, byte_leve
     (tmp_path / "bad.jinja").write_text("{{ raise_exception('never') }}")
     with pytest.raises(DeepenError, match="never"):
         tokenize(TokenizeConfig(template=str(tmp_path / "bad.jinja")), chats("out"), base=byte_level)
+
+
+def test_a_source_that_is_refused_whole_stops_the_stage(make_job, byte_level, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text(ONCE)
+    job = make_job("out", chat=("domain", [["x"]]), notes=("replay", [["plain"]]))
+    spans = (Span("user", 0, 1), Span("tool", 3, 4), Span("assistant", 6, 7))
+    documents = [Document(document_id("chat", "0"), "a\n\nb\n\nc", "chat", spans=spans)]
+    write_documents(tmp_path / "curate/documents/chat-00000.parquet", documents, tmp_path / "curate")
+    with pytest.raises(SourceError, match="`chat`: no document .*no tools"):
+        tokenize(TokenizeConfig(template=str(tmp_path / "own.jinja")), job, base=byte_level)
 
 
 def test_a_stop_is_resumed_to_the_same_bytes(chats, byte_level, monkeypatch) -> None:
