@@ -225,6 +225,11 @@ def _read_index(path: Path) -> _Index:
     if len(head) < _HEADER.size:
         raise DamageError(f"`{path}` ends inside its header ({num_bytes} bytes)", hint=_REMEDY)
     _, version, code, num_sequences, num_boundaries = _HEADER.unpack(head)
+    if version == int.from_bytes(VERSION.to_bytes(8, "little"), "big"):
+        raise SourceError(
+            f"`{path}` is big-endian (its version, at byte 9, reads {version}); pairs are little-endian",
+            hint="it was made on another kind of machine: make the pair anew on a little-endian one, or give the text",
+        )
     if version != VERSION:
         raise SourceError(f"`{path}` has version {version}, known is {VERSION}", hint="make the pair anew")
     if code not in _TOKEN_CODES:

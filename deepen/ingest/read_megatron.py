@@ -51,9 +51,10 @@ def read_megatron(file: Input, reading: Reading) -> Iterator[Record | Reject]:
         yield Reject(file.location, "unreadable_pair", str(getattr(error, "message", error)))
         return
     documents = [(int(a), int(b)) for a, b in zip(dataset.boundaries[:-1], dataset.boundaries[1:], strict=True)]
-    if not _ends_as_it_should(dataset, documents, decoder):
-        detail = f"none of the first documents ends with the end-of-text token of `{reading.tokenizer}`"
-        yield Reject(file.location, "wrong_tokenizer", detail, num_records=max(1, len(documents)))
+    fault = _fault_of_ends(dataset, documents, decoder)
+    if fault is not None:
+        reason, detail = fault
+        yield Reject(file.location, reason, f"{detail} (`{reading.tokenizer}`)", num_records=max(1, len(documents)))
         return
     for number, (first, last) in enumerate(documents):
         yield _decoded(f"{file.location}:{number}", _tokens(dataset, first, last), decoder)
@@ -84,9 +85,22 @@ def _tokens(dataset: IndexedDataset, first: int, last: int) -> npt.NDArray[Any]:
     return np.concatenate([dataset[sequence] for sequence in range(first, last)]) if last > first else np.empty(0, int)
 
 
-def _ends_as_it_should(dataset: IndexedDataset, documents: list[tuple[int, int]], decoder: _Decoder) -> bool:
-    ends = [dataset[last - 1][-1] for first, last in islice(documents, _LOOKED_AT) if last > first]
-    return decoder.end is None or not ends or decoder.end in ends
+def _fault_of_ends(
+    dataset: IndexedDataset, documents: list[tuple[int, int]], decoder: _Decoder
+) -> tuple[str, str] | None:
+    """Reason and detail if no document ends with the tokenizer's end token.
+
+    When all end with one other id it is another tokenizer's end token; when they end with this and that there is none.
+    """
+    lasts = (dataset[last - 1] for first, last in islice(documents, _LOOKED_AT) if last > first)
+    ends = [int(tokens[-1]) for tokens in lasts if len(tokens)]
+    if decoder.end is None or not ends or decoder.end in ends:
+        return None
+    if len(set(ends)) == 1:
+        detail = f"documents end with id {ends[0]}, the end-of-text token is {decoder.end}: name the pair's tokenizer"
+        return "wrong_tokenizer", detail
+    detail = f"no document ends with the end-of-text token {decoder.end}: make the pair anew with --append-eod"
+    return "end_of_document_missing", detail
 
 
 def _decoded(location: str, tokens: npt.NDArray[Any], decoder: _Decoder) -> Record | Reject:

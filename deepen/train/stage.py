@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deepen.errors import TrainingError
 from deepen.formats.atomic import FileEntry, entry_of
 from deepen.formats.checkpoints import list_checkpoints, read_checkpoint
-from deepen.formats.manifest import MANIFEST, Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.manifest import MANIFEST, Manifest, StageJob, begin_stage, check_unchanged, finish_stage
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.progress import readable, say, track
@@ -42,6 +42,7 @@ def train(
     from deepen.train.loop import training_steps
     from deepen.train.setup import prepare_run
 
+    check_unchanged(job.inputs["tokenize"], hashed="tokenizer/")  # another tokenizer would give the ids other meanings
     begin_stage(job, stage="train", format_number=FORMAT, config=config)
     run = prepare_run(config, job, base, compute, watch)
     with stop_on_signal() as stop:

@@ -1,6 +1,6 @@
 import pytest
 
-from deepen.errors import RunError
+from deepen.errors import DamageError, RunError
 from deepen.formats.atomic import damage, entry_of, write_bytes, writing
 from deepen.formats.manifest import (
     MANIFEST,
@@ -8,6 +8,7 @@ from deepen.formats.manifest import (
     InputEntry,
     StageJob,
     begin_stage,
+    check_unchanged,
     fingerprint,
     finish_stage,
     open_artifact,
@@ -89,3 +90,19 @@ def test_one_flipped_byte_is_damage(tmp_path, kind):
     assert "5 bytes" in damage(entry, tmp_path)
     path.unlink()
     assert "missing" in damage(entry, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["tokenizer/tokenizer.json", "shards/a.bin", "shards/a.idx"])
+def test_an_artifact_that_was_changed_is_found_before_it_is_used(tmp_path, change):
+    files = [write_bytes(tmp_path / name, b"contents") for name in ("shards/a.bin", "tokenizer/tokenizer.json")]
+    names = ("shards/a.bin", "tokenizer/tokenizer.json")
+    files = [entry.model_copy(update={"path": name}) for entry, name in zip(files, names, strict=True)]
+    files.append(write_bytes(tmp_path / "shards/a.idx", b"index").model_copy(update={"path": "shards/a.idx"}))
+    job = StageJob(tmp_path, "f")
+    finish_stage(job, stage="tokenize", format_number=1, config={}, files=files, counts={})
+    artifact = open_artifact(tmp_path)
+    check_unchanged(artifact, hashed="tokenizer/")
+    (tmp_path / change).write_bytes({"tokenizer/tokenizer.json": b"Contents"}.get(change, b"cut"))
+    with pytest.raises(DamageError, match=change) as caught:
+        check_unchanged(artifact, hashed="tokenizer/")
+    assert "run again" in caught.value.hint

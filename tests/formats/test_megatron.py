@@ -117,6 +117,7 @@ DAMAGES = {
     "no Megatron index": (SourceError, lambda idx: b"XXXXXXXXX" + idx[9:]),
     "TNTIDX": (SourceError, lambda idx: b"TNTIDX\0\0" + idx[8:]),
     "version 2": (SourceError, lambda idx: idx[:9] + b"\2" + idx[10:]),
+    "big-endian": (SourceError, lambda idx: idx[:9] + bytes(7) + b"\1" + idx[17:]),
     "float32": (SourceError, lambda idx: idx[:17] + b"\7" + idx[18:]),
     "unknown code 99": (SourceError, lambda idx: idx[:17] + b"\x63" + idx[18:]),
     "asks for 82": (DamageError, lambda idx: idx[:-1]),
@@ -152,3 +153,14 @@ def test_a_missing_half_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).unlink()
     with pytest.raises((SourceError, DamageError), match=name):
         IndexedDataset.open(tmp_path / "a")
+
+
+@pytest.mark.parametrize("vocabulary_size", [65_499, 65_500, 65_535, 65_536, 65_537])
+def test_vocabularies_around_the_limit_of_u16_keep_their_largest_id(tmp_path: Path, vocabulary_size: int) -> None:
+    write(tmp_path / "a", [[vocabulary_size - 1, 0]], token_dtype(vocabulary_size))
+    assert IndexedDataset.open(tmp_path / "a")[0].tolist() == [vocabulary_size - 1, 0]
+
+
+def test_a_u16_pair_of_a_padded_vocabulary_opens(tmp_path: Path) -> None:
+    write(tmp_path / "a", [[65_535, 0]], np.dtype("<u2"))
+    assert int(IndexedDataset.open(tmp_path / "a").tokens.max()) == 65_535

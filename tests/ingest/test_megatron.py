@@ -59,10 +59,18 @@ def test_ids_outside_the_vocabulary_cost_their_document_only(tmp_path, tokenizer
     assert isinstance(found, Reject) and found.reason == "id_outside_vocabulary" and "999" in found.detail
 
 
-def test_a_pair_whose_documents_do_not_end_is_not_of_this_tokenizer(tmp_path, tokenizer):
-    write_pair(tmp_path / "data", tokenizer, end=None)
+def test_a_pair_whose_documents_end_with_another_id_is_not_of_this_tokenizer(tmp_path, tokenizer):
+    write_pair(tmp_path / "data", tokenizer, end=2)
     (found,) = read(tmp_path / "data", tokenizer)
     assert (found.reason, found.num_records) == ("wrong_tokenizer", 3)
+    assert "id 2" in found.detail and "data.idx" in found.location
+
+
+def test_a_pair_without_ends_of_documents_is_named_with_the_remedy(tmp_path, tokenizer):
+    write_pair(tmp_path / "data", tokenizer, end=None)
+    (found,) = read(tmp_path / "data", tokenizer)
+    assert (found.reason, found.num_records) == ("end_of_document_missing", 3)
+    assert "--append-eod" in found.detail
 
 
 def test_a_truncated_pair_is_a_named_reject(tmp_path, tokenizer):
