@@ -89,7 +89,12 @@ class BaseModel:
     @cached_property
     def byte_fallback(self) -> bool:
         """Whether characters that the vocabulary lacks become ``<0x..>`` pieces."""
-        return bool(self.settings["model"].get("byte_fallback"))
+        return bool(self.settings["model"].get("byte_fallback")) and "<0x80>" in self.vocabulary
+
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """Id of the token that stands for characters that the vocabulary cannot write, if there is one."""
+        return self.vocabulary.get(self.settings["model"].get("unk_token") or "")
 
     @cached_property
     def model_only(self) -> Tokenizer:

@@ -70,7 +70,7 @@ def write_grown(folder: Path, grown: BaseModel) -> list[FileEntry]:
 
 def extension_of(base: BaseModel, grown: BaseModel, tokens: Sequence[str], init: dict[str, Any]) -> Extension:
     """What ``extension.json`` says: every new token, what it reads as and what it was before."""
-    old_ids = base.encode_words(tokens)
+    old_ids = [[] if base.unknown_id in ids else ids for ids in base.encode_words(tokens)]
     new = [
         NewToken(id=grown.vocabulary[token], token=token, text=base.read_token(token), old_ids=tuple(ids))
         for token, ids in zip(tokens, old_ids, strict=True)
@@ -97,7 +97,6 @@ def changes(base: BaseModel, grown: BaseModel, texts: Iterable[str]) -> Changes:
     """Split texts both ways; raises ``DeepenError`` for one that differs without a new token, or reads differently."""
     documents = changed = before = after = 0
     first_new = base.size
-    unknown = base.vocabulary.get(base.settings["model"].get("unk_token") or "")
     for text in texts:
         old = base.tokenizer.encode(text, add_special_tokens=False).ids
         new = grown.tokenizer.encode(text, add_special_tokens=False).ids
@@ -105,7 +104,9 @@ def changes(base: BaseModel, grown: BaseModel, texts: Iterable[str]) -> Changes:
         if old == new:
             continue
         changed += 1
-        was_readable = unknown not in old  # where the base could not spell a text, the new one cannot read as it did
+        was_readable = (
+            base.unknown_id not in old
+        )  # where the base could not spell a text, the new one cannot read as it did
         if max(new) < first_new or (was_readable and base.tokenizer.decode(old) != grown.tokenizer.decode(new)):
             raise DeepenError(
                 f"tokenize.vocabulary: the extended tokenizer changes the text beginning {text[:40]!r} by more than "

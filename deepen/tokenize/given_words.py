@@ -95,7 +95,7 @@ class _Maker:
         for part in self._around_lacking(word):
             whole = len(part) == 1 and part not in self._base.vocabulary and not part.isascii()
             ids = self._base.encode_words([part])[0]
-            pieces += [part] if whole and self._base.byte_fallback else [self._by_id[number] for number in ids]
+            pieces += [part] if whole and not self._base.is_byte_level else [self._by_id[number] for number in ids]
         while True:
             ranks = [self.merges.get(pair, len(self.merges)) for pair in zip(pieces, pieces[1:], strict=False)]
             best = min(ranks, default=len(self.merges))

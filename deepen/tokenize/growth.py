@@ -88,12 +88,16 @@ def _symbols(base: BaseModel, counts: Counter[str]) -> _Symbols:
 
 
 def _lacking(base: BaseModel, words: Sequence[str]) -> dict[str, int]:
-    """Characters that the vocabulary lacks, with the tokens that one more would save each time."""
-    if base.is_byte_level or not base.byte_fallback:
+    """Characters that the vocabulary lacks, with the tokens that one more would save each time.
+
+    Without pieces for bytes such a character is lost: it is worth one token, though none is saved.
+    """
+    if base.is_byte_level:
         return {}
     known = base.vocabulary.keys()
     characters = set().union(*map(set, words)) - known
-    return {character: len(character.encode()) - 1 for character in characters if not character.isascii()}
+    lacking = [character for character in characters if not character.isascii()]
+    return {character: len(character.encode()) - 1 if base.byte_fallback else 1 for character in lacking}
 
 
 def _parts(word: str, lacking: dict[str, int]) -> list[str]:
@@ -121,7 +125,7 @@ def _named(base: BaseModel, symbols: _Symbols, steps: Array, state: Array) -> Gr
     merges: dict[Merge, None] = {}
     saved, total = [], 0
     for left, right, made, count in steps.tolist():
-        total += count
+        total += count if right >= 0 or base.byte_fallback else 0
         if right < 0:
             tokens[names[left]] = None
             saved.append(total)
@@ -140,7 +144,7 @@ def _named(base: BaseModel, symbols: _Symbols, steps: Array, state: Array) -> Gr
     kept = state >= 0
     finally_used = np.bincount(state[kept], weights=times[owner[kept]], minlength=len(names)).astype(np.int64)
     number_of = {name: at for at, name in enumerate(names)}
-    costs = np.array(symbols.costs, dtype=np.int64)
-    before = int((times[owner] * (1 + costs[symbols.words[0]])).sum())
+    extra = np.array(symbols.costs, dtype=np.int64) * base.byte_fallback
+    before = int((times[owner] * (1 + extra[symbols.words[0]])).sum())
     uses = tuple(int(finally_used[number_of[token]]) for token in tokens)
     return Growth(tuple(tokens), tuple(merges), tuple(saved), before, uses)

@@ -24,6 +24,8 @@ HIGH_FERTILITY = 2.0
 """Tokens per word from which more tokens are considered; English is at 1.2 to 1.5 in its own vocabularies."""
 HIGH_PREMIUM = 2.0
 """Tokens per word against English's from which they are considered."""
+HIGH_UNKNOWN = 0.01
+"""Share of tokens that are lost text (in a vocabulary without bytes) from which they are considered."""
 FEWEST, MOST = 500, 2_000
 """What ``auto`` adds, if anything: rows of a few thousand rare tokens are hardly ever trained."""
 _ENOUGH_OF_GAIN = 0.9
@@ -85,6 +87,8 @@ class Fit:
     """Share of words (characters) of more than one token."""
     byte_share: float
     """Share of tokens that are bytes of a character, not characters."""
+    unknown_share: float
+    """Share of tokens that stand for text which the vocabulary cannot write: it is lost."""
     fragmented: tuple[tuple[str, int, int], ...]
     """The words that cost most: word, tokens of one, how often it stands in the sample."""
     premium: float = 1.0
@@ -110,6 +114,7 @@ class Fit:
             "characters_per_token": self.characters / max(1, self.tokens),
             "continued_share": self.continued_share,
             "byte_share": self.byte_share,
+            "unknown_share": self.unknown_share,
             "premium": self.premium,
         }
         return asdict(self) | {name: round(value, 4) for name, value in ratios.items()}
@@ -202,6 +207,7 @@ def measure(base: BaseModel, sample: Sample) -> Fit:
         units=num_units, words=num_units - num_characters * (1 - 1 / CHARACTERS_PER_WORD), tokens=tokens,
         continued_share=float(times[costs > 1].sum()) / max(1, num_units),
         byte_share=float(uses[part_ids].sum()) / max(1, tokens),
+        unknown_share=float(uses[base.unknown_id]) / max(1, tokens) if base.unknown_id is not None else 0.0,
         fragmented=tuple(item for item in ranking[:_SHOWN] if item[1] > 1),
     )  # fmt: skip
 
@@ -238,7 +244,7 @@ def _is_english(sample: Sample) -> bool:
 
 
 def _fits_poorly(fit: Fit) -> bool:
-    return fit.per_word > HIGH_FERTILITY or fit.premium >= HIGH_PREMIUM
+    return fit.per_word > HIGH_FERTILITY or fit.premium >= HIGH_PREMIUM or fit.unknown_share > HIGH_UNKNOWN
 
 
 def _why_keep(fits: Sequence[Fit]) -> str:
@@ -256,6 +262,8 @@ def _number(growth: Growth, poor: Sequence[Fit]) -> tuple[int, str]:
     """How many tokens to add, and why."""
     worst = max(poor, key=lambda fit: fit.per_word)
     costs = f"{worst.source} costs {worst.per_word:.2f} tokens per word, {worst.premium:.2f} times English"
+    lost = max(fit.unknown_share for fit in poor)
+    costs += f", and {lost:.0%} of its tokens are lost text" if lost > HIGH_UNKNOWN else ""
     if growth.saved_share < _WORTH_IT:
         return 0, f"{costs}, but {len(growth.tokens):,} more tokens would save {growth.saved_share:.1%} only"
     enough = _ENOUGH_OF_GAIN * growth.saved[-1]

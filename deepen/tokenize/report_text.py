@@ -7,7 +7,7 @@ from typing import Any
 
 from deepen.progress import readable
 
-_COLUMNS = ("source", "language", "tokens per", "bytes/token", "chars/token", "split", "bytes of chars", "x English")
+_COLUMNS = ("source", "language", "tokens per", "bytes/token", "chars/token", "split", "bytes", "lost", "x English")
 _SHOWN_WORDS = 5
 _WORD_CHARACTERS = 24
 
@@ -33,7 +33,8 @@ def _row(source: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         source["source"], source["language"] or "-", f"{source['unit']} {source['fertility']:.2f}",
         f"{source['bytes_per_token']:.2f}", f"{source['characters_per_token']:.2f}",
-        f"{source['continued_share']:.1%}", f"{source['byte_share']:.1%}", f"{source['premium']:.2f}",
+        f"{source['continued_share']:.1%}", f"{source['byte_share']:.1%}", f"{source['unknown_share']:.1%}",
+        f"{source['premium']:.2f}",
     )  # fmt: skip
 
 

@@ -141,6 +141,18 @@ def test_given_words_become_one_token(name: str, request) -> None:
     }  # fmt: skip
 
 
+def test_a_vocabulary_without_bytes_learns_the_characters_that_it_loses(sentencepiece_like) -> None:
+    settings = model_of(sentencepiece_like).settings
+    kept = [token for token in settings["model"]["vocab"] if not token.startswith("<0x")]
+    settings["model"]["vocab"] = {token: number for number, token in enumerate(kept)}
+    base = BaseModel(Tokenizer.from_str(json.dumps(settings)), settings)
+    grown, growth = grown_by(base, CHINESE, 40)
+    assert "心" in growth.tokens and "<unk>" in base.tokenizer.encode("心").tokens
+    assert "<unk>" not in grown.tokenizer.encode(CHINESE[0]).tokens
+    assert extension_of(base, grown, ["心"], {}).tokens[0].old_ids == ()
+    assert changes(base, grown, CHINESE).changed == len(CHINESE)
+
+
 def test_files_of_words(tmp_path: Path) -> None:
     file = tmp_path / "words.txt"
     file.write_text('aspirin\n\n{"piece": "▁heart"}\n{"piece": "心脏"}\r\n')
