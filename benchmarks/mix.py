@@ -7,11 +7,14 @@ encoded by a real tokenizer, and on made lengths.
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # the standard library first: this folder has a `tokenize.py` too
+
 import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
