@@ -54,6 +54,7 @@ PARITY = {
     "wikitext2_eval": 100, "legal_scotus_opinions": 120, "sql_questions": 100, "gutenberg_and_speeches": 20,
 }  # fmt: skip
 LEAST_TOGETHER, LEAST_CHAIN, LEAST_AGREEMENT, MOST_GROWTH = 60.0, 5.0, 0.99, 1.2
+MOST_SECONDS_TINY, MOST_MEGABYTES_LINE = 40, 2500
 RULES: tuple[DocumentStep, ...] = (GopherQuality(), GopherRepetition(), FineWeb(), C4())
 
 
@@ -187,11 +188,15 @@ def extremes() -> None:
     tiny = staged((f"Tiny text of number {number}, and no more." for number in range(1_000_000)), steps)
     print(f"a million tiny documents: {tiny['seconds']:.0f} s, {tiny['resident']:.0f} MB, {tiny['dropped']}")
     verdict("all tiny documents accounted for", tiny["documents_in"] == 1_000_000)
+    verdict(
+        f"tiny documents: {tiny['seconds']:.0f} < {MOST_SECONDS_TINY} CPU seconds", tiny["seconds"] < MOST_SECONDS_TINY
+    )
     words = [word for text in texts_of("gov_web_prose") for word in text.split()]
     chosen = random.Random(1).choices(words, k=1 + 200_000_000 * len(words) // sum(len(word) + 1 for word in words))
     line = staged([" ".join(chosen)], steps)
     size, seconds = line["bytes_in"] / 1e6, line["seconds"]
     print(f"one line of {size:.0f} MB: {seconds:.0f} s, {line['resident']:.0f} MB, {line['dropped']}")
+    verdict(f"the line: {line['resident']:.0f} < {MOST_MEGABYTES_LINE} MB", line["resident"] < MOST_MEGABYTES_LINE)
     verdict("the line is accounted for", line["documents_in"] == line["documents_kept"] + sum(line["dropped"].values()))
 
 

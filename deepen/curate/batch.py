@@ -27,6 +27,9 @@ Array = npt.NDArray[Any]
 
 _BATCH_BYTES = 1_000_000
 """Text of a batch: what is found in it (words above all) should stay near the processor."""
+_LARGE_BYTES = 64_000_000
+HEAD_BYTES = 800
+"""So much of each text is kept as it came: room for the 200 characters that a dropped document shows."""
 _REST = [name for name in SCHEMA.names if name not in ("text", "scores", "content_hash")]
 
 
@@ -35,8 +38,10 @@ class Batch:
 
     def __init__(self, table: pa.Table) -> None:
         """``table`` has the columns of ``SCHEMA``."""
-        self._table = table
-        self.texts = self.original = from_arrow(table["text"])
+        self._table = table.drop_columns(["text"])
+        self.texts = from_arrow(table["text"])
+        self.heads = self.texts.heads(HEAD_BYTES)
+        """How the texts began before any step."""
         self.alive: Array = np.ones(table.num_rows, dtype=np.bool_)
         self.scores = Scores(table["scores"])
         self._edited = np.zeros(table.num_rows, dtype=np.bool_)
@@ -132,6 +137,7 @@ class Batch:
 
     def kept(self) -> pa.Table:
         """The documents that are alive, as a table of ``SCHEMA``."""
+        self._words, self._lines = None, None  # of a large text several times its size
         rows = np.flatnonzero(self.alive)
         table = self._rest(rows)
         columns = {name: table[name] for name in _REST}
@@ -210,15 +216,22 @@ def batches_of(table: pa.Table) -> Iterator[Batch]:
         if name not in table.column_names:  # written before there was this column
             table = table.append_column(SCHEMA.field(name), pa.nulls(table.num_rows, SCHEMA.field(name).type))
     sizes = np.cumsum(from_arrow(table["text"]).sizes)
-    begin = 0
+    begin, parts = 0, []
     while begin < table.num_rows:
         before = sizes[begin - 1] if begin else 0
         end = max(begin + 1, int(np.searchsorted(sizes, before + _BATCH_BYTES, side="right")))
-        yield Batch(table.slice(begin, end - begin))
+        parts.append(table.slice(begin, end - begin))
         begin = end
+    del table  # so that a large text is gone once a step has made another one of it
+    parts.reverse()
+    while parts:
+        batch = Batch(parts.pop())
+        if len(batch.texts.buffer) > _LARGE_BYTES:  # what reading it took goes back to the system
+            pa.default_memory_pool().release_unused()
+        yield batch
 
 
 def read_batches(path: Path) -> Iterator[Batch]:
     """Stream a document file in batches."""
-    for table in read_tables(path):
-        yield from batches_of(table)
+    for batches in map(batches_of, read_tables(path)):
+        yield from batches

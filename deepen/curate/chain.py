@@ -62,7 +62,7 @@ class Dropped:
             pa.array(self.reasons, pa.string()).take(pa.array(self.places[rows])),
             pa.array(self.values[rows]),
             pa.array([self.details.get(row, "") for row in rows.tolist()], pa.string()),
-            pa.array([batch.original.head(row, SHOWN_CHARACTERS) for row in rows.tolist()], pa.string()),
+            pa.array([batch.heads.head(row, SHOWN_CHARACTERS) for row in rows.tolist()], pa.string()),
             batch.scores.column(rows),
         ]
         return pa.table(columns, schema=DROPPED_SCHEMA)

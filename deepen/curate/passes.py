@@ -98,8 +98,10 @@ def _kept(part: FirstPart, count: _Incoming, drops: pq.ParquetWriter) -> Iterato
             table = dropped.table(batch)
             drops.write_table(table)
             count.dropped.update(table["reason"].to_pylist())
-        if batch.alive.any():
-            yield batch.kept()
+        table = batch.kept() if batch.alive.any() else None
+        del batch
+        if table is not None:
+            yield table
 
 
 def second_pass(part: SecondPart) -> dict[str, Any]:

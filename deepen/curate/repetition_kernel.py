@@ -148,7 +148,7 @@ def _duplicates(hashes, lengths):  # type: ignore[no-untyped-def]
 def _n_grams(words, lengths, flags, num_characters, as_datatrove, shares):  # type: ignore[no-untyped-def]
     """Shares of the most frequent 2- to 4-gram and of repeated 5- to 10-grams, into ``shares[4:]``."""
     num_words = len(words)
-    places = np.arange(num_words).astype(np.int32)  # where an n-gram might begin that occurs twice
+    places = np.arange(num_words, dtype=np.int32)  # where an n-gram might begin that occurs twice
     grams = words.copy()  # hash of the n-gram at each of those places
     firsts, counts = np.empty(num_words, dtype=np.int32), np.empty(num_words, dtype=np.int32)
     table = np.empty(min(_table_size(num_words), _LARGEST_TABLE), dtype=np.int32)

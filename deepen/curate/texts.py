@@ -49,6 +49,10 @@ class Texts:
         starts = np.where(chosen, self.starts, other.starts + size)
         return Texts(buffer, starts, np.where(chosen, self.ends, other.ends + size))
 
+    def heads(self, num_bytes: int) -> Texts:
+        """A copy of the first bytes of each text."""
+        return texts_of_bytes([self.data(number)[:num_bytes] for number in range(len(self))])
+
     def head(self, number: int, characters: int) -> str:
         """The first characters of one text."""
         return self.data(number)[: 4 * characters].tobytes().decode(errors="ignore")[:characters]

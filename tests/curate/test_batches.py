@@ -15,7 +15,7 @@ from deepen.curate.gopher_quality import GopherQuality
 from deepen.curate.gopher_repetition import GopherRepetition
 from deepen.curate.language import Language
 from deepen.curate.length import LengthStep
-from deepen.curate.normalize import Normalize
+from deepen.curate.normalize import Normalize, normalized
 from deepen.curate.step import DocumentStep, Drop
 from deepen.curate.surveys import surveyed
 from deepen.formats.documents import Document, Span, content_hash, document_id, documents_of, read_tables, table_of
@@ -133,3 +133,12 @@ def test_a_step_of_ones_own_needs_no_batch_form(ingested, run, texts):
     steps = ["normalize", {"use": f"{__name__}:Shout"}, "length"]
     run(ingested({"s": ("domain", ["so it goes. " * 30])}), steps=steps)
     assert texts("documents", "s") == ["SO IT GOES. " * 30]
+
+
+def test_large_texts_are_normalised_piece_by_piece(monkeypatch):
+    monkeypatch.setattr("deepen.curate.normalize._SEGMENT_BYTES", 40)
+    text = "e\u0301a " * 30 + "\u00e9\r\n" * 20 + "plain words " * 9 + "caf\u00c3\u00a9 " * 5
+    documents = [document(0, text), document(1, "short e\u0301"), document(2, "\x00 \n" * 50)]
+    kept, drops = in_batches((Normalize(),), documents)
+    assert [item.text for item in kept] == [normalized(text), "short \u00e9"]
+    assert (kept, drops) == one_by_one((Normalize(),), documents)
