@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,12 @@ class Encoder:
         self._is_suspect[list(suspects)] = True
         self._suspect_range = (min(suspects, default=1), max(suspects, default=0))
         self._context_ids = {context: self.reference_ids(context) for context in CONTEXTS}
+
+    def by_reference(self) -> Encoder:
+        """The same encoder with nothing but ``tokenizers`` in it, to compare with."""
+        other = copy(self)
+        other._fast = None
+        return other
 
     def reference_ids(self, text: str) -> Array:
         """Ids of one text from ``tokenizers``; raises ``DeepenError`` when text becomes a control token."""

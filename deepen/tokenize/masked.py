@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,8 +31,9 @@ Array = npt.NDArray[Any]
 Spans = Sequence[Mapping[str, Any]]
 """``role``, ``begin`` and ``end`` of each span, as parquet gives them."""
 
-CHECKED_FIRST, CHECK_ONE_IN = 16, 1024
-"""Masks that are checked by decoding: the first of each part, and then one document in so many, by its id."""
+CHECKED_FIRST, CHECK_ONE_IN, CHECK_CHARACTERS = 16, 1024, 100_000
+"""What is checked, ids by the reference and masks by decoding: the first documents of each part, and then one in so
+many, by its id; not those that are longer."""
 _CONTEXT = "a\n"
 _PROBES = ("Hello", "1.", "\u4e2d", "[INST] x", "x y")
 _PLAIN = (Run((0,), True),)
@@ -81,6 +83,12 @@ class TurnEncoder:
         self._skeletons: dict[tuple[str, ...], Skeleton | RefusedError] = {}
         self._context_ids = encoder.reference_ids(_CONTEXT)
         self._contexts = {"start": "", "mark": self._context_behind_mark(), "text": self._context_behind_text()}
+
+    def by_reference(self) -> TurnEncoder:
+        """The same with ``tokenizers`` as the encoder, to compare with."""
+        other = copy(self)
+        other._encoder = self._encoder.by_reference()
+        return other
 
     def _context_behind_mark(self) -> str:
         """The context that gives the ids that the tokenizer itself gives behind a control token."""
@@ -226,7 +234,9 @@ class PartTurns:
         self._turns: TurnEncoder | None = None
         self._has_begin = vocabulary.begin_of_document_id is not None
         self._counts = MaskCounts()
+        self._reference: TurnEncoder | None = None
         self._checked = 0
+        self._differs: str | None = None
         self._target_bytes = 0
 
     def encode(
@@ -240,19 +250,30 @@ class PartTurns:
         laid = self._turns.encode(texts, spans, self._counts)
         ends = np.cumsum(laid.lengths)
         for place, at in enumerate(np.flatnonzero(laid.written).tolist()):
-            own = spans[at]
-            self._target_bytes += _target_bytes(texts[at], own)
-            if own is None or (self._checked >= CHECKED_FIRST and int(halves[at, 1]) % CHECK_ONE_IN):
-                continue
-            self._checked += 1
-            piece = slice(int(ends[place] - laid.lengths[place]), int(ends[place]))
-            self._turns.check(texts[at], own, laid.tokens[piece], laid.flags[piece])
+            self._target_bytes += _target_bytes(texts[at], spans[at])
+            is_sampled = self._checked < CHECKED_FIRST or int(halves[at, 1]) % CHECK_ONE_IN == 0
+            if is_sampled and len(texts[at]) <= CHECK_CHARACTERS:
+                piece = slice(int(ends[place] - laid.lengths[place]), int(ends[place]))
+                if not self._check(self._turns, texts[at], spans[at], (laid.tokens[piece], laid.flags[piece])):
+                    self._differs = self._differs or f"{int(halves[at, 0]):016x}{int(halves[at, 1]):016x}"
         return laid.tokens, laid.lengths, frame_flags(laid, has_begin=self._has_begin), laid.written
+
+    def _check(self, turns: TurnEncoder, text: str, spans: Spans | None, laid: tuple[Array, Array]) -> bool:
+        """Whether ``tokenizers`` gives the same ids; raises when it does and the mask is wrong."""
+        self._checked += 1
+        tokens, flags = laid
+        self._reference = self._reference or turns.by_reference()
+        if not np.array_equal(self._reference.encode([text], [spans], MaskCounts()).tokens, tokens):
+            return False
+        if spans is not None:
+            turns.check(text, spans, tokens, flags)
+        return True
 
     def add_to(self, counts: dict[str, Any]) -> None:
         """Put what was counted into a part's counts."""
         counts["target_bytes"] += self._target_bytes
         counts["checked"] += self._checked
+        counts["differs"] = counts["differs"] or self._differs
         found = self._counts
         counts |= {"conversations": found.conversations, "trimmed": found.trimmed}
         counts |= {"refused": dict(sorted(found.refused.items())), "refused_because": found.examples}

@@ -121,6 +121,16 @@ def test_a_source_that_is_refused_whole_stops_the_stage(make_job, byte_level, tm
         tokenize(TokenizeConfig(template=str(tmp_path / "own.jinja")), job, base=byte_level)
 
 
+def test_ids_that_differ_from_the_reference_are_noticed(chats, byte_level, other_ids, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("deepen.tokenize.encoder.choose_encoder", lambda *_: ("gigatoken", ""))
+    monkeypatch.setattr("deepen.tokenize.encoder.choose_boundary", lambda *_: "none")
+    monkeypatch.setattr("deepen.tokenize.encoder._open_gigatoken", lambda _: other_ids)
+    job = chats("wrong")
+    assert tokenize(TokenizeConfig(), job, base=byte_level).counts["encoder"] == "tokenizers"
+    assert "encoding all again" in capsys.readouterr().err
+    assert shown(job.out) == SHOWN
+
+
 def test_a_stop_is_resumed_to_the_same_bytes(chats, byte_level, monkeypatch) -> None:
     tokenize(TokenizeConfig(), chats("whole"), base=byte_level)
     job = chats("stopped")
