@@ -128,6 +128,9 @@ def tokenize(
         bool, typer.Option("--append-eod/--no-append-eod", help="With --input: end documents with the end token.")
     ] = True,
     workers: Annotated[int, typer.Option("--workers", min=1, help="With --input: processes.")] = 1,
+    report: Annotated[
+        bool, typer.Option("--report", help="With --input: only say how the vocabulary fits, and write nothing.")
+    ] = False,
 ) -> None:
     """Turn documents into token shards.
 
@@ -141,18 +144,23 @@ def tokenize(
             )
         run_stages(Path(paths[0]), options, "ingest", "tokenize")
         return
-    from deepen.workflow.tokenize_files import TokenizeFiles, tokenize_files
+    if tokenizer is None or (megatron is None and not report):
+        raise DeepenError("--input needs --tokenizer, and --megatron or --report", hint="see `deepen tokenize --help`")
+    from deepen.workflow.tokenize_files import TokenizeFiles, report_files, tokenize_files
 
-    if tokenizer is None or megatron is None:
-        raise DeepenError("--input needs --tokenizer and --megatron", hint="--tokenizer FOLDER --megatron DIR")
-    order = TokenizeFiles(
-        (*inputs, *(paths or ())), tokenizer, megatron, text_field, append_eod, workers, options.offline
-    )
+    out = megatron or Path()
+    order = TokenizeFiles((*inputs, *(paths or ())), tokenizer, out, text_field, append_eod, workers, options.offline)
+    if report:
+        from deepen.tokenize.report_text import rendered
+
+        found = report_files(order)
+        print_json(found) if options.as_json else print(rendered(found))
+        return
     made = tokenize_files(order)
     if options.as_json:
-        print_json({"out": str(megatron), "fingerprint": made.fingerprint, "counts": made.counts})
+        print_json({"out": str(out), "fingerprint": made.fingerprint, "counts": made.counts})
     else:
-        print(f"shards: {megatron / 'dataset'}.bin, .idx")
+        print(f"shards: {out / 'dataset'}.bin, .idx")
 
 
 @with_stage_options

@@ -204,9 +204,7 @@ def check_unchanged(artifact: Artifact, *, hashed: str) -> None:
     found = []
     for entry in artifact.manifest.files:
         path = artifact.path / entry.path
-        if entry.path.startswith(hashed):
-            found.append(damage(entry, artifact.path))
-        elif not path.is_file() or path.stat().st_size != entry.bytes:
+        if entry.path.startswith(hashed) or not path.is_file() or path.stat().st_size != entry.bytes:
             found.append(damage(entry, artifact.path))
     faults = [fault for fault in found if fault is not None]
     if faults:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deepen.errors import Problem, RecipeError, RunError
+from deepen.errors import DeepenError, Problem, RecipeError, RunError
 from deepen.formats.atomic import FileEntry, entry_of, hash_file, writing
+from deepen.formats.documents import document_files
 from deepen.formats.manifest import (
     UNFINISHED,
     Artifact,
@@ -96,6 +98,33 @@ def tokenize_files(order: TokenizeFiles) -> Manifest:
     shutil.rmtree(order.out / ".work")
     say(_summary(counts, time.monotonic() - started))
     return manifest
+
+
+def report_files(order: TokenizeFiles) -> dict[str, Any]:
+    """How the tokenizer's vocabulary fits the inputs, as ``report.json`` has it; nothing is written to ``order.out``.
+
+    Raises like ``tokenize_files``, and ``DeepenError`` for a vocabulary that cannot be reported on.
+    """
+    from deepen.ingest.stage import ingest
+    from deepen.tokenize.prepare import PreparePart, SourceFiles, prepare
+    from deepen.workflow.inputs import Pins, resolve_sources, without_network
+
+    with tempfile.TemporaryDirectory(prefix="deepen-report-") as name, without_network(order.offline):
+        folder = Path(name)
+        pins = Pins(folder / "pins.json", offline=order.offline)
+        config = resolve_sources(sources_of(order), pins)
+        ingest(config, StageJob(folder / "ingest", "report", workers=order.workers))
+        sources = tuple(
+            SourceFiles(source.name, source.role, tuple(document_files(folder / "ingest" / "documents", source.name)))
+            for source in config.sources
+        )
+        base, keep = _base_of(order, pins), _keep()
+        prepared = prepare(
+            PreparePart(folder / "out", base.path, "keep", sources, order.workers, StageJob.seed, keep.template)
+        )
+    if prepared["report"] is None:
+        raise DeepenError("; ".join(prepared["remarks"]), hint="give a tokenizer with a byte-pair vocabulary")
+    return dict(prepared["report"])
 
 
 def _keep() -> Any:

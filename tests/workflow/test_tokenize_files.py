@@ -7,7 +7,7 @@ import pytest
 from deepen.errors import RecipeError, RunError
 from deepen.formats.megatron import IndexedDataset, IndexedDatasetWriter
 from deepen.tokenize.vocabulary import train_tokenizer
-from deepen.workflow.tokenize_files import TokenizeFiles, tokenize_files
+from deepen.workflow.tokenize_files import TokenizeFiles, report_files, tokenize_files
 
 TEXTS = {
     "zebra.jsonl": ["Stripes all over.", "A second one."],
@@ -86,3 +86,9 @@ def test_inputs_with_one_name_get_pairs_of_their_own(order, tmp_path):
     counts = tokenize_files(order(inputs=(str(tmp_path / "note.txt"), str(tmp_path / "other" / "note.txt")))).counts
     assert sorted(counts["sources"]) == ["note", "note_2"]
     assert counts["documents"] == 2
+
+
+def test_a_report_says_how_the_vocabulary_fits_each_input_and_writes_nothing(order, tmp_path):
+    report = report_files(order())
+    assert sorted(source["source"] for source in report["sources"]) == ["ant", "note", "zebra"]
+    assert not (tmp_path / "out").exists()
