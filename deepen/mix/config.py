@@ -82,9 +82,10 @@ class MixConfig(Settings):
     isolate: bool | None = None
     """Whether the documents of a row are hidden from each other. None: true (Zhao et al. 2024, arXiv:2402.13991: less
     distraction by unrelated text), and false with `order: megatron`, as there."""
-    order: Literal["shuffled", "megatron"] = "shuffled"
+    order: Literal["shuffled", "megatron", "megatron_one_pass"] = "shuffled"
     """shuffled: shares exact at every point, no repeats before all rows were seen, extendable. megatron: row by row
-    what Megatron-LM's GPTDataset and BlendedDataset would train with the same seed; has their drawbacks."""
+    what Megatron-LM's GPTDataset and BlendedDataset would train with the same seed; has their drawbacks.
+    megatron_one_pass: the same without weights, where every sample comes once and a source that is spent leaves."""
     domain_share: (
         Annotated[
             Annotated[Share, Tag("one")]
@@ -140,7 +141,12 @@ class MixConfig(Settings):
     @property
     def is_isolated(self) -> bool:
         """Whether the documents of a row are hidden from each other."""
-        return self.order != "megatron" if self.isolate is None else self.isolate
+        return not self.is_megatron if self.isolate is None else self.isolate
+
+    @property
+    def is_megatron(self) -> bool:
+        """Whether rows come in Megatron's order."""
+        return self.order != "shuffled"
 
 
 def problems(config: MixConfig, sources: Sequence[tuple[str, str]]) -> Iterator[Problem]:
@@ -158,7 +164,7 @@ def problems(config: MixConfig, sources: Sequence[tuple[str, str]]) -> Iterator[
     if config.temperature != 1 and config.weights != "proportional":
         message = "flattens proportional weights, and `mix.weights` is not proportional"
         yield Problem("mix.temperature", message, "leave one of them out", f"{config.temperature:g}")
-    if config.order == "megatron":
+    if config.is_megatron:
         yield from _megatron_problems(config)
 
 
@@ -267,6 +273,15 @@ def _weight_problems(path: str, weights: Any, sources: Sequence[tuple[str, str]]
             yield Problem(path, f"has no weight for {listed}", f"give a weight to every {role} source, or to none")
 
 
+def _weighted(config: MixConfig) -> Iterator[tuple[str, bool]]:
+    """The settings that weigh sources against each other, which one pass over everything cannot have."""
+    if config.order == "megatron_one_pass":
+        yield "domain_share", config.domain_share not in (None, "proportional")
+        yield "weights", config.weights != "proportional"
+        yield "temperature", config.temperature != 1
+        yield "control", config.control
+
+
 def _megatron_problems(config: MixConfig) -> Iterator[Problem]:
     changed = [
         name
@@ -276,6 +291,7 @@ def _megatron_problems(config: MixConfig) -> Iterator[Problem]:
             ("anneal", config.anneal is not None),
             ("balance", config.balance is not None),
             ("packing", "packing" in config.model_fields_set),
+            *_weighted(config),
         )
         if differs
     ]

@@ -130,6 +130,25 @@ def blend(weights: Array, size: int) -> tuple[Array, Array]:
     return sources, numbers
 
 
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def blend_all(sizes: Array) -> tuple[Array, Array]:
+    """Megatron's exhaustive BlendedDataset: all samples of all sources once, sizes as weights; what is spent leaves."""
+    total = sizes.sum()
+    sources = np.empty(total, np.int16)
+    numbers = np.empty(total, np.int64)
+    counts = np.zeros(len(sizes), np.int64)
+    for at in range(total):
+        best, most = -1, 0.0
+        for source in range(len(sizes)):
+            if counts[source] < sizes[source]:
+                error = sizes[source] / total * max(at, 1) - counts[source]
+                if best < 0 or error > most:
+                    best, most = source, error
+        sources[at], numbers[at] = best, counts[best]
+        counts[best] += 1
+    return sources, numbers
+
+
 def samples_asked(num_rows: int, share: float) -> int:
     """How many samples Megatron asks of a source in a blend: its share, rounded up, and half a percent more."""
     return num_rows if share == 1 else math.ceil(math.ceil(num_rows * share) * (1 + _SURPLUS))
@@ -144,8 +163,8 @@ class MegatronPart:
     source: str
     share: float
     """Of all tokens."""
-    num_rows: int
-    """In the whole order."""
+    num_rows: int | None
+    """In the whole order; None: one pass over the source, however many that are."""
     sequence_length: int
     seed: int
     max_epochs: float
@@ -158,7 +177,8 @@ def index_source(part: MegatronPart) -> dict[str, Any]:
     """
     lengths = np.asarray(IndexedDataset.open(part.shard).lengths)
     tokens = int(lengths.sum(dtype=np.int64))
-    asked = samples_asked(part.num_rows, part.share)
+    one_pass = max(0, tokens - _EXTRA) // part.sequence_length
+    asked = one_pass if part.num_rows is None else samples_asked(part.num_rows, part.share)
     if asked * part.sequence_length > part.max_epochs * max(tokens, 1):
         raise SourceError(
             f"mix: Megatron's order asks `{part.source}` for {asked * part.sequence_length:,} tokens of the {tokens:,} "
@@ -188,12 +208,26 @@ def index_source(part: MegatronPart) -> dict[str, Any]:
     return {"files": [file.model_dump() for file in files], "supplies": [supply], **counts}
 
 
-def blended_blocks(out: Path, sources: Sequence[tuple[str, float]], num_rows: int) -> Iterator[Array]:
-    """The order of ``num_rows`` samples of ``sources`` (name, share) that ``index_source`` wrote into ``out``."""
+def blended_blocks(
+    out: Path, sources: Sequence[tuple[str, float]], num_rows: int, *, one_pass: bool = False
+) -> Iterator[Array]:
+    """The order of ``num_rows`` samples of ``sources`` (name, share) that ``index_source`` wrote into ``out``.
+
+    With ``one_pass`` shares do not count: it is the beginning of Megatron's blend of everything. Raises ``SourceError``
+    when there are not so many samples.
+    """
     asked = [(index, share) for index, (_, share) in enumerate(sources) if share > 0]
     shuffles = [open_array(out / "packs" / f"{sources[index][0]}.shuffle.npy") for index, _ in asked]
-    weights = np.array([share for _, share in asked])
-    chosen, numbers = blend(weights / weights.sum(), num_rows)
+    if one_pass:
+        chosen, numbers = blend_all(np.array([len(shuffle) for shuffle in shuffles], dtype=np.int64))
+        if len(chosen) < num_rows:
+            raise SourceError(
+                f"mix: one pass over all sources is {len(chosen):,} rows, the run asks for {num_rows:,}",
+                hint="train on fewer tokens, or set mix.order: megatron",
+            )
+    else:
+        weights = np.array([share for _, share in asked])
+        chosen, numbers = blend(weights / weights.sum(), num_rows)
     for first in range(0, num_rows, _BLOCK_ROWS):
         block = np.empty(min(_BLOCK_ROWS, num_rows - first), dtype=np.uint64)
         for place, (index, _) in enumerate(asked):

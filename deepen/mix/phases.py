@@ -75,9 +75,11 @@ def _share_lines(
     """The domain share over the run as lines (first batch, end batch, share at the first, share at the end)."""
     given = 0.0 if config.control else config.domain_share
     total = amounts["total_steps"]
+    if given is None and config.order == "megatron_one_pass":
+        given = "proportional"
     if given is None:
         given = DEFAULT_DOMAIN_SHARE if any(source.role == "replay" for source in sources) else 1.0
-    elif given == "proportional":
+    if given == "proportional":
         tokens = sum(source.tokens for source in sources)
         given = sum(source.tokens for source in sources if source.role == "domain") / max(1, tokens)
     if not isinstance(given, tuple):

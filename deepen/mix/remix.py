@@ -79,7 +79,7 @@ def remix(mix_directory: Path, order_directory: Path, change: Change) -> tuple[P
 
 
 def _check(change: Change, mixture: Mixture, num_batches: int, end: int) -> None:
-    if mixture.order == "megatron":
+    if mixture.order != "shuffled":
         raise RunError("Megatron's order is made as a whole and cannot be changed", hint="use mix.order: shuffled")
     if not 0 <= change.batch < end or change.batch > num_batches:
         raise RunError(f"there is no batch {change.batch} to change: the order has {min(end, num_batches)}")

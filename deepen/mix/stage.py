@@ -91,7 +91,7 @@ def _pack_sources(
         "workers": workers, "ledger": _ledger(job), "what": "packing", "unit": "documents", "sizes": sizes,
     }  # fmt: skip
     pairs = list(zip(sources, shards, strict=True))
-    if config.order == "megatron":
+    if config.is_megatron:
         return map_parts(index_source, [_megatron_part(config, job, *pair, stretches[0]) for pair in pairs], **how)
     return map_parts(pack_source, [_pack_part(config, job, *pair, stretches) for pair in pairs], **how)
 
@@ -122,7 +122,7 @@ def _megatron_part(
         out=job.out,
         source=source.name,
         share=stretch.share_of(source.name, source.role),
-        num_rows=stretch.num_batches * stretch.rows_per_batch,
+        num_rows=None if config.order == "megatron_one_pass" else stretch.num_batches * stretch.rows_per_batch,
         sequence_length=stretch.sequence_length,
         seed=job.seed,
         max_epochs=config.max_epochs,
@@ -167,10 +167,11 @@ def _say_what_is_empty(mixture: Mixture) -> None:
 
 def _write_order(config: MixConfig, job: StageJob, mixture: Mixture, supplies: Sequence[Supply]) -> FileEntry:
     num_rows = sum(phase.num_batches * phase.rows_per_batch for phase in mixture.phases)
-    if config.order == "megatron":
+    if config.is_megatron:
         roles = {supply.source: supply.role for supply in mixture.supplies}
         shares = [(name, mixture.phases[0].share_of(name, roles[name])) for name in mixture.sources]
-        return write_order(job.out / ORDER, _tracked(blended_blocks(job.out, shares, num_rows), num_rows), job.out)
+        blocks = blended_blocks(job.out, shares, num_rows, one_pass=config.order == "megatron_one_pass")
+        return write_order(job.out / ORDER, _tracked(blocks, num_rows), job.out)
     # UniMax fills sources up to their caps, so a filled one must not stop the run a row before its end.
     weights = (config.weights, config.anneal.weights if config.anneal is not None else None)
     builder = OrderBuilder(

@@ -9,7 +9,7 @@ from deepen.errors import SourceError
 from deepen.formats.order import Order, row_of, source_of
 from deepen.formats.packs import Packs
 from deepen.mix.config import MixConfig
-from deepen.mix.megatron_order import blend, gpt_indices
+from deepen.mix.megatron_order import blend, blend_all, gpt_indices
 from deepen.mix.stage import mix
 
 LENGTHS = np.array([4, 3, 6, 2, 5], dtype=np.int32)
@@ -37,6 +37,26 @@ def test_blends_are_those_that_megatron_prints() -> None:
     sources, numbers = blend(np.array([0.5, 0.3, 0.2]), 10)
     assert sources.tolist() == [0, 1, 2, 0, 1, 0, 2, 0, 1, 0]
     assert numbers.tolist() == [0, 0, 0, 1, 1, 2, 1, 3, 2, 4]
+
+
+def test_the_blend_of_everything_is_that_which_megatron_prints() -> None:
+    sources, numbers = blend_all(np.array([3, 2, 1]))
+    assert (sources.tolist(), numbers.tolist()) == ([0, 1, 2, 0, 1, 0], [0, 0, 0, 1, 1, 2])
+
+
+def test_one_pass_takes_every_sample_once_and_no_more(make_job) -> None:
+    job = make_job("out", papers=("domain", [60, 41, 33]), web=("replay", [90, 17]))
+    config = MixConfig(sequence_length=8, order="megatron_one_pass")
+    mix(config, job, batch_tokens=8, num_batches=29)
+    ids = np.concatenate([Order.open(job.out).batch(batch) for batch in range(29)])
+    assert len(set(ids.tolist())) == 29 and np.bincount(source_of(ids)).tolist() == [16, 13]
+    with pytest.raises(SourceError, match="29 rows, the run asks for 30"):
+        mix(
+            config,
+            make_job("more", papers=("domain", [60, 41, 33]), web=("replay", [90, 17])),
+            batch_tokens=8,
+            num_batches=30,
+        )
 
 
 def test_the_order_trains_these_samples_one_by_one(make_job) -> None:
