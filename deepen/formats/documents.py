@@ -177,11 +177,23 @@ def read_documents(path: Path) -> Iterator[Document]:
         yield from documents_of(table.to_pylist())
 
 
-def read_tables(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Stream a document file as Arrow tables of one row group each, optionally only some columns."""
+def read_tables(
+    path: Path, columns: Sequence[str] | None = None, groups: tuple[int, int] | None = None
+) -> Iterator[pa.Table]:
+    """Stream a document file as Arrow tables of one row group each, optionally only some columns.
+
+    ``groups``: only the row groups from the first up to (not with) the second number.
+    """
     with path.open("rb") as handle, pq.ParquetFile(handle) as file:
-        for index in range(file.num_row_groups):
+        for index in range(*(groups or (0, file.num_row_groups))):
             yield file.read_row_group(index, columns=columns, use_threads=False)  # parts run side by side already
+
+
+def row_groups(path: Path) -> list[tuple[int, int]]:
+    """Number of documents and of uncompressed bytes of each row group, from the footer alone."""
+    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+        found = (file.metadata.row_group(index) for index in range(file.num_row_groups))
+        return [(int(group.num_rows), int(group.total_byte_size)) for group in found]
 
 
 def num_documents_in(path: Path) -> int:

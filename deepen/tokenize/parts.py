@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from deepen.formats.arrays import open_array, write_array
 from deepen.formats.document_ids import pack_ids
-from deepen.formats.documents import read_tables
+from deepen.formats.documents import read_tables, row_groups
 from deepen.formats.megatron import IndexedDataset, IndexedDatasetWriter, token_dtype
 from deepen.formats.trained import TrainedWriter, merge_trained
 from deepen.tokenize.encoder import Encoder, EncoderName
@@ -30,6 +30,8 @@ from deepen.tokenize.vocabulary import Vocabulary
 Array = npt.NDArray[Any]
 
 BATCH_BYTES = 4_000_000
+SLICE_BYTES = 256_000_000
+"""Uncompressed bytes of row groups after which a document file is cut for another worker."""
 CHECK_ONE_IN = 1024
 """One document in this many (by its id) is encoded by ``tokenizers`` too, when another encoder is used."""
 CHECK_CHARACTERS = 100_000
@@ -48,6 +50,38 @@ class EncodePart:
     boundary: Boundary
     template: Template | None = None
     """Chat template for documents with turns; None leaves these as they stand in the text."""
+    groups: tuple[int, int] | None = None
+    """Only these row groups of the file (the second number is not included)."""
+
+
+@dataclass(frozen=True)
+class FileSlice:
+    """Some row groups of a document file: what one part encodes."""
+
+    path: Path
+    groups: tuple[int, int]
+    num_documents: int
+
+    @property
+    def name(self) -> str:
+        """Name of the part's files."""
+        return self.path.stem if self.groups[0] == 0 else f"{self.path.stem}.{self.groups[0]}"
+
+
+def slices_of(path: Path) -> list[FileSlice]:
+    """A document file cut into slices of some hundred megabytes, so that one huge file is spread over all workers.
+
+    Cuts depend on the file alone. A file of ordinary size is one slice.
+    """
+    slices: list[FileSlice] = []
+    begin = num_documents = num_bytes = 0
+    groups = row_groups(path)
+    for index, (rows, size) in enumerate(groups):
+        num_documents, num_bytes = num_documents + rows, num_bytes + size
+        if num_bytes >= SLICE_BYTES or index == len(groups) - 1:
+            slices.append(FileSlice(path, (begin, index + 1), num_documents))
+            begin, num_documents, num_bytes = index + 1, 0, 0
+    return slices or [FileSlice(path, (0, 0), 0)]
 
 
 @lru_cache(maxsize=2)
@@ -63,7 +97,7 @@ def encode_part(part: EncodePart) -> dict[str, Any]:
     all_ids: list[Array] = []
     turns = PartTurns(encoder, part.tokenizer, vocabulary, part.template)
     with IndexedDatasetWriter(part.prefix, token_dtype(vocabulary.size)) as writer, TrainedWriter(part.prefix) as mask:
-        for ids, texts, spans in _batches(part.documents):
+        for ids, texts, spans in _batches(part.documents, part.groups):
             halves, flags = pack_ids(ids), None
             if spans is None:
                 tokens, lengths = encoder.encode_column(texts)
@@ -86,10 +120,12 @@ def encode_part(part: EncodePart) -> dict[str, Any]:
     return counts | {"documents": len(halves), "tokens": writer.num_tokens, "targets": mask.num_targets}
 
 
-def _batches(path: Path) -> Iterator[tuple[list[str], pa.LargeStringArray, pa.ListArray | None]]:
+def _batches(
+    path: Path, groups: tuple[int, int] | None = None
+) -> Iterator[tuple[list[str], pa.LargeStringArray, pa.ListArray | None]]:
     """Ids, texts and spans (None where no document has any) of a file, a few megabytes at a time (one long document
     may be more)."""
-    for table in read_tables(path, ["id", "text", "spans"]):
+    for table in read_tables(path, ["id", "text", "spans"], groups):
         spans = table["spans"].combine_chunks()
         spans = None if spans.null_count == len(spans) else spans
         ids = table["id"].to_pylist()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.errors import DeepenError, SourceError
 from deepen.formats.atomic import FileEntry
-from deepen.formats.documents import document_files, num_documents_in
+from deepen.formats.documents import document_files
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.new_token_counts import count_new_tokens, write_new_token_counts
 from deepen.formats.workers import as_workers
@@ -142,18 +142,19 @@ def _encode(
 
     If any sampled document differs from the reference, everything is encoded again by the reference.
     """
-    from deepen.tokenize.parts import EncodePart, encode_part
+    from deepen.tokenize.parts import EncodePart, encode_part, slices_of
     from deepen.tokenize.templates import Template
 
     found = prepared["template"]
     template = None if found is None else Template(found["source"], tuple(map(tuple, found["tokens"])))
     prefixes, folder = _parts_directory(job), job.out / "tokenizer"
-    named = [(name, path) for name, paths in files.items() for path in paths]
-    sizes = [num_documents_in(path) for _, path in named]
+    named = [(name, each) for name, paths in files.items() for path in paths for each in slices_of(path)]
+    sizes = [each.num_documents for _, each in named]
     for encoder in dict.fromkeys((prepared["encoder"], "tokenizers")):
         boundary = prepared["boundary"]
         parts = [
-            EncodePart(path, prefixes / path.stem, folder, vocabulary, encoder, boundary, template) for _, path in named
+            EncodePart(each.path, prefixes / each.name, folder, vocabulary, encoder, boundary, template, each.groups)
+            for _, each in named
         ]
         results = map_parts(
             encode_part, parts, workers=job.workers, ledger=_ledger(job) / encoder, what="tokenizing", unit="documents",
@@ -169,9 +170,13 @@ def _encode(
 
 
 def _merge(job: StageJob, vocabulary: Vocabulary, files: dict[str, list[Path]]) -> list[dict[str, Any]]:
-    from deepen.tokenize.parts import MergePart, merge_parts
+    from deepen.tokenize.parts import MergePart, merge_parts, slices_of
 
-    prefixes = {name: tuple(_parts_directory(job) / path.stem for path in paths) for name, paths in files.items()}
+    parts_directory = _parts_directory(job)
+    prefixes = {
+        name: tuple(parts_directory / each.name for path in paths for each in slices_of(path))
+        for name, paths in files.items()
+    }
     parts = [MergePart(job.out, name, those, vocabulary) for name, those in prefixes.items()]
     results = map_parts(
         merge_parts, parts, workers=1, ledger=_ledger(job) / "merge", what="joining shards", unit="files",

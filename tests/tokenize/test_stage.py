@@ -16,8 +16,9 @@ from deepen.formats.document_ids import read_document_ids
 from deepen.formats.documents import document_id
 from deepen.formats.manifest import open_artifact
 from deepen.formats.megatron import IndexedDataset
+from deepen.tokenize import parts as parts_module
 from deepen.tokenize.config import TokenizeConfig, TrainVocabulary
-from deepen.tokenize.parts import num_words
+from deepen.tokenize.parts import num_words, slices_of
 from deepen.tokenize.stage import tokenize
 
 from .conftest import NOTES, PAPERS
@@ -203,3 +204,14 @@ def test_large_vocabularies_are_stored_in_four_bytes(make_job, byte_level, tmp_p
 def test_words_are_runs_without_ascii_white_space(texts: list[str], skipped: int) -> None:
     array = pa.array(texts, pa.large_string())[skipped:]
     assert num_words(array) == sum(len(text.encode().split()) for text in texts[skipped:])
+
+
+def test_a_huge_file_is_cut_into_slices_and_gives_the_same_bytes(make_job, byte_level, monkeypatch) -> None:
+    texts = [f"number {number} of many" for number in range(2_500)]
+    whole, cut = make_job("whole", papers=("domain", [texts])), make_job("cut", papers=("domain", [texts]))
+    tokenize(KEEP, whole, base=byte_level)
+    (path,) = (cut.inputs["curate"].path / "documents").glob("*.parquet")
+    monkeypatch.setattr(parts_module, "SLICE_BYTES", 1)
+    assert [each.name for each in slices_of(path)] == ["papers-00000", "papers-00000.1", "papers-00000.2"]
+    tokenize(KEEP, cut, base=byte_level)
+    assert files(whole.out) == files(cut.out)
