@@ -43,16 +43,17 @@ class ExtendVocabulary(Settings):
 
 
 def _kind_of_vocabulary(value: Any) -> str:
+    """Which of the three a value is meant to be; not called by a key, or problems would be told of that key."""
     if isinstance(value, str):
-        return "keep"
+        return "base"
     keys = value if isinstance(value, Mapping) else type(value).model_fields if isinstance(value, Settings) else ()
-    return "train" if "train" in keys else "extend"
+    return "learned" if "train" in keys else "grown"
 
 
 VocabularySetting = Annotated[
-    Annotated[Literal["keep"], Tag("keep")]
-    | Annotated[TrainVocabulary, Tag("train")]
-    | Annotated[ExtendVocabulary, Tag("extend")],
+    Annotated[Literal["keep"], Tag("base")]
+    | Annotated[TrainVocabulary, Tag("learned")]
+    | Annotated[ExtendVocabulary, Tag("grown")],
     Discriminator(_kind_of_vocabulary),
 ]
 """``keep``, ``{train: N}`` or ``{extend: auto, ...}``."""
