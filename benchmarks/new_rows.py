@@ -16,12 +16,15 @@ becomes a token, again and again.) Then, per base and way to make rows:
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # the standard library first: this folder has a `tokenize.py` too
+
 import argparse
 import io
 import json
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -7,11 +7,14 @@ is of the ratios within rounds. Memory: one process each. Arithmetic: loss curve
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # the standard library first: this folder has a `tokenize.py` too
+
 import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
