@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import zstandard
 
 FASTER_THAN_MEGATRON = 15.0
@@ -231,7 +232,10 @@ def equality(data: Path, out: Path, name: str, sample: list[str]) -> bool:
     chosen, why = choose_encoder(folder, control, texts[:200])
     boundary = choose_boundary(folder, control, [text[:20_000] for text in texts[:50]], chosen)
     encoder = Encoder(folder, name=chosen, control=control, boundary=boundary)
-    ids, lengths = encoder.encode(texts)
+    encoded = [
+        encoder.encode_column(pa.array(texts[at : at + 100], pa.large_string())) for at in range(0, len(texts), 100)
+    ]
+    ids, lengths = (np.concatenate([each[side] for each in encoded]) for side in (0, 1))
     reference = AutoTokenizer.from_pretrained(data / f"tokenizer_{name}")
     special = [token.content for token in reference.added_tokens_decoder.values() if token.special]
     differ, spelled, begin = 0, 0, 0
