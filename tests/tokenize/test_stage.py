@@ -1,6 +1,8 @@
 """The stage: every document once, ended by itself alone, the same bytes however it was made."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +217,14 @@ def test_a_huge_file_is_cut_into_slices_and_gives_the_same_bytes(make_job, byte_
     assert [each.name for each in slices_of(path)] == ["papers-00000", "papers-00000.1", "papers-00000.2"]
     tokenize(KEEP, cut, base=byte_level)
     assert files(whole.out) == files(cut.out)
+
+
+def test_a_pad_token_that_is_the_end_token_leaves_every_end_in_place(make_job, byte_level, tmp_path) -> None:
+    folder = shutil.copytree(byte_level.path, tmp_path / "padded")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": config["eos_token"]}))
+    plain, padded = make_job("plain", **SOURCES), make_job("pads", **SOURCES)
+    tokenize(KEEP, plain, base=byte_level)
+    counts = tokenize(KEEP, padded, base=replace(byte_level, path=folder)).counts
+    assert shard(padded.out) == shard(plain.out)
+    assert counts["sources"]["papers"]["targets"] == counts["sources"]["papers"]["tokens"]
