@@ -114,10 +114,7 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
                 kind = np.int64(_CLASSES[byte])
             run_end = position
             if position < size and kind != _SPACE and not _is_closing(text, position, kind):
-                if _is_full_stop(text, position):
-                    position += is_abbreviated(text, start, position)
-                else:
-                    position = _word_end(text, start, position)
+                position = _after_run(text, start, position)
             if position == run_end:
                 if located:
                     starts[count], ends[count] = start, position
@@ -165,6 +162,14 @@ def _is_full_stop(text, position):  # type: ignore[no-untyped-def]
     """Whether one full stop, and then a space, is at ``position``."""
     after = position + 1
     return text[position] == 0x2E and after < len(text) and (text[after] == 0x20 or text[after] == 0x0A)
+
+
+@njit(cache=True)
+def _after_run(text, start, position):  # type: ignore[no-untyped-def]
+    """Where the word ends that was a run of letters and digits up to ``position``; most often there is a full stop."""
+    if _is_full_stop(text, position):
+        return position + is_abbreviated(text, start, position)
+    return _word_end(text, start, position)
 
 
 @njit(cache=True)
