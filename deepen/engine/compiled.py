@@ -44,5 +44,10 @@ def cache_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="deepen-kernels-"))
 
 
+def is_cold() -> bool:
+    """Whether no kernel was compiled yet, so that the first use of each takes seconds."""
+    return not any(Path(numba.config.CACHE_DIR).rglob("*.nbi"))
+
+
 numba.config.CACHE_DIR = str(cache_directory())
 njit: Any = numba.njit
