@@ -69,6 +69,9 @@ class TokenizeConfig(Settings):
     """Chat template for documents with turns. ``auto``: the base's own, or ``User: ...``, ``Assistant: ...`` if it has
     none; ``none``: turns stand as they are in the text, blank lines between them; else a file with a Jinja template,
     which the exported model carries then."""
+    report: bool = True
+    """Measure how the base's vocabulary fits the corpus, and what more tokens would save: some seconds, whatever the
+    size of the corpus. An extended vocabulary is measured in any case."""
 
 
 def problems(config: TokenizeConfig) -> Iterator[Problem]:

@@ -50,6 +50,8 @@ class PreparePart:
     seed: int
     template: str
     """``tokenize.template``."""
+    report: bool = True
+    """``tokenize.report``."""
 
     @property
     def documents(self) -> tuple[Path, ...]:
@@ -110,6 +112,8 @@ def _keep_or_extend(part: PreparePart, samples: Sequence[str]) -> dict[str, Any]
     made: dict[str, Any] = {
         "files": files, "remarks": [remark], "report": None, "extension": None, "new_texts": [],
     }  # fmt: skip
+    if part.vocabulary == "keep" and not part.report:
+        return made
     looked_at = [sample for source in part.sources for sample in sample_source(source.name, source.role, source.files)]
     domain = [source for source in part.sources if source.role == "domain"]
     num_bytes = sum(num_text_bytes(source.files) for source in domain)

@@ -125,7 +125,14 @@ def _prepare(
 
     sources = tuple(SourceFiles(name, roles[name], tuple(paths)) for name, paths in files.items() if paths)
     part = PreparePart(
-        job.out, base.path, config.vocabulary, sources, as_workers(job.workers).processes, job.seed, config.template
+        out=job.out,
+        base=base.path,
+        vocabulary=config.vocabulary,
+        sources=sources,
+        workers=as_workers(job.workers).processes,
+        seed=job.seed,
+        template=config.template,
+        report=config.report,
     )
     (prepared,) = map_parts(
         prepare, [part], workers=1, ledger=_ledger(job) / "tokenizer", what="tokenizer", unit="tokenizers", sizes=[1]

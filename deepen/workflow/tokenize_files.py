@@ -130,7 +130,7 @@ def report_files(order: TokenizeFiles) -> dict[str, Any]:
 def _keep() -> Any:
     from deepen.tokenize.config import TokenizeConfig
 
-    return TokenizeConfig()
+    return TokenizeConfig(report=False)  # `--report` is a command of its own
 
 
 def sources_of(order: TokenizeFiles) -> IngestConfig:
