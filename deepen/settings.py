@@ -21,7 +21,11 @@ Many = Annotated[tuple[T, ...], Field(strict=False)]
 """A list in YAML, a tuple in Python: ``Many[str]``."""
 
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_BYTE_SCALES = {"byte": 1, "bytes": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _SECONDS = {"s": 1, "sec": 1, "seconds": 1, "min": 60, "h": 3600, "d": 86400}
+BYTES_PER_TOKEN = 4
+"""UTF-8 bytes of text counted as one token before any tokenizer is known: English in common vocabularies has 3.5 to
+4.5."""
 _NUMBER = r"(?P<number>\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 
 
@@ -125,6 +129,24 @@ def parse_count(value: Any) -> Any:
     return int(number)
 
 
+def parse_extent(value: Any) -> Amount:
+    """Read how much text: ``500``, ``"500 documents"``, ``"20 MB"``, ``"2B tokens"``; a bare number means documents.
+
+    Returns a whole ``Amount`` of ``documents``, ``bytes`` (powers of ten) or ``tokens``.
+    """
+    if isinstance(value, Amount):
+        return value
+    nouns = "|".join((*_BYTE_SCALES, "documents?", "tokens?"))
+    match = re.fullmatch(rf"\s*{_NUMBER}\s*(?P<scale>[kmbgt]??)\s*(?P<noun>{nouns})?\s*", str(value).lower())
+    if isinstance(value, bool) or not match:
+        raise ValueError("expected so many documents, bytes or tokens: `500 documents`, `20 MB` or `2B tokens`")
+    noun = match["noun"] or "documents"
+    number = float(match["number"]) * _SCALES[match["scale"]] * _BYTE_SCALES.get(noun, 1)
+    if number != int(number) or number < 1:
+        raise ValueError("expected a whole number, at least 1")
+    return Amount(int(number), "bytes" if noun in _BYTE_SCALES else noun.rstrip("s") + "s")
+
+
 def parse_share(value: Any) -> Any:
     """Read ``"5%"`` or ``0.05`` as the fraction 0.05."""
     if not isinstance(value, str):
@@ -137,6 +159,8 @@ def parse_share(value: Any) -> Any:
 
 AmountSetting = Annotated[Amount, BeforeValidator(parse_amount), PlainSerializer(str)]
 IntervalSetting = Annotated[Interval, BeforeValidator(parse_interval), PlainSerializer(str)]
+ExtentSetting = Annotated[Amount, BeforeValidator(parse_extent), PlainSerializer(str)]
+"""So much text: ``500 documents``, ``20 MB`` or ``2B tokens``."""
 Count = Annotated[int, BeforeValidator(parse_count)]
 """A whole number, with an optional scale and noun: ``2M tokens``."""
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]

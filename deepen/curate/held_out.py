@@ -18,8 +18,8 @@ from deepen.curate.clusters import Labels
 from deepen.curate.config import HeldOutConfig
 from deepen.curate.corpus import Corpus
 from deepen.curate.leaks import find_leaks
-from deepen.curate.length import BYTES_PER_TOKEN
 from deepen.progress import say
+from deepen.settings import BYTES_PER_TOKEN
 
 _LARGEST_SHARE = 0.1
 """No source loses more than this share of its documents, so that ``at_least`` cannot eat a small one."""

@@ -11,10 +11,7 @@ from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from deepen.curate.batch import Batch
 from deepen.curate.step import BatchStep, Judgement, judged
-from deepen.settings import parse_count
-
-BYTES_PER_TOKEN = 4
-"""English text in common vocabularies has 3.5 to 4.5 bytes per token; curation runs before any tokenizer is known."""
+from deepen.settings import BYTES_PER_TOKEN, parse_count
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from deepen.curate.corpus import Corpus
-from deepen.curate.length import BYTES_PER_TOKEN
 from deepen.curate.step import CorpusStep, Drops
-from deepen.settings import Count
+from deepen.settings import BYTES_PER_TOKEN, Count
 
 
 class Limit(CorpusStep):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
@@ -41,7 +41,7 @@ class Contents:
         return tuple(dict.fromkeys((*texts, "id", *own)))
 
 
-def guess_contents(source: Source, records: Iterable[Record]) -> Contents:
+def guess_contents(source: Source, records: Iterable[Record], tell: Callable[[str], None] = say) -> Contents:
     """The first likely field of the source's first records, or conversations where they are some; says which.
 
     Raises ``SourceError`` when there is neither.
@@ -52,11 +52,11 @@ def guess_contents(source: Source, records: Iterable[Record]) -> Contents:
         seen.update(record.values.keys())
         for name in _GUESSES:
             if isinstance(record.values.get(name), str):
-                say(f"ingest: source `{source.name}` has its text in the field `{name}` (set `text` to change this)")
+                tell(f"ingest: source `{source.name}` has its text in the field `{name}` (set `text` to change this)")
                 return Contents(name)
         conversations += looks_like_conversation(record.values)
     if conversations:
-        say(
+        tell(
             f"ingest: source `{source.name}` has conversations or instructions; answers alone are trained"
             " (`conversations: as_text` trains all of their words)"
         )

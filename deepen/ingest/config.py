@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from deepen.errors import Problem
 from deepen.ingest.encodings import is_text_encoding
 from deepen.ingest.files import SUFFIXES, is_pattern, list_files
-from deepen.settings import Count, Many, Settings, Share
+from deepen.settings import ExtentSetting, Many, Settings, Share
 
 Role = Literal["domain", "replay", "watch"]
 Format = Literal[
@@ -76,8 +76,10 @@ class Source(Settings):
     """Language of the source, for example ``en``; None: not known."""
     licence: str | None = None
     """Licence of the source, kept with every document and named in the model card."""
-    limit: Annotated[Count, Field(gt=0)] | None = None
-    """Keep only the first so many documents, in the order of the files. A limited source is read by one process."""
+    limit: ExtentSetting | None = None
+    """Keep only the first so much, in the order of the files: ``500 documents``, ``20 MB`` of text, or ``2B tokens``
+    (UTF-8 bytes / 4, since no tokenizer is known yet); the document that reaches it is the last. At an address no more
+    files are fetched than that takes. A limited source is read by one process."""
 
     @field_validator("encoding")
     @classmethod

@@ -7,12 +7,10 @@ Each part writes one document file and its rejects; a part that is finished is n
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,12 @@ from deepen.formats.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.documents import Document, write_documents
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import read_records, write_records
-from deepen.ingest.as_documents import Contents, as_document, guess_contents
+from deepen.ingest.as_documents import Contents
 from deepen.ingest.carry_over import Carried, carry_over
 from deepen.ingest.config import Extraction, IngestConfig, Source
-from deepen.ingest.files import CONTAINERS, TABLES, InputFile, companions, fingerprint_files, list_files
-from deepen.ingest.readers import READERS
-from deepen.ingest.reading import Reading
-from deepen.ingest.records import Record, Reject
+from deepen.ingest.files import InputFile, companions, fingerprint_files, list_files
+from deepen.ingest.read_documents import contents_of, read_documents, up_to
+from deepen.ingest.records import Reject
 from deepen.ingest.summary import check_counts, print_summary
 
 FORMAT = 3
@@ -98,7 +95,7 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
 
 def _parts(source: Source, files: Sequence[InputFile], extraction: Extraction, job: StageJob) -> list[Part]:
     """Files in groups of about 64 MB; a limited source is one part, because the limit counts through all its files."""
-    contents = _contents(source, files)
+    contents = contents_of(source, files)
     groups: list[list[InputFile]] = []
     num_bytes = 0
     for file in files:
@@ -113,72 +110,26 @@ def _parts(source: Source, files: Sequence[InputFile], extraction: Extraction, j
     ]
 
 
-def _contents(source: Source, files: Sequence[InputFile]) -> Contents:
-    """Where the records have their text: as set, or as the source's first records show."""
-    tables = [file for file in files if file.format in (*TABLES, *CONTAINERS)]
-    if source.conversations is not None:
-        return Contents(conversations=source.conversations)
-    if source.text is not None or not tables:
-        return Contents(source.text or "text")
-    reading = _reading(source, Extraction(), tables_only=True)
-    every = (found for file in tables for found in READERS[str(file.format)](file, reading))
-    return guess_contents(source, (found for found in every if isinstance(found, Record)))
-
-
 def read_part(part: Part) -> dict[str, Any]:
     """Read one part: write its documents and rejects, and return its counts."""
     out = Path(part.out)
     counts: dict[str, Any] = {"bytes": 0, "rejected": Counter(), "encodings": Counter()}
     with writing(out / _PARTIAL / f"{part.name}.jsonl") as rejects:
-        documents = islice(_documents(part, counts, rejects), part.source.limit)
+        documents = up_to(part.source.limit, _documents(part, counts, rejects))
         entry, num_documents = write_documents(out / "documents" / f"{part.name}.parquet", documents, out)
     return {"file": entry.model_dump(), "documents": num_documents, **counts}
 
 
 def _documents(part: Part, counts: dict[str, Any], rejects: HashingWriter) -> Iterator[Document]:
-    for file in part.files:
-        for found in _found_in(file, part):
-            made = found if isinstance(found, Reject) else as_document(found, part.source, part.contents)
-            if isinstance(made, Reject):
-                counts["rejected"][made.reason] += made.num_records
-                rejects.write(_line(part.source.name, made))
-            else:
-                counts["bytes"] += len(made.text.encode())
-                if "encoding" in made.meta:
-                    counts["encodings"][made.meta["encoding"]] += 1
-                yield made
-
-
-def _found_in(file: InputFile, part: Part) -> Iterator[Record | Reject]:
-    if file.format is None:
-        yield Reject(file.location, "unsupported_file", "no reader for this suffix; set `format` or use a glob")
-        return
-    is_empty = True
-    for found in _read(file, part):
-        is_empty = False
-        yield found
-    if is_empty:
-        yield Reject(file.location, "no_records", "the file can be read, and there is nothing in it")
-
-
-def _read(file: InputFile, part: Part) -> Iterator[Record | Reject]:
-    fields = part.contents.fields(part.source)
-    return READERS[str(file.format)](file, _reading(part.source, part.extraction, fields=fields))
-
-
-def _reading(
-    source: Source, extraction: Extraction, *, fields: tuple[str, ...] | None = None, tables_only: bool = False
-) -> Reading:
-    return Reading(
-        fields=fields,
-        format=source.format,
-        encoding=source.encoding,
-        extractor=source.extractor,
-        passwords=tuple(os.environ.get(word[1:], "") if word.startswith("$") else word for word in source.passwords),
-        limits=extraction,
-        tokenizer=source.tokenizer,
-        tables_only=tables_only,
-    )
+    for made in read_documents(part.source, part.files, part.contents, part.extraction):
+        if isinstance(made, Reject):
+            counts["rejected"][made.reason] += made.num_records
+            rejects.write(_line(part.source.name, made))
+        else:
+            counts["bytes"] += len(made.text.encode())
+            if "encoding" in made.meta:
+                counts["encodings"][made.meta["encoding"]] += 1
+            yield made
 
 
 def _line(source: str, reject: Reject) -> bytes:

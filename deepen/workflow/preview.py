@@ -22,10 +22,12 @@ from deepen.curate.config import CurateConfig
 from deepen.curate.stage import curate
 from deepen.formats.documents import SCHEMA, document_files, read_tables, write_tables
 from deepen.formats.manifest import Artifact, Manifest, StageJob, open_artifact
+from deepen.ingest.config import Source
 from deepen.ingest.stage import ingest
 from deepen.plug import identity
 from deepen.progress import say
 from deepen.recipe.models import Recipe
+from deepen.settings import Amount
 from deepen.workflow.inputs import Pins, resolve_sources
 from deepen.workflow.stages import stage_directory, without_paths
 
@@ -83,12 +85,18 @@ def _first_documents(recipe: Recipe, run: Path, folder: Path, per_source: int) -
     if (run / "pins.json").is_file():
         shutil.copy(run / "pins.json", folder / "pins.json")
     config = resolve_sources(recipe.ingest, Pins(folder / "pins.json", offline=False))
-    limited = [
-        source.model_copy(update={"limit": min(per_source, source.limit or per_source)}) for source in config.sources
-    ]
-    config = config.model_copy(update={"sources": tuple(limited)})
+    limited = tuple(_limited(source, per_source) for source in config.sources)
+    config = config.model_copy(update={"sources": limited})
     manifest = ingest(config, StageJob(folder / "ingest", "dry-run"))
     return Artifact(folder / "ingest", manifest)
+
+
+def _limited(source: Source, num_documents: int) -> Source:
+    """The source's first documents, unless its own limit may end it before."""
+    own = source.limit
+    if own is not None and (own.unit != "documents" or own.value <= num_documents):
+        return source
+    return source.model_copy(update={"limit": Amount(num_documents, "documents")})
 
 
 def _sample(ingested: Artifact, out: Path, per_source: int) -> Artifact:

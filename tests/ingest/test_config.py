@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from deepen.ingest.config import Extraction, IngestConfig, Source, problems
 from deepen.ingest.files import list_files
-from deepen.ingest.stage import _reading, source_fingerprint
+from deepen.ingest.read_documents import reading
+from deepen.ingest.stage import source_fingerprint
 
 
 def config(*sources):
@@ -32,8 +33,27 @@ def test_names_must_differ():
         config()
 
 
-def test_limit_takes_a_noun():
-    assert config({"path": "x", "limit": "2k documents"}).sources[0].limit == 2000
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (7, "7 documents"),
+        ("2k documents", "2000 documents"),
+        ("1.5 MB", "1500000 bytes"),
+        ("2B tokens", "2000000000 tokens"),
+        ("12 bytes", "12 bytes"),
+        ("1 document", "1 documents"),
+    ],
+)
+def test_limit_takes_documents_bytes_and_tokens(written, read):
+    source = config({"path": "x", "limit": written}).sources[0]
+    assert str(source.limit) == read
+    assert config({"path": "x", "limit": read}).sources[0] == source
+
+
+@pytest.mark.parametrize("written", [0, -1, True, "0 MB", "5 steps", "2 MiB", "10%", "0.5 documents", "1 MB tokens"])
+def test_other_limits_are_refused(written):
+    with pytest.raises(ValidationError):
+        config({"path": "x", "limit": written})
 
 
 def test_problems_name_the_source_the_key_and_a_remedy(tmp_path):
@@ -54,7 +74,7 @@ def test_a_password_may_come_from_the_environment(tmp_path, monkeypatch):
     assert problem.path == "ingest.sources[0].passwords" and "DEEPEN_SECRET" in problem.message
     monkeypatch.setenv("DEEPEN_SECRET", "word")
     assert problems(config(source)) == []
-    assert _reading(config(source).sources[0], Extraction()).passwords == ("word", "plain")
+    assert reading(config(source).sources[0], Extraction()).passwords == ("word", "plain")
 
 
 def test_links_in_a_circle_end_and_dangling_links_stay_visible(tmp_path):

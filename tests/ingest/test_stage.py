@@ -157,3 +157,10 @@ def test_a_file_without_records_is_named(tmp_path, run):
     (tmp_path / "in/c.csv").write_text("id,text\n")
     manifest = run({"path": "in"}, max_rejected=0.5)
     assert manifest.counts["sources"]["s0"]["rejected"] == {"no_records": 2}
+
+
+@pytest.mark.parametrize(("limit", "number"), [("12 bytes", 2), ("13 bytes", 3), ("4 tokens", 3), ("3 tokens", 2)])
+def test_the_document_that_reaches_a_limit_is_the_last(tmp_path, run, texts, limit, number):
+    write_jsonl(tmp_path / "a.jsonl", 5)  # of six bytes each
+    run({"path": "a.jsonl", "limit": limit})
+    assert len(texts()) == number
