@@ -6,14 +6,21 @@ The card (``README.md``) may list ``configs`` with ``data_files`` per split; wit
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from deepen.errors import SourceError
+from deepen.ingest.files import list_files
+from deepen.workflow.remote import Remote
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
 
 CARD = "README.md"
 
@@ -52,6 +59,40 @@ def pattern_in_card(name: str, card: Mapping[str, Any], subset: str | None, spli
             hint=f"give each as a source of its own: path: hf://{name}/PATTERN",
         )
     return patterns[0]
+
+
+def list_dataset(name: str, commit: str, patterns: Sequence[str], file_format: str) -> Remote:
+    """The files of a data set that the first of ``patterns`` with any files names, in the order of their paths.
+
+    Which files a pattern names is told by the code that reads folders, on empty files of the same names.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.hf_api import RepoFile
+
+    every = HfApi().list_repo_tree(name, repo_type="dataset", revision=commit, recursive=True)
+    versions = {entry.path: _version(entry) for entry in every if isinstance(entry, RepoFile)}
+    beginnings = tuple(re.split(r"[*?[]", pattern)[0] for pattern in patterns)
+    with tempfile.TemporaryDirectory(prefix="deepen-listing-") as tree:
+        for path in (path for path in versions if path.startswith(beginnings)):
+            Path(tree, path).parent.mkdir(parents=True, exist_ok=True)
+            Path(tree, path).touch()
+        listed = (list_files(f"{tree}/{pattern}", file_format) for pattern in patterns)
+        files = next((files for files in listed if files), [])
+        paths = {file.location: Path(file.path).relative_to(tree).as_posix() for file in files}
+
+    def fetch(location: str) -> Path:
+        return Path(hf_hub_download(name, paths[location], repo_type="dataset", revision=commit))
+
+    return Remote({location: versions[path] for location, path in paths.items()}, fetch)
+
+
+def as_hub_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
+    """The same for the hub's client, in whose patterns ``**/`` stands for one folder at least, not for none."""
+    return tuple(dict.fromkeys(one for pattern in patterns for one in (pattern, pattern.replace("**/", ""))))
+
+
+def _version(entry: RepoFile) -> str:
+    return f"{entry.size} bytes, " + (f"sha256={entry.lfs.sha256}" if entry.lfs else f"blob={entry.blob_id}")
 
 
 def _splits(data_files: Any) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,16 +16,21 @@ from deepen.curate.decontaminate import Decontaminate, probe_files
 from deepen.errors import DeepenError, OfflineError, RunError, SourceError
 from deepen.formats.atomic import hash_file, write_json
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
-from deepen.ingest.config import HUB, IngestConfig, Source
-from deepen.ingest.files import list_files
+from deepen.ingest.config import HUB, Extraction, IngestConfig, Source
+from deepen.ingest.files import MEGATRON, list_files
+from deepen.mix.fixed_config import BASE
+from deepen.mix.fixed_files import fixed_files
 from deepen.model.config import TOKENIZER_FILES, BaseRun, RandomInit, ResolvedBase
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
 from deepen.tokenize.config import TEMPLATES, ExtendVocabulary
-from deepen.workflow.hub_data import CARD, pattern_in_card, read_card
-from deepen.workflow.remote import Listing, remote_files
+from deepen.workflow.first_files import Pin, first_files
+from deepen.workflow.hub_data import CARD, as_hub_patterns, list_dataset, pattern_in_card, read_card
+from deepen.workflow.remote import Listing, Remote, list_remote, remote_files
 from deepen.workflow.stages import Setup
 
+_FIRST = "first files:"
+"""Beginning of a pin's key: which files of a limited source were needed."""
 _BASE_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
@@ -58,7 +63,7 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
     frozen = recipe.curate.held_out.from_run
     if frozen is not None:
         raw_inputs["held_out"] = _held_out_of_run(Path(frozen))
-    raw_inputs |= _probes(recipe, run) | _tokenize_files(recipe, run)
+    raw_inputs |= _probes(recipe, run) | _tokenize_files(recipe, run) | _fixed_rows(recipe, pins, run)
     return Setup(recipe, machine, base, sources, raw_inputs)
 
 
@@ -86,6 +91,30 @@ def _tokenize_files(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
     }
 
 
+def _fixed_rows(recipe: Recipe, pins: Pins, run: Path) -> dict[str, InputEntry]:
+    """Prepared rows by the names and contents of their files, and the folders of the tokenizers that made them."""
+    cache, entries = HashCache(hash_cache(run)), dict[str, InputEntry]()
+    for rows in recipe.mix.fixed_rows:
+        hashes = {file.location: cache.hash(file.path) for file in fixed_files(rows.path)}
+        mark = fingerprint("fixed_rows", 1, hashes, {})
+        entries[f"fixed_rows:{rows.name}"] = InputEntry(path=rows.path, fingerprint=mark)
+        if rows.tokenizer == BASE:
+            continue
+        folder = _tokenizer_folder(rows.tokenizer, pins)
+        if not (folder / "tokenizer.json").is_file():
+            raise SourceError(f"`{rows.tokenizer}` has no tokenizer.json", hint="give a tokenizer's folder or a hub id")
+        mark = cache.hash(folder / "tokenizer.json")
+        entries[f"fixed_rows_tokenizer:{rows.name}"] = InputEntry(path=str(folder), fingerprint=mark)
+    if entries:
+        cache.save()
+    return entries
+
+
+def _tokenizer_folder(tokenizer: str, pins: Pins) -> Path:
+    folder = Path(tokenizer).expanduser()
+    return folder if folder.is_dir() else pins.snapshot(tokenizer, kind="model", patterns=TOKENIZER_FILES)[0]
+
+
 def identify_source(source: Source, run: Path) -> str:
     """Identity by content of all files of a source."""
     from deepen.ingest.stage import source_fingerprint
@@ -105,22 +134,21 @@ class Pins:
         self._path, self._offline = path, offline
         known = json.loads(path.read_text()) if path.is_file() else {}
         self._commits: dict[str, str] = {key: value for key, value in known.items() if isinstance(value, str)}
-        self._pinned_files: dict[str, Listing] = {key: value for key, value in known.items() if isinstance(value, dict)}
+        pinned = {key: value for key, value in known.items() if isinstance(value, dict)}
+        self._pinned_files: dict[str, Listing] = {k: v for k, v in pinned.items() if not k.startswith(_FIRST)}
+        self._first_files: dict[str, Pin] = {k: v for k, v in pinned.items() if k.startswith(_FIRST)}
 
     def snapshot(self, repository: str, *, kind: str, patterns: tuple[str, ...]) -> tuple[Path, str]:
         """Local folder and commit of a hub repository (``model`` or ``dataset``); downloads what is not there yet."""
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         name, _, revision = repository.partition("@")
         pinned = self._commits.get(f"{kind}:{repository}")
-        try:
+        with self._reaching(f"hub {kind} `{repository}`"):
             folder = snapshot_download(
                 name, repo_type=kind, revision=pinned or revision or None, allow_patterns=list(patterns),
                 local_files_only=self._offline,
             )  # fmt: skip
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-            raise self._not_found(f"hub {kind} `{repository}`", error) from error
         commit = Path(folder).name
         if pinned != commit:
             self._commits[f"{kind}:{repository}"] = commit
@@ -136,8 +164,40 @@ class Pins:
             self._save()
         return path
 
+    def first_files(self, source: Source, extraction: Extraction, list_files_there: Callable[[], Remote]) -> Path:
+        """Local folder of the first files of a source at an address, as many as its limit takes."""
+        key = f"{_FIRST}{source.name}"
+        pinned = self._first_files.get(key)
+        path, pin = first_files(source, extraction, pinned, None if self._offline else list_files_there)
+        if pinned != pin:
+            self._first_files[key] = pin
+            self._save()
+        return path
+
+    def list_dataset(self, repository: str, patterns: Sequence[str], file_format: str) -> Remote:
+        """The files of a hub data set that ``patterns`` name, at the commit that is pinned here."""
+        _, commit = self.snapshot(repository, kind="dataset", patterns=(CARD,))
+        what = f"hub dataset `{repository}`"
+        with self._reaching(what):
+            remote = list_dataset(repository.partition("@")[0], commit, patterns, file_format)
+
+        def fetch(location: str) -> Path:
+            with self._reaching(what):
+                return remote.fetch(location)
+
+        return Remote(remote.files, fetch)
+
     def _save(self) -> None:
-        write_json(self._path, {**self._commits, **self._pinned_files})
+        write_json(self._path, {**self._commits, **self._pinned_files, **self._first_files})
+
+    @contextmanager
+    def _reaching(self, what: str) -> Iterator[None]:
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            yield
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+            raise self._not_found(what, error) from error
 
     def _not_found(self, what: str, error: Exception) -> DeepenError:
         if self._offline:
@@ -218,30 +278,51 @@ class HashCache:
 
 def resolve_sources(config: IngestConfig, pins: Pins) -> IngestConfig:
     """Replace ``hf://OWNER/NAME[@REVISION]/PATTERN`` and other addresses by the local folder they were fetched to."""
-    return config.model_copy(update={"sources": tuple(_resolve_source(source, pins) for source in config.sources)})
+    return config.model_copy(
+        update={"sources": tuple(_resolve_source(source, config.extraction, pins) for source in config.sources)}
+    )
 
 
-def _resolve_source(source: Source, pins: Pins) -> Source:
+def _resolve_source(source: Source, extraction: Extraction, pins: Pins) -> Source:
     if source.tokenizer is not None and not Path(source.tokenizer).is_dir():
         folder, _ = pins.snapshot(source.tokenizer, kind="model", patterns=TOKENIZER_FILES)
         source = source.model_copy(update={"tokenizer": str(folder)})
     if "://" not in source.path:
         return source
+    is_limited = source.limit is not None and source.format != MEGATRON  # a pair is two files
     if not source.path.startswith(HUB):
+        if is_limited:
+            folder = pins.first_files(source, extraction, lambda: list_remote(source.path))
+            return source.model_copy(update={"path": str(folder)})
         return source.model_copy(update={"path": str(pins.remote(source.path))})
     owner, name, *pattern = source.path.removeprefix(HUB).split("/")
     inside = "/".join(pattern)
+    if is_limited:
+        folder = pins.first_files(source, extraction, lambda: _list_hub(source, f"{owner}/{name}", inside, pins))
+        return source.model_copy(update={"path": str(folder), "subset": None, "split": None})
     patterns = (inside,) if inside else _patterns_of(f"{owner}/{name}", source, pins)
-    folder, _ = pins.snapshot(f"{owner}/{name}", kind="dataset", patterns=patterns)
+    folder, _ = pins.snapshot(f"{owner}/{name}", kind="dataset", patterns=as_hub_patterns(patterns))
     paths = [str(folder / one) for one in patterns]
     found = next((path for path in paths if list_files(path, source.format)), None)
     if found is None and len(paths) > 1:
-        wanted = ", ".join(f"{key} `{value}`" for key in ("subset", "split") if (value := getattr(source, key)))
-        raise SourceError(
-            f"source `{source.name}`: no file of `{source.path}` belongs to {wanted} by its name",
-            hint="give the files themselves: `path: hf://OWNER/NAME/PATTERN`",
-        )
+        raise _no_such_split(source)
     return source.model_copy(update={"path": found or paths[0], "subset": None, "split": None})
+
+
+def _list_hub(source: Source, repository: str, inside: str, pins: Pins) -> Remote:
+    patterns = (inside,) if inside else _patterns_of(repository, source, pins)
+    remote = pins.list_dataset(repository, patterns, source.format)
+    if not remote.files and len(patterns) > 1:
+        raise _no_such_split(source)
+    return remote
+
+
+def _no_such_split(source: Source) -> SourceError:
+    wanted = ", ".join(f"{key} `{value}`" for key in ("subset", "split") if (value := getattr(source, key)))
+    return SourceError(
+        f"source `{source.name}`: no file of `{source.path}` belongs to {wanted} by its name",
+        hint="give the files themselves: `path: hf://OWNER/NAME/PATTERN`",
+    )
 
 
 def hub_patterns(subset: str | None, split: str | None) -> tuple[str, ...]:
@@ -270,4 +351,5 @@ def fetch(recipe: Recipe, run: Path) -> list[tuple[str, str, str]]:
     for source in resolve_sources(recipe.ingest, pins).sources:
         rows.append((f"source {source.name}", source.path, identify_source(source, run)))
         say(f"{source.name}: ready")
+    rows += [(name, entry.path, entry.fingerprint) for name, entry in _fixed_rows(recipe, pins, run).items()]
     return rows

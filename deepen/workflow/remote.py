@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,16 @@ Listing = dict[str, str]
 """Version of each file by its path relative to the address's fixed part."""
 
 
+@dataclass(frozen=True)
+class Remote:
+    """Files at an address, to be fetched one by one."""
+
+    files: Listing
+    """Version of each file by its location, in the order in which they are read."""
+    fetch: Callable[[str], Path]
+    """Brings the file of a location here, if it is not there yet, and returns its path."""
+
+
 def remote_files(address: str, pinned: Listing | None, *, offline: bool) -> tuple[Path, Listing]:
     """Local path (file or folder) of what ``address`` names, and the versions; ``pinned`` ones are not asked for again.
 
@@ -34,27 +46,50 @@ def remote_files(address: str, pinned: Listing | None, *, offline: bool) -> tupl
     changed or nothing can be reached, ``MissingExtraError`` when the store's client is not installed.
     """
     if pinned is not None:
-        folder = _cache(address, pinned)
+        folder = cache_folder(address, pinned)
         if all((folder / name).is_file() for name in pinned):
             return _local(folder, address, pinned), pinned
     if offline:
         hint = "run `deepen fetch RECIPE` once with network access"
         raise OfflineError(f"`{address}` is not on this machine, and the run is offline", hint=hint)
-    try:
+    with _reaching(address):
         system, root, infos = _listed(address)
         found = {name: _version(info) for name, info in infos.items()}
-        _check(address, found, pinned)
-        folder = _cache(address, found)
+        if pinned is not None:
+            check_unchanged(address, found, pinned)
+        folder = cache_folder(address, found)
         _fetch(system, root, infos, folder)
+    return _local(folder, address, found), found
+
+
+def list_remote(address: str) -> Remote:
+    """The files at an address in the order of their paths, each to be fetched by itself into the same cache."""
+    with _reaching(address):
+        system, root, infos = _listed(address)
+    found = {name: _version(info) for name, info in infos.items()}
+    folder = cache_folder(address, found)
+
+    def fetch(name: str) -> Path:
+        with _reaching(address):
+            _fetch(system, root, {name: infos[name]}, folder)
+        return folder / name
+
+    return Remote(found, fetch)
+
+
+@contextmanager
+def _reaching(address: str) -> Iterator[None]:
+    """Says in words of ours why the store at ``address`` gave nothing."""
+    try:
+        yield
     except ImportError as error:
         raise MissingExtraError(f"`{address}`: {error}", hint="`pip install 'deepen[remote]'`") from error
     except (OSError, ValueError) as error:
         hint = "check the address, the network and your credentials for the store"
         raise SourceError(f"`{address}` cannot be fetched: {type(error).__name__}: {error}", hint=hint) from error
-    return _local(folder, address, found), found
 
 
-def _cache(address: str, versions: Listing) -> Path:
+def cache_folder(address: str, versions: Mapping[str, str]) -> Path:
     """The folder of one state of one address: another version of any file is another folder."""
     root = os.environ.get(CACHE) or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "deepen")
     text = "\n".join([address, *(f"{name}\0{version}" for name, version in sorted(versions.items()))])
@@ -97,8 +132,9 @@ def _version(info: Mapping[str, Any]) -> str:
     return f"{info.get('size')} bytes" + (f", {known[0]}" if known else "")
 
 
-def _check(address: str, found: Listing, pinned: Listing | None) -> None:
-    if pinned is None or found == pinned:
+def check_unchanged(address: str, found: Mapping[str, str], pinned: Mapping[str, str]) -> None:
+    """Raise ``SourceError`` that names the files whose versions are not the pinned ones."""
+    if found == pinned:
         return
     changed = sorted(name for name in {*found, *pinned} if found.get(name) != pinned.get(name))
     raise SourceError(

@@ -77,7 +77,8 @@ def hub(tiny):
     text = text.replace(text[text.index("base:") : text.index("ingest:")], "base: lab/model\n")
     tiny.write_text(text.replace("tokenize: {vocabulary: {train: 400}}\n", ""))
     address = f"http://127.0.0.1:{server.server_address[1]}"
-    yield tiny, {"HF_ENDPOINT": address, "HF_HOME": str(tiny.parent / "hub-cache")}, server
+    caches = {"HF_HOME": str(tiny.parent / "hub-cache"), "DEEPEN_CACHE": str(tiny.parent / "cache")}
+    yield tiny, {"HF_ENDPOINT": address, **caches}, server
     server.shutdown()
     server.server_close()
 
@@ -133,3 +134,65 @@ def test_a_repository_that_is_not_there_is_a_clear_error(hub):
     assert run.returncode == 1
     assert "hub model `lab/nothing` cannot be fetched" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+@pytest.fixture
+def parts(hub):
+    """The same hub, whose data set is five files of 60 documents, of which the recipe wants 100."""
+    recipe, environment, server = hub
+    prose = server.files.pop(("datasets/lab/texts", "data/prose.jsonl"))
+    for number in range(5):
+        name = f"data/{number}.jsonl" if number else "data/deep/0.jsonl"
+        server.files["datasets/lab/texts", name] = prose.replace(b"prose", b"prose%d" % number)
+    limited = "path: hf://lab/texts/data/**/*.jsonl, limit: 100 documents"
+    recipe.write_text(recipe.read_text().replace("path: hf://lab/texts/data/*.jsonl", limited))
+    return recipe, environment, server
+
+
+def asked_for(server):
+    return sorted({path.rpartition(f"/{COMMIT}/")[2] for path in server.asked if path.endswith(".jsonl")})
+
+
+def ingested(recipe):
+    manifest = json.loads((recipe.parent / "runs/tiny/ingest/manifest.json").read_text())
+    return manifest["counts"]["sources"]["prose"], manifest["inputs"]["source:prose"]["fingerprint"]
+
+
+def test_a_limited_source_fetches_no_more_files_than_it_takes(parts):
+    recipe, environment, server = parts
+    fetched = deepen(recipe.parent, environment, "fetch", "recipe.yaml")
+    assert fetched.returncode == 0, fetched.stderr
+    assert "2 of 5 files: enough for 100 documents" in fetched.stderr
+    assert asked_for(server) == ["data/1.jsonl", "data/2.jsonl"]
+    server.asked.clear()
+    run = deepen(recipe.parent, environment, "ingest", "recipe.yaml", "--offline", code=NO_SOCKETS)
+    assert run.returncode == 0, run.stderr
+    assert server.asked == []
+    counts, _ = ingested(recipe)
+    assert (counts["files"], counts["documents"]) == (2, 100)
+
+
+def test_what_a_cache_holds_does_not_change_what_a_limited_source_is(parts):
+    recipe, environment, server = parts
+    deepen(recipe.parent, environment, "ingest", "recipe.yaml")
+    before = ingested(recipe)
+    (recipe.parent / "whole.yaml").write_text(recipe.read_text().replace(", limit: 100 documents", ""))
+    whole = deepen(recipe.parent, environment, "fetch", "whole.yaml", "--runs", "others")
+    assert whole.returncode == 0, whole.stderr
+    assert len(asked_for(server)) == 5  # `**/` is no folder or some
+    assert deepen(recipe.parent, environment, "ingest", "recipe.yaml", "--offline").returncode == 0
+    assert ingested(recipe) == before
+
+
+def test_a_higher_limit_needs_the_network_again(parts):
+    recipe, environment, server = parts
+    deepen(recipe.parent, environment, "fetch", "recipe.yaml")
+    for limit in ("", ", limit: 1 MB"):
+        (recipe.parent / "more.yaml").write_text(recipe.read_text().replace(", limit: 100 documents", limit))
+        refused = deepen(recipe.parent, environment, "ingest", "more.yaml", "--offline", code=NO_SOCKETS)
+        assert refused.returncode == 1
+        assert "offline" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    fetched = deepen(recipe.parent, environment, "fetch", "more.yaml")
+    assert "all 5 files together are less than its limit, 1000000 bytes" in fetched.stderr
+    assert len(asked_for(server)) == 5

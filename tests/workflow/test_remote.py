@@ -138,3 +138,39 @@ def test_a_split_that_is_not_there_is_named(tmp_path):
         resolve_sources(IngestConfig.model_validate({"sources": [source]}), LocalHub(tmp_path / "p", offline=False))
     (problem,) = problems(IngestConfig.model_validate({"sources": [{**source, "path": "data/x"}]}))
     assert "subset" in problem.message
+
+
+def limited(tmp_path, limit="2 documents", *, offline=False):
+    source = {"name": "s", "role": "domain", "path": "memory://bucket/**/*.txt", "limit": limit}
+    config = IngestConfig.model_validate({"sources": [source]})
+    return resolve_sources(config, Pins(tmp_path / "pins.json", offline=offline)).sources[0].path
+
+
+@pytest.fixture
+def asked(store, monkeypatch):
+    """What is fetched from a store of three files."""
+    store.pipe("/bucket/z.txt", b"the last")
+    fetched, get_file = [], type(store).get_file
+    monkeypatch.setattr(
+        type(store), "get_file", lambda self, path, *rest, **more: fetched.append(path) or get_file(self, path, *rest)
+    )
+    return fetched
+
+
+def test_a_limited_source_fetches_the_first_files(asked, store, tmp_path):
+    path = limited(tmp_path)
+    assert names(path) == ["a.txt", "deep/b.txt"]
+    assert asked == ["/bucket/a.txt", "/bucket/deep/b.txt"]
+    store.pipe("/bucket/0.txt", b"comes before")  # pinned is pinned
+    assert names(limited(tmp_path, offline=True)) == ["a.txt", "deep/b.txt"]
+
+
+def test_another_limit_takes_other_files_and_notices_changes(asked, store, tmp_path):
+    limited(tmp_path)
+    assert len(names(limited(tmp_path, "20 bytes"))) == 3
+    assert len(names(limited(tmp_path, "1k tokens"))) == 3
+    store.pipe("/bucket/deep/b.txt", b"something else")
+    with pytest.raises(SourceError, match=r"deep/b\.txt"):
+        limited(tmp_path, "1 documents")
+    with pytest.raises(OfflineError):
+        limited(tmp_path, "1 documents", offline=True)
