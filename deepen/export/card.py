@@ -92,11 +92,24 @@ def _data(lineage: Mapping[str, Artifact]) -> str:
         ]
         for name, counts in curated.items()
     ]  # fmt: skip
+    fixed = lineage["mix"].counts.get("fixed_rows", {}) if "mix" in lineage else {}
+    rows += [
+        [
+            name, counts["role"], "not stated", f"{counts['documents']:,}", _number(counts["tokens"]),
+            _number(trained.get(name, {}).get("tokens")), "0",
+        ]
+        for name, counts in fixed.items()
+    ]  # fmt: skip
     heading = ["source", "role", "licence", "documents", "tokens", "tokens trained", "held-out documents"]
     notes = (
         "Domain sources are what the model was to learn; replay sources remind it of what it knew; watch sources "
         "are only scored. Tokens trained counts repetitions."
     )
+    if fixed:
+        notes += (
+            f" Prepared by other tools as token ids, and so not curated, not checked against test items and not "
+            f"scored: {', '.join(fixed)}."
+        )
     return f"## Data\n\n{_table(heading, rows)}\n\n{notes}"
 
 
@@ -172,7 +185,8 @@ def _limits(export: Export, lineage: Mapping[str, Artifact]) -> str:
     if sources and not any(counts["ability"] == "kept" and counts["scored"] for counts in sources.values()):
         limits.append("Forgetting was not measured: there are no scored replay or watch documents.")
     curated = lineage["curate"].counts["sources"] if "curate" in lineage else {}
-    if any(counts.get("licence") is None for counts in curated.values()):
+    fixed = lineage["mix"].counts.get("fixed_rows", {}) if "mix" in lineage else {}
+    if fixed or any(counts.get("licence") is None for counts in curated.values()):
         limits.append("Some sources state no licence.")
     if export.dtype == "bfloat16":
         limits.append("Weights were rounded to bfloat16; the scores above are those of the float32 checkpoint.")

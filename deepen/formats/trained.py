@@ -87,6 +87,8 @@ class TrainedWriter:
         self._file: HashingWriter | None = None
         self.num_tokens = 0
         self.num_targets = 0
+        self.entries: tuple[FileEntry, ...] = ()
+        """The entry of the file (named by its file name), if there is one, once the block has ended."""
 
     def __enter__(self) -> Self:
         self._path.unlink(missing_ok=True)
@@ -114,6 +116,8 @@ class TrainedWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+        if kind is None and self._file is not None:
+            self.entries = (self._file.entry(self._path.name),)
 
 
 def merge_trained(prefix: Path, parts: Sequence[tuple[Path, int]], root: Path) -> FileEntry | None:

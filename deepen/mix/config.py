@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from deepen.errors import Problem
+from deepen.mix.fixed_config import FixedRows, fixed_problems
 from deepen.settings import AmountSetting, Count, Many, Settings, Share
 
 WORTHWHILE_EPOCHS = 4.0
@@ -123,6 +124,9 @@ class MixConfig(Settings):
     anneal: Anneal | None = None
     """A mixture of its own for the end of the run (Blakeney et al. 2024, arXiv:2406.03476: domain text helps most
     there)."""
+    fixed_rows: Many[FixedRows] = ()
+    """Rows that another tool has prepared as token ids (Colossal-LLaMA's Arrow folders): each is one row, never cut or
+    joined. They take part in shares, weights and epochs like sources, and are neither curated nor scored."""
     control: bool = False
     """Train on replay alone, with as many tokens and steps: the control that says how much of a change is the domain's
     doing, and how much comes from training on."""
@@ -158,6 +162,9 @@ def problems(config: MixConfig, sources: Sequence[tuple[str, str]]) -> Iterator[
         message, remedy = "beyond 16 passes a token is worth less than two thirds of a new one", "or take fewer passes"
         remedy = f"set mix.allow_repetition: true if you mean it, {remedy}"
         yield Problem("mix.max_epochs", message, remedy, f"{config.max_epochs:g}")
+    names, lengths = [name for name, _ in sources], len(config.lengths)
+    yield from fixed_problems(config.fixed_rows, names, lengths=lengths, order=config.order)
+    sources = [*sources, *((rows.name, rows.role) for rows in config.fixed_rows)]
     yield from _role_problems(config, sources)
     yield from _weight_problems("mix.weights", config.weights, sources)
     yield from _weight_problems("mix.anneal.weights", config.anneal.weights if config.anneal else None, sources)

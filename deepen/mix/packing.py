@@ -27,10 +27,17 @@ def pack(lengths: Array, sequence_length: int, packing: str) -> tuple[Array, Arr
     segments from ``rows[r]`` up to ``rows[r + 1]``. Rows come in the order in which their first piece stands in the
     corpus, pieces inside a row likewise, so neither is sorted by length.
     """
-    method = {"best_fit": best_fit, "concatenate": concatenate}[packing]
+    method = {"best_fit": best_fit, "concatenate": concatenate, "one_per_row": one_per_row}[packing]
     rows, segments = method(np.ascontiguousarray(lengths, dtype=np.int32), sequence_length)
     small = len(lengths) < 2**31 and len(segments) < 2**31
     return rows, segments.astype(np.int32) if small else segments
+
+
+def one_per_row(lengths: Array, sequence_length: int) -> tuple[Array, Array]:
+    """A row for each document, for rows that were made elsewhere; none is longer than ``sequence_length``."""
+    assert lengths.max(initial=0) <= sequence_length, f"a document of {lengths.max()} in a row of {sequence_length}"
+    number = np.arange(len(lengths) + 1, dtype=np.int64)
+    return number, np.stack([number[:-1], np.zeros(len(lengths), np.int64), lengths.astype(np.int64)], axis=1)
 
 
 def concatenate(lengths: Array, sequence_length: int) -> tuple[Array, Array]:

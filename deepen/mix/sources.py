@@ -43,7 +43,7 @@ class PackPart:
     """Part of the documents' tokens that goes to each length."""
     seed: int
     ids: Path
-    """``documents/SOURCE.npy`` of the tokenize stage."""
+    """``documents/SOURCE.npy`` beside the shard."""
     documents: tuple[Path, ...] = ()
     """The source's curated documents, when its categories matter."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy.typing as npt
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.formats.atomic import FileEntry, write_json
 from deepen.formats.documents import document_files
-from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.megatron import IndexedDataset
 from deepen.formats.order import Order, Segments, write_order, write_segments
+from deepen.formats.shards import stage_with_shard
 from deepen.mix.config import MixConfig
 from deepen.mix.counts import mix_counts, tally
 from deepen.mix.exposures import exposure_line, exposures
@@ -37,13 +38,15 @@ def mix(config: MixConfig, job: StageJob, *, batch_tokens: int, num_batches: int
     """Pack every source of ``job.inputs["tokenize"]`` and write the order of ``num_batches`` batches.
 
     A batch has the number of rows that comes nearest to ``batch_tokens``. Writes ``packs/``, ``order/000.u64``,
-    ``segments.json`` and ``mixture.json``. With ``config.balance`` categories are read from ``job.inputs["curate"]``.
+    ``segments.json`` and ``mixture.json``, and for ``config.fixed_rows`` ``shards/`` and ``documents/``. With
+    ``config.balance`` categories are read from ``job.inputs["curate"]``.
     Raises ``SourceError`` when a role that is asked for has no tokens, or a source would be repeated more than
     ``config.max_epochs`` times.
     """
     assert batch_tokens > 0 and num_batches > 0, "an order has at least one batch"
     begin_stage(job, stage="mix", format_number=FORMAT, config=config)
-    sources = _sources(job.inputs["tokenize"])
+    fixed = _fixed_rows(config, job)
+    sources = _sources(config, job, fixed)
     stretches = plan_stretches(config, sources, num_batches=num_batches, batch_tokens=batch_tokens)
     packed = _pack_sources(config, job, sources, stretches)
     mixture = _mixture(config, job, sources, stretches, packed)
@@ -62,17 +65,51 @@ def mix(config: MixConfig, job: StageJob, *, batch_tokens: int, num_batches: int
     if new_tokens is not None:
         counts["new_tokens"] = new_tokens
         say(exposure_line(new_tokens))
-    files = [entry, segments, described, *(FileEntry(**file) for result in packed for file in result["files"])]
+    if fixed:
+        counts["fixed_rows"] = {name: result["counts"] for name, result in fixed.items()}
+    made = (file for result in (*fixed.values(), *packed) for file in result["files"])
+    files = [entry, segments, described, *(FileEntry(**file) for file in made)]
     clear_ledger(_ledger(job))
     return finish_stage(job, stage="mix", format_number=FORMAT, config=config, files=files, counts=counts)
 
 
-def _sources(tokenize: Artifact) -> list[SourceTokens]:
-    """The sources that are trained, with their tokens as they are in the shards."""
+def _fixed_rows(config: MixConfig, job: StageJob) -> dict[str, dict[str, Any]]:
+    """Shards made of ``config.fixed_rows``: file entries and counts by name, as ``write_fixed_rows`` returns them."""
+    if not config.fixed_rows:
+        return {}
+    from deepen.mix.fixed_rows import FixedPart, fixed_line, write_fixed_rows
+
+    tokenize = job.inputs["tokenize"]
+    parts = [
+        FixedPart(
+            **rows.model_dump(),
+            run_tokenizer=tokenize.path / "tokenizer",
+            vocabulary_size=tokenize.counts["vocabulary_size"],
+            sequence_length=config.longest,
+            out=job.out,
+        )
+        for rows in config.fixed_rows
+    ]
+    results = map_parts(
+        write_fixed_rows, parts, workers=job.workers, ledger=_ledger(job) / "fixed", what="fixed rows", unit="sets",
+        sizes=[1] * len(parts),
+    )  # fmt: skip
+    named = {part.name: result for part, result in zip(parts, results, strict=True)}
+    for name, result in named.items():
+        say(fixed_line(name, result["counts"]))
+    return named
+
+
+def _sources(config: MixConfig, job: StageJob, fixed: Mapping[str, Any]) -> list[SourceTokens]:
+    """The sources that are trained, with their tokens as they are in the shards; fixed rows come last."""
+    tokenize = job.inputs["tokenize"]
     shards = tokenize.path / "shards"
-    return [
+    encoded = [
         SourceTokens(name, source["role"], IndexedDataset.open(shards / name).num_tokens)
         for name, source in tokenize.counts["sources"].items()
+    ]
+    return encoded + [
+        SourceTokens(rows.name, rows.role, fixed[rows.name]["counts"]["tokens"]) for rows in config.fixed_rows
     ]
 
 
@@ -84,7 +121,8 @@ def _pack_sources(
     config: MixConfig, job: StageJob, sources: Sequence[SourceTokens], stretches: Sequence[Stretch]
 ) -> list[dict[str, Any]]:
     """Packed rows of every source: file entries, tokens and supplies, as ``pack_source`` returns them."""
-    shards = [job.inputs["tokenize"].path / "shards" / source.name for source in sources]
+    stages = [stage_with_shard(source.name, job.inputs["tokenize"].path, job.out) for source in sources]
+    shards = [stage / "shards" / source.name for stage, source in zip(stages, sources, strict=True)]
     sizes = [IndexedDataset.open(shard).num_sequences for shard in shards]
     workers = job.workers if sum(sizes) > _WORTH_A_PROCESS else 1
     how: dict[str, Any] = {
@@ -100,16 +138,17 @@ def _pack_part(
     config: MixConfig, job: StageJob, source: SourceTokens, shard: Path, stretches: Sequence[Stretch]
 ) -> PackPart:
     needs = length_needs(stretches, source.name, source.role)
-    curated = job.inputs["curate"].path / "documents" if config.balance is not None else None
+    is_fixed = source.name in {rows.name for rows in config.fixed_rows}
+    curated = job.inputs["curate"].path / "documents" if config.balance is not None and not is_fixed else None
     return PackPart(
         shard=shard,
         out=job.out,
         source=source.name,
-        packing=config.packing,
+        packing="one_per_row" if is_fixed else config.packing,
         lengths=tuple(needs),
         parts=tuple(needs.values()),
         seed=job.seed,
-        ids=job.inputs["tokenize"].path / "documents" / f"{source.name}.npy",
+        ids=shard.parents[1] / "documents" / f"{source.name}.npy",
         documents=tuple(document_files(curated, source.name)) if curated is not None else (),
     )
 

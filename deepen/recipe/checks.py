@@ -94,7 +94,8 @@ def check(sections: Sections, text: YamlText) -> list[Problem]:
     """Everything that is wrong between settings that are each valid, and with inputs; places come from ``text``."""
     found = [*_check_sources(sections), *_check_mixture(sections), *_check_base(sections)]
     if sections.curate is not None:
-        found += curate_config.problems(sections.curate)
+        names = [source.name for source in sections.sources if source is not None]
+        found += curate_config.problems(sections.curate, names if len(names) == len(sections.sources) else None)
     if sections.tokenize is not None:
         found += tokenize_config.problems(sections.tokenize)
     if sections.train is not None and sections.mix is not None and sections.base is not None:
@@ -103,6 +104,8 @@ def check(sections: Sections, text: YamlText) -> list[Problem]:
             found += _check_evaluation(sections.evaluate, sections.train, sections.mix, sections.base)
     if sections.train is not None and sections.tokenize is not None:
         found += _check_new_rows(sections.train, sections.tokenize)
+    if sections.mix is not None and sections.tokenize is not None:
+        found += _check_fixed_rows(sections.mix, sections.tokenize)
     return [replace(problem, place=text.place(key_of(problem.path))) for problem in found]
 
 
@@ -184,6 +187,12 @@ def _check_new_rows(train: TrainConfig, tokenize: TokenizeConfig) -> Iterator[Pr
         message = "there are no new rows: the vocabulary does not grow"
         remedy = "take it out, or set tokenize.vocabulary: {extend: auto}"
         yield Problem("train.new_rows_first", message, remedy, str(train.new_rows_first))
+
+
+def _check_fixed_rows(mix: MixConfig, tokenize: TokenizeConfig) -> Iterator[Problem]:
+    if mix.fixed_rows and isinstance(tokenize.vocabulary, TrainVocabulary):
+        message = "hold ids of another tokenizer, and this run learns a vocabulary of its own"
+        yield Problem("mix.fixed_rows", message, "leave them out, or take a base with the tokenizer that made them")
 
 
 def _check_evaluation(

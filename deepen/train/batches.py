@@ -18,6 +18,7 @@ from deepen.formats.document_ids import DocumentIds, read_document_ids
 from deepen.formats.megatron import IndexedDataset
 from deepen.formats.order import Order, row_of, source_of
 from deepen.formats.packs import Packs
+from deepen.formats.shards import stage_with_shard
 from deepen.formats.trained import TrainedMask
 
 Array = npt.NDArray[Any]
@@ -66,7 +67,7 @@ class Batches:
 
     @classmethod
     def open(cls, tokenize_directory: Path, mix_directory: Path, *extra_segments: Path) -> Batches:
-        """Map the shards of a tokenize directory and the rows and order of a mix directory."""
+        """Map the shards of a tokenize directory, and the fixed rows, packs and order of a mix directory."""
         order = Order.open(mix_directory, *extra_segments)
         return cls(order, tuple(_open_source(name, tokenize_directory, mix_directory) for name in order.sources))
 
@@ -111,9 +112,10 @@ class Batches:
 
 
 def _open_source(name: str, tokenize_directory: Path, mix_directory: Path) -> SourceData:
-    prefix = tokenize_directory / "shards" / name
+    stage = stage_with_shard(name, tokenize_directory, mix_directory)
+    prefix = stage / "shards" / name
     shard = IndexedDataset.open(prefix)
-    ids = read_document_ids(tokenize_directory / "documents" / f"{name}.npy")
+    ids = read_document_ids(stage / "documents" / f"{name}.npy")
     return SourceData(name, shard, TrainedMask.open(prefix, shard), Packs.open(mix_directory, name), ids)
 
 

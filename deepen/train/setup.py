@@ -75,7 +75,8 @@ def prepare_run(
         row_rate=row_rate,
     )
     names = batches.order.sources
-    sizes = [tokenized["sources"][name] for name in names]
+    shards = {**tokenized["sources"], **job.inputs["mix"].counts.get("fixed_rows", {})}
+    sizes = [shards[name] for name in names]
     torch.manual_seed(job.seed)  # for dropout, in bases that have it
     return Run(
         out=job.out,
@@ -99,7 +100,8 @@ def prepare_run(
 
 def _tokens_per_byte(counts: dict[str, Any]) -> float:
     """Targets of a source's shard for each byte of text that they stand for; of masked sources the answers alone."""
-    targets, num_bytes = counts.get("targets", counts["tokens"]), counts.get("target_bytes", counts["bytes"])
+    whole = "targets" not in counts
+    targets, num_bytes = (counts["tokens"], counts["bytes"]) if whole else (counts["targets"], counts["target_bytes"])
     return float(targets / max(1, num_bytes))
 
 

@@ -64,7 +64,7 @@ def _curate_to_tokenize(counts: Counts) -> Iterator[AccountLine]:
 
 
 def _tokenize_to_mix(counts: Counts) -> Iterator[AccountLine]:
-    shards = _sources(counts, "tokenize")
+    shards = _sources(counts, "tokenize") | counts.get("mix", {}).get("fixed_rows", {})
     for name, source in _sources(counts, "mix").items():
         yield AccountLine(name, "tokens in shards", shards[name]["tokens"], source["shard_tokens"], "tokens to pack")
         to_pack = source["passes"] * source["shard_tokens"]
@@ -77,6 +77,17 @@ def _tokenize_to_mix(counts: Counts) -> Iterator[AccountLine]:
         seen = source["seen_tokens"] + source["unused_tokens"]
         terms = f"{source['seen_tokens']:,} in the order + {source['unused_tokens']:,} unused"
         yield AccountLine(name, "packed tokens", source["packed_tokens"], seen, terms)
+
+
+def _fixed_rows(counts: Counts) -> Iterator[AccountLine]:
+    for name, rows in counts.get("mix", {}).get("fixed_rows", {}).items():
+        terms = f"{rows['documents']:,} fixed rows + {rows['empty_rows']:,} empty"
+        yield AccountLine(name, "rows read", rows["rows_read"], rows["documents"] + rows["empty_rows"], terms)
+        terms = f"{rows['tokens']:,} tokens + {rows['padding_removed']:,} padding removed"
+        total = rows["tokens"] + rows["padding_removed"]
+        yield AccountLine(name, "positions read", rows["positions_read"], total, terms)
+        packed = counts["mix"]["sources"][name]
+        yield AccountLine(name, "fixed rows", rows["documents"], packed["rows"], "rows of the mix")
 
 
 def _mix_to_train(counts: Counts) -> Iterator[AccountLine]:
@@ -92,4 +103,4 @@ def _mix_to_train(counts: Counts) -> Iterator[AccountLine]:
         yield AccountLine(name, "tokens trained", source["tokens"], loss, terms)
 
 
-_RULES = (_ingest_to_curate, _curate_to_tokenize, _tokenize_to_mix, _mix_to_train)
+_RULES = (_ingest_to_curate, _curate_to_tokenize, _fixed_rows, _tokenize_to_mix, _mix_to_train)

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from deepen.errors import RunError
 from deepen.formats.document_ids import DocumentIds, read_document_ids
 from deepen.formats.manifest import Artifact
-from deepen.formats.megatron import IndexedDataset, idx_path
+from deepen.formats.megatron import IndexedDataset
 from deepen.formats.order import Order, appended_files, row_of, source_of
 from deepen.formats.packs import Packs
+from deepen.formats.shards import stage_with_shard
 from deepen.formats.trained import TrainedMask
 from deepen.workflow.stages import finished_stages, stage_directory
 
@@ -32,12 +33,7 @@ class SourceFiles:
     packs: Packs
     shard: IndexedDataset
     trained: TrainedMask
-    ids: DocumentIds | None
-    """None for fixed rows, whose documents have no names."""
-
-    def name_of(self, sequence: int) -> str:
-        """The document's id, or its number where it has none."""
-        return f"row {sequence}" if self.ids is None else self.ids[sequence]
+    ids: DocumentIds
 
 
 @dataclass(frozen=True)
@@ -81,15 +77,10 @@ class OpenedOrder:
     def files(self, source: str) -> SourceFiles:
         """The files of a source, opened once."""
         if source not in self._files:
-            prefix = self.mix / "shards" / source
-            prefix = prefix if idx_path(prefix).is_file() else self.tokenize / "shards" / source
-            shard, ids = IndexedDataset.open(prefix), self.tokenize / "documents" / f"{source}.npy"
-            self._files[source] = SourceFiles(
-                Packs.open(self.mix, source),
-                shard,
-                TrainedMask.open(prefix, shard),
-                read_document_ids(ids) if ids.is_file() else None,
-            )
+            stage = stage_with_shard(source, self.tokenize, self.mix)
+            prefix = stage / "shards" / source
+            shard, ids = IndexedDataset.open(prefix), read_document_ids(stage / "documents" / f"{source}.npy")
+            self._files[source] = SourceFiles(Packs.open(self.mix, source), shard, TrainedMask.open(prefix, shard), ids)
         return self._files[source]
 
     def rows_of(self, step: int) -> list[tuple[str, int]]:
@@ -117,7 +108,7 @@ class OpenedOrder:
                 first_flag = files.trained.read(following, first, 1)
                 has_loss[-1] = first_flag is None or bool(first_flag[0])
             tokens = np.asarray(files.shard.read(sequence, start, inside))
-            yield Piece(files.name_of(sequence), at, start, total, tokens, has_loss)
+            yield Piece(files.ids[sequence], at, start, total, tokens, has_loss)
             at += inside
 
 

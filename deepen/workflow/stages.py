@@ -14,6 +14,7 @@ from typing import Any
 
 from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
 from deepen.ingest.config import IngestConfig
+from deepen.mix.config import MixConfig
 from deepen.model.config import ResolvedBase
 from deepen.plug import identity
 from deepen.recipe.models import Machine, Recipe
@@ -29,8 +30,8 @@ class Setup:
     sources: IngestConfig
     """The recipe's sources with hub addresses replaced by the folders they were fetched to."""
     raw_inputs: Mapping[str, InputEntry]
-    """Identity of what is no stage of this run: ``base``, ``source:NAME``, ``held_out`` (another run's) and
-    ``probe:FILE`` (test items)."""
+    """Identity of what is no stage of this run: ``base``, ``source:NAME``, ``held_out`` (another run's),
+    ``probe:FILE`` (test items), ``tokenize:NAME``, ``fixed_rows:NAME`` and ``fixed_rows_tokenizer:NAME``."""
 
     @property
     def num_batches(self) -> int:
@@ -74,7 +75,19 @@ def _tokenize(setup: Setup, job: StageJob) -> Manifest:
 def _mix(setup: Setup, job: StageJob) -> Manifest:
     from deepen.mix.stage import mix
 
-    return mix(setup.recipe.mix, job, batch_tokens=setup.recipe.train.batch_tokens, num_batches=setup.num_batches)
+    batch_tokens, num_batches = setup.recipe.train.batch_tokens, setup.num_batches
+    return mix(_with_local_tokenizers(setup), job, batch_tokens=batch_tokens, num_batches=num_batches)
+
+
+def _with_local_tokenizers(setup: Setup) -> MixConfig:
+    """The settings of mix with the tokenizers of fixed rows as the folders that they were fetched to."""
+    config, found = setup.recipe.mix, setup.raw_inputs
+    folders = {rows.name: found.get(f"fixed_rows_tokenizer:{rows.name}") for rows in config.fixed_rows}
+    fixed = [
+        rows if (entry := folders[rows.name]) is None else rows.model_copy(update={"tokenizer": entry.path})
+        for rows in config.fixed_rows
+    ]
+    return config.model_copy(update={"fixed_rows": tuple(fixed)})
 
 
 def _baseline(setup: Setup, job: StageJob) -> Manifest:
@@ -142,7 +155,14 @@ def _seeded(room: str) -> Callable[[Setup], dict[str, Any]]:
 
 
 def _mix_identity(setup: Setup) -> dict[str, Any]:
-    return _seeded("mix")(setup) | {"batch_tokens": setup.recipe.train.batch_tokens, "num_batches": setup.num_batches}
+    mix = identity(setup.recipe.mix)
+    if "fixed_rows" in mix:  # identified by contents, as sources are
+        mix["fixed_rows"] = [{"name": rows["name"], "role": rows["role"]} for rows in mix["fixed_rows"]]
+    return _seeded("mix")(setup) | {
+        "mix": mix,
+        "batch_tokens": setup.recipe.train.batch_tokens,
+        "num_batches": setup.num_batches,
+    }
 
 
 def _train_identity(setup: Setup) -> dict[str, Any]:
@@ -178,7 +198,8 @@ STAGES: dict[str, Stage] = {
               reads=lambda name: name == "held_out" or name.startswith("probe:")),
         Stage("tokenize", ("curate",), _seeded("tokenize"), _tokenize, _format_of("tokenize"),
               reads=lambda name: name == "base" or name.startswith("tokenize:")),
-        Stage("mix", ("curate", "tokenize"), _mix_identity, _mix, _format_of("mix")),
+        Stage("mix", ("curate", "tokenize"), _mix_identity, _mix, _format_of("mix"),
+              reads=lambda name: name.startswith("fixed_rows")),
         Stage("baseline", ("curate", "tokenize"), _baseline_identity, _baseline,
               _format_of("evaluate", "BASELINE_FORMAT"),
               reads=lambda name: name == "base"),

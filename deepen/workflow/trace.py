@@ -61,10 +61,9 @@ def trace(run: Path, document: str) -> Traced:
     places = [
         (index, source, sequence)
         for index, source in enumerate(opened.sources)
-        if (ids := opened.files(source).ids) is not None
-        for sequence in find_ids(ids, wanted)
+        for sequence in find_ids(opened.files(source).ids, wanted)
     ]
-    found = {_id_at(opened, source, sequence): source for _, source, sequence in places}
+    found = {opened.files(source).ids[sequence]: source for _, source, sequence in places}
     if len(found) > 1:
         raise RunError(f"`{document}` is the beginning of {len(found)} document ids", hint="give more digits")
     if not found:
@@ -81,6 +80,7 @@ def _wanted(run: Path, document: str) -> str:
     if colon:
         known = finished_stages(run)
         names = list(known["ingest"].counts["sources"]) if "ingest" in known else []
+        names += known["mix"].counts.get("fixed_rows", {}) if "mix" in known else []
         if source not in names:
             raise RunError(f"`{source}` is no source of `{run}`", hint=f"its sources are {', '.join(names)}")
         return document_id(source, location)
@@ -103,10 +103,6 @@ def find_ids(ids: DocumentIds, beginning: str) -> list[int]:
             hits &= (halves[:, 1] >= lower[0]) & (halves[:, 1] <= lower[1])
         found += (begin + np.flatnonzero(hits)).tolist()
     return found
-
-
-def _id_at(opened: OpenedOrder, source: str, sequence: int) -> str:
-    return opened.files(source).name_of(sequence)
 
 
 def _visits(opened: OpenedOrder, index: int, source: str, sequence: int) -> Iterator[Visit]:
