@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,18 +16,21 @@ from deepen.curate.decontaminate import Decontaminate, probe_files
 from deepen.errors import DeepenError, OfflineError, RunError, SourceError
 from deepen.formats.atomic import hash_file, write_json
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
-from deepen.ingest.config import HUB, IngestConfig, Source
-from deepen.ingest.files import list_files
+from deepen.ingest.config import HUB, Extraction, IngestConfig, Source
+from deepen.ingest.files import MEGATRON, list_files
 from deepen.mix.fixed_config import BASE
 from deepen.mix.fixed_files import fixed_files
 from deepen.model.config import TOKENIZER_FILES, BaseRun, RandomInit, ResolvedBase
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
 from deepen.tokenize.config import TEMPLATES, ExtendVocabulary
-from deepen.workflow.hub_data import CARD, pattern_in_card, read_card
-from deepen.workflow.remote import Listing, remote_files
+from deepen.workflow.first_files import Pin, first_files
+from deepen.workflow.hub_data import CARD, as_hub_patterns, list_dataset, pattern_in_card, read_card
+from deepen.workflow.remote import Listing, Remote, list_remote, remote_files
 from deepen.workflow.stages import Setup
 
+_FIRST = "first files:"
+"""Beginning of a pin's key: which files of a limited source were needed."""
 _BASE_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
@@ -131,22 +134,21 @@ class Pins:
         self._path, self._offline = path, offline
         known = json.loads(path.read_text()) if path.is_file() else {}
         self._commits: dict[str, str] = {key: value for key, value in known.items() if isinstance(value, str)}
-        self._pinned_files: dict[str, Listing] = {key: value for key, value in known.items() if isinstance(value, dict)}
+        pinned = {key: value for key, value in known.items() if isinstance(value, dict)}
+        self._pinned_files: dict[str, Listing] = {k: v for k, v in pinned.items() if not k.startswith(_FIRST)}
+        self._first_files: dict[str, Pin] = {k: v for k, v in pinned.items() if k.startswith(_FIRST)}
 
     def snapshot(self, repository: str, *, kind: str, patterns: tuple[str, ...]) -> tuple[Path, str]:
         """Local folder and commit of a hub repository (``model`` or ``dataset``); downloads what is not there yet."""
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         name, _, revision = repository.partition("@")
         pinned = self._commits.get(f"{kind}:{repository}")
-        try:
+        with self._reaching(f"hub {kind} `{repository}`"):
             folder = snapshot_download(
                 name, repo_type=kind, revision=pinned or revision or None, allow_patterns=list(patterns),
                 local_files_only=self._offline,
             )  # fmt: skip
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-            raise self._not_found(f"hub {kind} `{repository}`", error) from error
         commit = Path(folder).name
         if pinned != commit:
             self._commits[f"{kind}:{repository}"] = commit
@@ -162,8 +164,40 @@ class Pins:
             self._save()
         return path
 
+    def first_files(self, source: Source, extraction: Extraction, list_files_there: Callable[[], Remote]) -> Path:
+        """Local folder of the first files of a source at an address, as many as its limit takes."""
+        key = f"{_FIRST}{source.name}"
+        pinned = self._first_files.get(key)
+        path, pin = first_files(source, extraction, pinned, None if self._offline else list_files_there)
+        if pinned != pin:
+            self._first_files[key] = pin
+            self._save()
+        return path
+
+    def list_dataset(self, repository: str, patterns: Sequence[str], file_format: str) -> Remote:
+        """The files of a hub data set that ``patterns`` name, at the commit that is pinned here."""
+        _, commit = self.snapshot(repository, kind="dataset", patterns=(CARD,))
+        what = f"hub dataset `{repository}`"
+        with self._reaching(what):
+            remote = list_dataset(repository.partition("@")[0], commit, patterns, file_format)
+
+        def fetch(location: str) -> Path:
+            with self._reaching(what):
+                return remote.fetch(location)
+
+        return Remote(remote.files, fetch)
+
     def _save(self) -> None:
-        write_json(self._path, {**self._commits, **self._pinned_files})
+        write_json(self._path, {**self._commits, **self._pinned_files, **self._first_files})
+
+    @contextmanager
+    def _reaching(self, what: str) -> Iterator[None]:
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            yield
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+            raise self._not_found(what, error) from error
 
     def _not_found(self, what: str, error: Exception) -> DeepenError:
         if self._offline:
@@ -244,30 +278,51 @@ class HashCache:
 
 def resolve_sources(config: IngestConfig, pins: Pins) -> IngestConfig:
     """Replace ``hf://OWNER/NAME[@REVISION]/PATTERN`` and other addresses by the local folder they were fetched to."""
-    return config.model_copy(update={"sources": tuple(_resolve_source(source, pins) for source in config.sources)})
+    return config.model_copy(
+        update={"sources": tuple(_resolve_source(source, config.extraction, pins) for source in config.sources)}
+    )
 
 
-def _resolve_source(source: Source, pins: Pins) -> Source:
+def _resolve_source(source: Source, extraction: Extraction, pins: Pins) -> Source:
     if source.tokenizer is not None and not Path(source.tokenizer).is_dir():
         folder, _ = pins.snapshot(source.tokenizer, kind="model", patterns=TOKENIZER_FILES)
         source = source.model_copy(update={"tokenizer": str(folder)})
     if "://" not in source.path:
         return source
+    is_limited = source.limit is not None and source.format != MEGATRON  # a pair is two files
     if not source.path.startswith(HUB):
+        if is_limited:
+            folder = pins.first_files(source, extraction, lambda: list_remote(source.path))
+            return source.model_copy(update={"path": str(folder)})
         return source.model_copy(update={"path": str(pins.remote(source.path))})
     owner, name, *pattern = source.path.removeprefix(HUB).split("/")
     inside = "/".join(pattern)
+    if is_limited:
+        folder = pins.first_files(source, extraction, lambda: _list_hub(source, f"{owner}/{name}", inside, pins))
+        return source.model_copy(update={"path": str(folder), "subset": None, "split": None})
     patterns = (inside,) if inside else _patterns_of(f"{owner}/{name}", source, pins)
-    folder, _ = pins.snapshot(f"{owner}/{name}", kind="dataset", patterns=patterns)
+    folder, _ = pins.snapshot(f"{owner}/{name}", kind="dataset", patterns=as_hub_patterns(patterns))
     paths = [str(folder / one) for one in patterns]
     found = next((path for path in paths if list_files(path, source.format)), None)
     if found is None and len(paths) > 1:
-        wanted = ", ".join(f"{key} `{value}`" for key in ("subset", "split") if (value := getattr(source, key)))
-        raise SourceError(
-            f"source `{source.name}`: no file of `{source.path}` belongs to {wanted} by its name",
-            hint="give the files themselves: `path: hf://OWNER/NAME/PATTERN`",
-        )
+        raise _no_such_split(source)
     return source.model_copy(update={"path": found or paths[0], "subset": None, "split": None})
+
+
+def _list_hub(source: Source, repository: str, inside: str, pins: Pins) -> Remote:
+    patterns = (inside,) if inside else _patterns_of(repository, source, pins)
+    remote = pins.list_dataset(repository, patterns, source.format)
+    if not remote.files and len(patterns) > 1:
+        raise _no_such_split(source)
+    return remote
+
+
+def _no_such_split(source: Source) -> SourceError:
+    wanted = ", ".join(f"{key} `{value}`" for key in ("subset", "split") if (value := getattr(source, key)))
+    return SourceError(
+        f"source `{source.name}`: no file of `{source.path}` belongs to {wanted} by its name",
+        hint="give the files themselves: `path: hf://OWNER/NAME/PATTERN`",
+    )
 
 
 def hub_patterns(subset: str | None, split: str | None) -> tuple[str, ...]:
