@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from deepen.curate.lines_kernel import is_terminal
 from deepen.curate.text_kernels import code_point, is_space
-from deepen.curate.words_kernel import is_abbreviated
+from deepen.curate.word_marks_kernel import is_abbreviated
 from deepen.engine.compiled import njit
 
 BLANK, KEPT, LONG_WORD, NOT_TERMINAL, FEW_WORDS, SCRIPT, POLICY, LOREM_IPSUM, BRACE = range(9)

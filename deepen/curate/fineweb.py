@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class FineWeb(BatchStep):
     """Drop web pages that are lists, menus and tables rather than text, by what their lines look like. Made for web
     prose with one paragraph per line: text with hard line breaks, poems, code and Thai fail it."""
+
+    version: ClassVar[int] = 2
 
     use: Literal["fineweb"] = "fineweb"
     min_terminal_lines: Share = 0.12

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ Ratio = Annotated[float, Field(ge=0)]
 class GopherQuality(BatchStep):
     """Drop what is no running text: lists, tables, menus, fragments. Made for prose; leave it out for code, tables and
     poems, and look at the removal counts of every new corpus."""
+
+    version: ClassVar[int] = 2
 
     use: Literal["gopher_quality"] = "gopher_quality"
     min_words: Annotated[Count, Field(ge=0)] = 50

@@ -18,7 +18,7 @@ class GopherRepetition(BatchStep):
     """Drop text that mostly repeats itself: lists of links, logs, spam. Made for prose; leave it out for code, tables
     and poems, and look at the removal counts of every new corpus."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     use: Literal["gopher_repetition"] = "gopher_repetition"
     max_duplicate_lines: Share = 0.30

@@ -32,8 +32,17 @@ def words(text):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Don't you? (He's [sic] \"right\".)", "Don 't you ? ( He 's [ sic ] \" right \" . )"),
-        ("well-known COVID-19 2-3 and/or mg/kg", "well - known COVID-19 2 - 3 and / or mg / kg"),
+        ("Don't you? (He's [sic] \"right\".)", "Do n't you ? ( He 's [ sic ] \" right \" . )"),
+        ("well-known COVID-19 2-3 12-car and/or mg/kg", "well - known COVID-19 2 - 3 12 - car and/or mg / kg"),
+        ("can’t n't won't've it's 30mph 4G, 2.5kg 50+ 7Q", "ca n’t n't wo n't 've it 's 30 mph 4 G , 2.5 kg 50 + 7Q"),
+        (
+            "(2012-07-09-how-to.md) Go.USA.gov/a-b mailto:me@x-y.org.",
+            "( 2012-07-09-how-to.md ) Go.USA.gov/a-b mailto:me@x-y.org .",
+        ),
+        (
+            "x-y.gov’s red-Blue.No a-b_.md **Q:** so :-) 0·5 µg 1º",
+            "x-y.gov ’s red - Blue . No a - b_.md * * Q :* * so :-) 0·5 µg 1º",
+        ),
         ("The U.S. in 1,000 of 3.5, e.g. J. Doe etc.", "The U.S. in 1,000 of 3.5 , e.g. J. Doe etc ."),
         ("end.Next wait...what --- foo.bar a_b", "end . Next wait ... what --- foo.bar a_b"),
         ("see http://x.org/a-b?c=d. #tag 50% $5", "see http://x.org/a-b?c=d . # tag 50 % $ 5"),
