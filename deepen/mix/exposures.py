@@ -7,25 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from deepen.formats.new_token_counts import read_new_token_counts
+
+Array = npt.NDArray[Any]
 
 FLOOR = 100
 """Fewer exposures are warned of. AdamW moves an entry of a row by at most about one learning rate an exposure, and
 entries are of the size of 0.02: at 1e-4, a hundred exposures can move one by half of that. Our choice."""
 
 
-def exposures(tokenize: Path, sources: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+def exposures(
+    tokenize: Path, sources: Mapping[str, Mapping[str, Any]], fixed: Mapping[str, Array] | None = None
+) -> dict[str, Any] | None:
     """Expected exposures of new tokens in an order, from their counts in the shards; None without new tokens.
 
-    ``sources`` are the counts of the mix: a source's tokens are shown ``epochs`` times. Keys: ``tokens``, ``floor``,
+    ``sources`` are the counts of the mix: a source's tokens are shown ``epochs`` times. ``fixed`` counts new tokens in
+    fixed rows, which are in no shard of the tokenize stage. Keys: ``tokens``, ``floor``,
     ``under_floor`` and ``never`` (tokens), ``fewest`` and ``median`` (exposures).
     """
     counts = read_new_token_counts(tokenize)
     if not counts:
         return None
     shown = np.zeros(len(next(iter(counts.values()))))
-    for name, of_source in counts.items():
+    for name, of_source in {**counts, **(fixed or {})}.items():
         shown += sources[name]["epochs"] * of_source
     return {
         "tokens": len(shown),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from deepen.formats.atomic import FileEntry, write_json
 from deepen.formats.documents import document_files
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.megatron import IndexedDataset
+from deepen.formats.new_token_counts import count_new_tokens
 from deepen.formats.order import Order, Segments, write_order, write_segments
 from deepen.formats.shards import stage_with_shard
 from deepen.mix.config import MixConfig
@@ -61,7 +62,7 @@ def mix(config: MixConfig, job: StageJob, *, batch_tokens: int, num_batches: int
     say(summary(counts))
     for warning in repetition_warnings(counts):
         say(warning)
-    new_tokens = exposures(job.inputs["tokenize"].path, counts["sources"])
+    new_tokens = exposures(job.inputs["tokenize"].path, counts["sources"], _new_tokens_in(job, fixed))
     if new_tokens is not None:
         counts["new_tokens"] = new_tokens
         say(exposure_line(new_tokens))
@@ -98,6 +99,15 @@ def _fixed_rows(config: MixConfig, job: StageJob) -> dict[str, dict[str, Any]]:
     for name, result in named.items():
         say(fixed_line(name, result["counts"]))
     return named
+
+
+def _new_tokens_in(job: StageJob, fixed: Iterable[str]) -> dict[str, Array]:
+    """How often each new token stands in fixed rows, for a vocabulary that grew."""
+    tokenize = job.inputs["tokenize"].counts
+    if "new_tokens" not in tokenize:
+        return {}
+    first, size = tokenize["base_vocabulary_size"], tokenize["vocabulary_size"]
+    return {name: count_new_tokens(job.out / "shards" / name, first, size) for name in fixed}
 
 
 def _sources(config: MixConfig, job: StageJob, fixed: Mapping[str, Any]) -> list[SourceTokens]:

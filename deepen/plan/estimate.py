@@ -16,6 +16,7 @@ import numpy as np
 from deepen.formats.architecture import ADAMW_BYTES_PER_PARAMETER, Architecture, architecture_from_config
 from deepen.formats.extension import rows_for
 from deepen.ingest.files import list_files
+from deepen.mix.fixed_files import bytes_per_position, fixed_files
 from deepen.model.config import BaseRun, RandomInit
 from deepen.parallel.peaks import PEAK_BF16
 from deepen.progress import readable
@@ -116,6 +117,11 @@ def _data(recipe: Recipe) -> list[Line]:
         how = f"{readable(num_bytes)} bytes on disk / {_BYTES_PER_TOKEN:g}; compressed files hold 3-5 times as many"
         tokens = num_bytes / _BYTES_PER_TOKEN
         lines.append(Line(f"tokens in {source.name}", tokens, f"about {readable(tokens)}", how))
+    for rows in recipe.mix.fixed_rows:
+        files = fixed_files(rows.path)
+        tokens = sum(file.path.stat().st_size / bytes_per_position(file) for file in files)
+        how = "bytes on disk / bytes of an id and its label, padding included; parquet holds more"
+        lines.append(Line(f"tokens in {rows.name}", tokens, f"about {readable(tokens)}", how))
     return lines
 
 

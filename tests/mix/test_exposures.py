@@ -25,6 +25,13 @@ def test_exposures_are_counts_times_epochs(tmp_path: Path) -> None:
     assert "warning: 2 of 3 new tokens are shown fewer than 100 times, 1 of them never" in exposure_line(found)
 
 
+def test_those_in_fixed_rows_count(tmp_path: Path) -> None:
+    write_new_token_counts(tmp_path, {"domain": np.array([0, 10])})
+    found = exposures(tmp_path, {**SOURCES, "ready": {"epochs": 3.0}}, {"ready": np.array([50, 0])})
+    assert found is not None
+    assert (found["never"], found["fewest"], found["median"]) == (0, 20.0, 85.0)
+
+
 def test_enough_exposures_are_no_warning(tmp_path: Path) -> None:
     write_new_token_counts(tmp_path, {"domain": np.array([FLOOR, FLOOR]), "replay": np.array([0, 0])})
     assert "warning" not in exposure_line(exposures(tmp_path, SOURCES))

@@ -1,5 +1,6 @@
 import json
 
+import pyarrow as pa
 import pytest
 
 from deepen.plan.estimate import architecture_of, duration, estimate
@@ -35,6 +36,16 @@ def test_the_page_of_a_model_folder(tmp_path):
     hours = lines["time on one H100 / H200"].value
     assert hours == pytest.approx(lines["compute"].value / (989e12 * 0.4) / 3600)
     assert lines["cost on one H100 / H200"].value == pytest.approx(3 * hours)
+
+
+def test_fixed_rows_are_estimated_from_their_files(tmp_path):
+    table = pa.table({"input_ids": pa.array([[7] * 1000] * 10, pa.list_(pa.int32()))})
+    with pa.OSFile(str(tmp_path / "rows.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    fixed = {"name": "ready", "role": "replay", "path": str(tmp_path / "rows.arrow"), "tokenizer": "base"}
+    settings = recipe(tmp_path, str(tmp_path)).model_dump(mode="json") | {"mix": {"fixed_rows": [fixed]}}
+    lines = {line.what: line for line in estimate(Recipe.model_validate(settings), Machine())}
+    assert lines["tokens in ready"].value == pytest.approx(10_000, rel=0.05)
 
 
 def test_a_random_network_takes_its_vocabulary_from_the_recipe(tmp_path):
