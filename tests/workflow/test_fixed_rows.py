@@ -1,7 +1,12 @@
 """Fixed rows the whole way: through training and the account, found again by `show` and `trace`."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -125,3 +130,32 @@ def test_what_cannot_work_is_found_before(root, tmp_path):
     assert paths >= {f"mix.fixed_rows[0].{key}" for key in ("name", "path", "tokenizer")} | {"mix.fixed_rows"}
     messages = [problem.message for problem in caught.value.problems if problem.path == "mix.fixed_rows"]
     assert len(messages) == 2
+
+
+def mix_in(folder, **environment):
+    """Run `deepen mix` in ``folder``, with the file events of ``tests/kills`` counted; returns the exit code."""
+    kills = Path(__file__).parents[1] / "kills"
+    values = {**os.environ, "PYTHONPATH": f"{kills}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", **environment}
+    command = [sys.executable, "-m", "deepen.cli", "mix", "recipe.yaml", "--offline", "--set", "machine.workers=1"]
+    return subprocess.run(command, cwd=folder, env=values, capture_output=True, timeout=120).returncode
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.stem != "manifest"}
+
+
+@pytest.mark.slow
+def test_a_kill_while_they_are_written_leaves_no_trace(root, tmp_path):
+    shutil.copytree(root, tmp_path / "copy", ignore=shutil.ignore_patterns("train", "evaluate", "select", "export"))
+    mix = tmp_path / "copy/runs/fixed/mix"
+    shutil.rmtree(mix)
+    log = tmp_path / "events"
+    assert mix_in(tmp_path / "copy", DEEPEN_KILL_UNDER=str(mix), DEEPEN_KILL_LOG=str(log)) == 0
+    events = log.read_text().splitlines()
+    for needle in ("ready.bin", "ready.idx", "ready.trained", "ready.npy", "ready.rows.npy"):
+        shutil.rmtree(mix)
+        at = next(number for number, event in enumerate(events, 1) if event.startswith("os.rename") and needle in event)
+        killed = mix_in(tmp_path / "copy", DEEPEN_KILL_UNDER=str(mix), DEEPEN_KILL_AT=str(at))
+        assert killed == -signal.SIGKILL
+        assert mix_in(tmp_path / "copy") == 0
+        assert contents(mix) == contents(root / "runs/fixed/mix")
