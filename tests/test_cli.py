@@ -35,6 +35,7 @@ def test_check_as_json_lists_the_problems(tmp_path):
 def test_explain_prints_meaning_default_and_children():
     done = deepen("explain", "train.schedule")
     assert "cosine" in done.stdout and "warmup" in done.stdout and "default:" in done.stdout
+    assert "`20 MB`" in deepen("explain", "ingest.sources.limit").stdout
     wrong = deepen("explain", "train.scedule")
     assert wrong.returncode == 1 and "did you mean `schedule`" in wrong.stderr
 

@@ -12,6 +12,7 @@ from deepen.settings import (
     Settings,
     Share,
     parse_amount,
+    parse_extent,
     parse_interval,
 )
 
@@ -89,3 +90,9 @@ def test_unknown_keys_are_errors_and_settings_are_frozen():
 def test_dumping_and_reading_back_gives_the_same_settings():
     example = Example.model_validate({"tokens": "2M", "warmup": "3 steps", "every": "5% or 10min", "names": ["a", "b"]})
     assert Example.model_validate(example.model_dump(mode="json")) == example
+
+
+@given(st.integers(1, 10**15), st.sampled_from(["documents", "bytes", "tokens"]))
+def test_extents_are_read_as_they_are_written(number, unit):
+    extent = Amount(number, unit)
+    assert parse_extent(str(extent)) == parse_extent(extent) == extent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -90,10 +91,21 @@ class CurateConfig(Settings):
         return tuple(step for step in self.steps if isinstance(step, CorpusStep))
 
 
-def problems(config: CurateConfig) -> list[Problem]:
-    """What the disk says against the settings: no held-out documents where to take them from, no test items."""
+def problems(config: CurateConfig, sources: Collection[str] | None = None) -> list[Problem]:
+    """What the disk and the names of the sources (None: not known) say against the settings.
+
+    No held-out documents where to take them from, no test items, limits of sources that are not there.
+    """
     found = []
     for number, step in enumerate(config.steps):
+        if isinstance(step, Limit) and sources is not None:
+            remedy = f"sources of this recipe: {', '.join(sources)}"
+            for key, most in (("documents", step.documents), ("tokens", step.tokens)):
+                for name in sorted(set(most) - set(sources)) if isinstance(most, dict) else ():
+                    path = f"curate.steps[{number}].{key}"
+                    found.append(
+                        Problem(path=path, message="limits no source of this recipe", remedy=remedy, value=name)
+                    )
         if isinstance(step, Decontaminate):
             try:
                 probe_files(step.against)

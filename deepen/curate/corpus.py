@@ -173,6 +173,8 @@ class Corpus:
     stored: StoredSets
     pair_files: tuple[Path, ...]
     """Files of ``PAIR``: pairs of near-duplicates that suffice to join all clusters."""
+    names: tuple[str, ...] = ()
+    """Names of the sources by number, where steps have a setting for each."""
 
     @property
     def num_documents(self) -> int:
@@ -217,8 +219,10 @@ def open_stored(parts: Sequence[PartFiles]) -> StoredSets:
     return StoredSets(tuple(parts), starts, first_documents)
 
 
-def open_corpus(parts: Sequence[tuple[int, PartFiles]], pair_files: Sequence[Path]) -> Corpus:
-    """The corpus of parts given as (source number, files)."""
+def open_corpus(
+    parts: Sequence[tuple[int, PartFiles]], pair_files: Sequence[Path], names: Sequence[str] = ()
+) -> Corpus:
+    """The corpus of parts given as (source number, files), from sources of these names."""
     indices = [np.load(files.index) for _, files in parts]
     numbers = np.array([number for number, _ in parts], dtype=np.int64)
     return Corpus(
@@ -226,6 +230,7 @@ def open_corpus(parts: Sequence[tuple[int, PartFiles]], pair_files: Sequence[Pat
         source=np.repeat(numbers, [len(own) for own in indices]),
         stored=open_stored([files for _, files in parts]),
         pair_files=tuple(pair_files),
+        names=tuple(names),
     )
 
 

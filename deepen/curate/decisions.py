@@ -30,7 +30,7 @@ def decide(
     """
     if not parts:
         return ()
-    corpus = open_corpus(parts, pair_files)
+    corpus = open_corpus(parts, pair_files, list(roles))
     frozen = _frozen(config.held_out.from_run)
     plans = [SourcePlan(name, role, frozen.get(name)) for name, role in roles.items()]
     say(f"curate: comparing {corpus.num_documents} documents")

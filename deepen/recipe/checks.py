@@ -94,7 +94,9 @@ def check(sections: Sections, text: YamlText) -> list[Problem]:
     """Everything that is wrong between settings that are each valid, and with inputs; places come from ``text``."""
     found = [*_check_sources(sections), *_check_mixture(sections), *_check_base(sections)]
     if sections.curate is not None:
-        found += curate_config.problems(sections.curate)
+        known = [source.name for source in sections.sources if source is not None]
+        all_known = sections.sources and None not in sections.sources
+        found += curate_config.problems(sections.curate, known if all_known else None)
     if sections.tokenize is not None:
         found += tokenize_config.problems(sections.tokenize)
     if sections.train is not None and sections.mix is not None and sections.base is not None:

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from deepen.errors import DeepenError
 from deepen.plug import field_at, field_names, plug_from, settings_at
 from deepen.recipe.models import Machine, Recipe
-from deepen.settings import Settings
+from deepen.settings import Settings, parse_extent
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,15 @@ def _type_name(annotation: Any) -> str:
     arguments = get_args(annotation)
     if get_origin(annotation) is tuple:
         return f"list of {_type_name(arguments[0])}"
+    if get_origin(annotation) is dict:
+        return f"{{name: {_type_name(arguments[1])}}}"
     if str(get_origin(annotation)) == "typing.Literal":
         return " or ".join(f"`{argument}`" for argument in arguments)
     for mark in getattr(annotation, "__metadata__", ()):
         if isinstance(mark, plug_from):
             return "one of " + ", ".join(mark.table)
+        if getattr(mark, "func", None) is parse_extent:
+            return "so much text (`500 documents`, `20 MB`, `2B tokens`)"
     if hasattr(annotation, "__metadata__"):
         return _type_name(annotation.__origin__)
     if arguments:

@@ -96,6 +96,29 @@ def test_limits_are_kept_by_content_or_order(run, ingested, prose, texts):
         Limit()
 
 
+def test_sources_may_have_limits_of_their_own(run, ingested, prose):
+    corpus = ingested(
+        {
+            name: ("domain", [prose(seed + first) for seed in range(9)])
+            for first, name in ((0, "a"), (20, "b"), (40, "c"))
+        }
+    )
+    step = {"use": "limit", "documents": {"a": 4, "c": "5 documents"}, "tokens": {"c": 400}, "by": "order"}
+    counts = run(corpus, steps=[step], held_out={"share": 0, "at_least": 0})
+    assert [counts[name]["documents_kept"] for name in "abc"] == [4, 9, 2]
+
+
+def test_limits_of_sources_that_are_not_there_are_problems():
+    step = {"use": "limit", "documents": {"web": 4, "wbe": 4}, "tokens": {"x": 5}}
+    config = CurateConfig.model_validate({"steps": [step, {"use": "limit", "documents": 3}]})
+    found = [(problem.path, problem.value) for problem in problems(config, ["web", "papers"])]
+    assert found == [("curate.steps[0].documents", "wbe"), ("curate.steps[0].tokens", "x")]
+    assert problems(config) == []
+    for wrong in ({}, {"web": 0}):
+        with pytest.raises(ValidationError):
+            Limit.model_validate({"documents": wrong})
+
+
 @pytest.fixture
 def step(tmp_path):
     items = [{"question": ITEM, "choices": [ANSWER, "none"], "label": 1}, {"q": ["Who painted the ceiling of it?"]}]
