@@ -15,12 +15,14 @@ import numpy as np
 
 from deepen.formats.architecture import ADAMW_BYTES_PER_PARAMETER, Architecture, architecture_from_config
 from deepen.formats.extension import rows_for
+from deepen.ingest.config import Source
 from deepen.ingest.files import list_files
 from deepen.mix.fixed_files import bytes_per_position, fixed_files
 from deepen.model.config import BaseRun, RandomInit
 from deepen.parallel.peaks import PEAK_BF16
 from deepen.progress import readable
 from deepen.recipe.models import Machine, Recipe
+from deepen.settings import BYTES_PER_TOKEN
 from deepen.tokenize.config import ExtendVocabulary, TrainVocabulary
 from deepen.train.config import num_steps
 
@@ -28,7 +30,6 @@ _SHOWN_GPUS = {"A100": "A100", "H100 / H200": "H100"}
 _MODEL_FLOPS_UTILISATION = 0.4
 _SHARE_OF_MATMUL = 0.6
 """What a training step reaches of a plain matrix product on a CPU: 0.75 for large models, less for tiny ones."""
-_BYTES_PER_TOKEN = 4.0
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,25 @@ def _data(recipe: Recipe) -> list[Line]:
     steps = num_steps(recipe.train)
     lines = [Line("training tokens", recipe.train.tokens, readable(recipe.train.tokens), f"{steps} steps")]
     for source in recipe.ingest.sources:
-        num_bytes = sum(file.num_bytes for file in list_files(source.path, source.format))
-        how = f"{readable(num_bytes)} bytes on disk / {_BYTES_PER_TOKEN:g}; compressed files hold 3-5 times as many"
-        tokens = num_bytes / _BYTES_PER_TOKEN
-        lines.append(Line(f"tokens in {source.name}", tokens, f"about {readable(tokens)}", how))
+        lines.append(_tokens_in(source))
     for rows in recipe.mix.fixed_rows:
         files = fixed_files(rows.path)
         tokens = sum(file.path.stat().st_size / bytes_per_position(file) for file in files)
         how = "bytes on disk / bytes of an id and its label, padding included; parquet holds more"
         lines.append(Line(f"tokens in {rows.name}", tokens, f"about {readable(tokens)}", how))
     return lines
+
+
+def _tokens_in(source: Source) -> Line:
+    """What the files hold, or the source's limit where that is less, or where the files are not here yet."""
+    num_bytes = sum(file.num_bytes for file in list_files(source.path, source.format))
+    how = f"{readable(num_bytes)} bytes on disk / {BYTES_PER_TOKEN}; compressed files hold 3-5 times as many"
+    tokens, limit = num_bytes / BYTES_PER_TOKEN, source.limit
+    if limit is not None and limit.unit != "documents":
+        most = limit.value / (BYTES_PER_TOKEN if limit.unit == "bytes" else 1)
+        if most < tokens or num_bytes == 0:
+            tokens, how = most, f"its limit, {limit}"
+    return Line(f"tokens in {source.name}", tokens, f"about {readable(tokens)}", how)
 
 
 def _time(flops: float, machine: Machine) -> list[Line]:

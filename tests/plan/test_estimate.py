@@ -72,3 +72,15 @@ def test_a_base_that_is_not_here_is_said_to_be_unknown(tmp_path):
 @pytest.mark.parametrize(("hours", "shown"), [(2.5, "2.5 h"), (0.5, "30.0 min"), (0.001, "3.6 s")])
 def test_durations(hours, shown):
     assert duration(hours) == shown
+
+
+@pytest.mark.parametrize(
+    ("path", "limit", "tokens"),
+    [("d.txt", "400 bytes", 100), ("d.txt", "2k tokens", 1000), ("hf://a/b", "2k tokens", 2000), ("d.txt", 5, 1000)],
+)
+def test_a_limited_source_is_no_more_than_its_limit(tmp_path, path, limit, tokens):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_1B))
+    settings = recipe(tmp_path, str(tmp_path)).model_dump(mode="json")
+    settings["ingest"]["sources"][0] |= {"limit": limit, "path": path.replace("d.txt", str(tmp_path / "d.txt"))}
+    lines = {line.what: line for line in estimate(Recipe.model_validate(settings), Machine())}
+    assert lines["tokens in d"].value == tokens
