@@ -66,5 +66,6 @@ def _tokenizer_problems(key: str, tokenizer: str) -> Iterator[Problem]:
     looks_like_path = tokenizer.startswith((".", "/", "~")) or tokenizer.count("/") != 1
     if tokenizer == BASE or (not looks_like_path and not folder.exists()):
         return
-    if not (folder / "tokenizer.json").is_file():
-        yield Problem(key, "holds no tokenizer.json", "give `base`, a tokenizer's folder or a hub id", tokenizer)
+    if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
+        remedy = "give `base`, a folder with tokenizer.json or tokenizer_config.json, or a hub id"
+        yield Problem(key, "is no tokenizer's folder", remedy, tokenizer)

@@ -107,7 +107,7 @@ def check_same_ids(part: FixedPart) -> None:
     """
     if part.tokenizer == BASE:
         return
-    theirs, ours = (_tokenizer(Path(folder)).get_vocab() for folder in (part.tokenizer, part.run_tokenizer))
+    theirs, ours = _vocabulary(Path(part.tokenizer).expanduser()), _tokenizer(part.run_tokenizer).get_vocab()
     differing = sorted((number, token) for token, number in theirs.items() if ours.get(token) != number)
     if differing:
         number, token = differing[0]
@@ -122,10 +122,16 @@ def check_same_ids(part: FixedPart) -> None:
 def _tokenizer(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    path = folder.expanduser() / "tokenizer.json"
-    if not path.is_file():
-        raise SourceError(f"`{folder}` holds no tokenizer.json", hint="give a tokenizer's folder or a hub id")
-    return Tokenizer.from_file(str(path))
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    """Ids of all tokens of a tokenizer in any form that transformers reads, such as Llama 2's ``tokenizer.model``."""
+    if (folder / "tokenizer.json").is_file():
+        return _tokenizer(folder).get_vocab()
+    from deepen.model.load import load_tokenizer
+
+    return load_tokenizer(folder).get_vocab()
 
 
 def _check(part: FixedPart, file: FixedFile, block: Block) -> None:

@@ -101,9 +101,8 @@ def _fixed_rows(recipe: Recipe, pins: Pins, run: Path) -> dict[str, InputEntry]:
         if rows.tokenizer == BASE:
             continue
         folder = _tokenizer_folder(rows.tokenizer, pins)
-        if not (folder / "tokenizer.json").is_file():
-            raise SourceError(f"`{rows.tokenizer}` has no tokenizer.json", hint="give a tokenizer's folder or a hub id")
-        mark = cache.hash(folder / "tokenizer.json")
+        files = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()})
+        mark = fingerprint("tokenizer", 1, {path.name: cache.hash(path) for path in files}, {})
         entries[f"fixed_rows_tokenizer:{rows.name}"] = InputEntry(path=str(folder), fingerprint=mark)
     if entries:
         cache.save()

@@ -1,6 +1,7 @@
 """Rows that came as token ids: kept as they are, told apart from padding, and refused with file and row."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from deepen.formats.trained import TrainedMask
 from deepen.mix.config import MixConfig
 from deepen.mix.stage import mix
 
+DATA = os.environ.get("DEEPEN_TEST_DATA")
 VOCABULARY = 50
 ROW = pa.list_(pa.int32())
 ROWS = [([1, 2, 3, 4], [-100, -100, 3, 4]), ([5, 6, 7, 0, 0, 0], [5, 6, 7, -100, -100, -100]), ([8] * 8, [8] * 8)]
@@ -187,3 +189,9 @@ def test_leftovers_of_a_kill_and_workers_change_nothing(run, tmp_path) -> None:
 def _bytes(directory: Path) -> dict[str, bytes]:
     paths = (path for path in directory.rglob("*") if path.is_file() and path.name != "manifest.json")
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.mark.skipif(not DATA, reason="DEEPEN_TEST_DATA is not set")
+def test_a_tokenizer_without_a_json_file_is_compared(run, tmp_path) -> None:
+    with pytest.raises(SourceError, match="of its 32,000 tokens differ, first '<unk>'"):
+        run(ROWS, tokenizer=f"{DATA}/tokenizer_llama2")
