@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from deepen.errors import OfflineError, SourceError
 from deepen.formats.manifest import fingerprint
-from deepen.ingest.config import Extraction, Source
+from deepen.ingest.config import HUB, Extraction, Source
 from deepen.ingest.files import InputFile, reading_format
 from deepen.plug import identity
 from deepen.progress import say
@@ -50,10 +50,9 @@ def first_files(
     remote = list_remote()
     if not remote.files:
         raise SourceError(f"`{source.path}` names no file", hint="`**` crosses folders, `*` does not")
-    if pinned is not None:
-        check_unchanged(
-            source.path, {name: remote.files.get(name, "gone") for name in pinned["files"]}, pinned["files"]
-        )
+    if pinned is not None and not source.path.startswith(HUB):  # a commit does not change
+        now = {name: remote.files.get(name, "gone") for name in pinned["files"]}
+        check_unchanged(source.path, now, pinned["files"])
     if pinned is None or pinned["settings"] != settings:
         pinned = _choose(source, extraction, remote) | {"address": source.path, "settings": settings}
     folder = _folder(pinned)

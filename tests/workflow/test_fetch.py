@@ -196,3 +196,22 @@ def test_a_higher_limit_needs_the_network_again(parts):
     fetched = deepen(recipe.parent, environment, "fetch", "more.yaml")
     assert "all 5 files together are less than its limit, 1000000 bytes" in fetched.stderr
     assert len(asked_for(server)) == 5
+
+
+def test_a_limited_split_is_found_by_the_names_of_its_files(parts):
+    recipe, environment, server = parts
+    for split in ("train", "test"):
+        server.files["datasets/lab/texts", f"en/{split}-0.jsonl"] = b'{"text": "of %s"}' % split.encode()
+        server.files["datasets/lab/texts", f"en/{split}-1.jsonl"] = b'{"text": "more"}'
+    text = recipe.read_text().replace(
+        "hf://lab/texts/data/**/*.jsonl, limit: 100", "hf://lab/texts, subset: en, split: SPLIT, limit: 1"
+    )
+    for split in ("train", "test"):
+        recipe.write_text(text.replace("SPLIT", split))
+        fetched = deepen(recipe.parent, environment, "fetch", "recipe.yaml")
+        assert "1 of 2 files: enough for 1 documents" in fetched.stderr, fetched.stderr
+        assert asked_for(server)[-1] == f"en/{split}-0.jsonl"
+        server.asked.clear()
+    recipe.write_text(text.replace("SPLIT", "dev"))
+    wrong = deepen(recipe.parent, environment, "fetch", "recipe.yaml")
+    assert "no file of `hf://lab/texts` belongs to subset `en`, split `dev`" in wrong.stderr
