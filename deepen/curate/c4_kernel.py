@@ -1,6 +1,7 @@
 """The line rules of C4 in one compiled walk: where each line lies, whether it stays, how many sentences it has.
 
-Unwanted phrases are looked for only at a letter that is rare and in one of them; most bytes cost one look into a table.
+Unwanted phrases are looked for only at a letter that is rare and in one of them, or where the last word of one of them
+may begin; most bytes cost one look into a table.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _OTHER, _RARE, _SPACE, _TERMINAL, _CLOSING, _WIDE = 0, 1, 2, 3, 4, 5
 
 def _byte_classes() -> npt.NDArray[np.uint8]:
     table = np.zeros(256, dtype=np.uint8)
-    table[list(b"jJkKvVfFpP{[")] = _RARE
+    table[list(b"jJkK{[")] = _RARE
     table[0x80:] = _WIDE
     table[[*range(0x09, 0x0E), 0x20]] = _SPACE
     table[[0x2E, 0x3F, 0x21]] = _TERMINAL
@@ -66,17 +67,31 @@ def _phrase_at(text, position):  # type: ignore[no-untyped-def]
         return BRACE_BIT if text[position] == 0x7B else _BRACKET_BIT
     if byte == 0x6A:
         return JAVASCRIPT_BIT if _is_at(text, position, _JAVASCRIPT) else 0
-    if byte == 0x70:
-        return LOREM_BIT if _is_at(text, position - 7, _LOREM_IPSUM) else 0
-    if byte == 0x66:
-        return POLICY_BIT if _is_at(text, position - 7, _TERMS) else 0
-    if byte == 0x76:
-        return POLICY_BIT if _is_at(text, position - 3, _PRIVACY) else 0
     if not _is_at(text, position - 3, _COOKIE):
         return 0
     found = _is_at(text, position - 3, _COOKIE_POLICY) or _is_at(text, position - 8, _USES_COOKIES)
     found = found or _is_at(text, position - 10, _USE_OF_COOKIES) or _is_at(text, position - 7, _USE_COOKIES)
     return POLICY_BIT if found else 0
+
+
+def _letter_bits(*letters: str) -> npt.NDArray[np.uint8]:
+    """For each byte the bits of the places at which it is a letter there, of any size."""
+    table = np.zeros(256, dtype=np.uint8)
+    for place, letter in enumerate(letters):
+        table[[ord(letter), ord(letter.upper())]] |= 1 << place
+    return table
+
+
+_FIRST, _SECOND = _letter_bits("i", "u", "p"), _letter_bits("p", "s", "o")
+"""How the last words of lorem ipsum, terms of use and privacy policy begin."""
+
+
+@njit(cache=True)
+def _phrase_before(text, position):  # type: ignore[no-untyped-def]
+    """The bit of the unwanted phrase whose last word begins at ``position``, or 0."""
+    if _is_at(text, position - 6, _LOREM_IPSUM):
+        return LOREM_BIT
+    return POLICY_BIT if _is_at(text, position - 9, _TERMS) or _is_at(text, position - 8, _PRIVACY) else 0
 
 
 @njit(cache=True)
@@ -149,6 +164,8 @@ def _scan(text, position, end):  # type: ignore[no-untyped-def]  # noqa: C901 - 
             first = position
         words += 1
         continuations, ended, start = 0, False, position
+        if position + 1 < end and _FIRST[text[position]] & _SECOND[text[position + 1]]:
+            bits |= _phrase_before(text, position)
         while position < end:
             byte = text[position]
             kind = np.int64(_CLASSES[byte])

@@ -32,6 +32,8 @@ QUANTITIES = (
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 _LARGEST_TABLE = 1 << 22
 """Slots of the table of n-grams (4 bytes each): what a core's cache about holds."""
+_SLOTS_PER_GRAM = 4
+"""At least, where the table can be that large: hardly a look meets another n-gram, so its branch is foreseen."""
 
 
 def measure(text: str) -> npt.NDArray[np.float64]:
@@ -151,7 +153,7 @@ def _n_grams(words, lengths, flags, num_characters, as_datatrove, shares):  # ty
     places = np.arange(num_words, dtype=np.int32)  # where an n-gram might begin that occurs twice
     grams = words.copy()  # hash of the n-gram at each of those places
     firsts, counts = np.empty(num_words, dtype=np.int32), np.empty(num_words, dtype=np.int32)
-    table = np.empty(min(_table_size(num_words), _LARGEST_TABLE), dtype=np.int32)
+    table = np.empty(min(2 * _table_size(num_words), _LARGEST_TABLE), dtype=np.int32)
     count = num_words
     for n in range(2, 11):
         if num_words < n:
@@ -188,7 +190,7 @@ def _count_grams(grams, table, counts, firsts):  # type: ignore[no-untyped-def]
     are the best mixed ones: they choose the slot, those below the range.
     """
     bits, range_bits = 3, 0
-    while (1 << bits) < 2 * len(grams) and (2 << bits) <= len(table):
+    while (1 << bits) < _SLOTS_PER_GRAM * len(grams) and (2 << bits) <= len(table):
         bits += 1
     while (1 << (bits + range_bits)) < 2 * len(grams):
         range_bits += 1
@@ -202,12 +204,13 @@ def _count_grams(grams, table, counts, firsts):  # type: ignore[no-untyped-def]
             if range_bits and (gram >> range_shift) & range_mask != np.uint64(part):
                 continue
             slot = np.int64(gram >> shift)
-            while own[slot] >= 0 and grams[own[slot]] != gram:
-                slot = (slot + 1) & mask
             first = own[slot]
-            if first < 0:
-                own[slot], first, counts[number] = number, number, 0
-            firsts[number] = first
+            while (first >= 0) & (grams[max(first, 0)] != gram):
+                slot = (slot + 1) & mask
+                first = own[slot]
+            counts[number] = 0
+            first = number if first < 0 else first
+            own[slot] = firsts[number] = first
             counts[first] += 1
 
 
@@ -243,9 +246,8 @@ def _kept(places, grams, counts, firsts):  # type: ignore[no-untyped-def]
     """Keep the places whose n-gram occurs more than once; returns their number."""
     count = 0
     for number in range(len(places)):
-        if abs(counts[firsts[number]]) > 1:
-            places[count], grams[count] = places[number], grams[number]
-            count += 1
+        places[count], grams[count] = places[number], grams[number]
+        count += abs(counts[firsts[number]]) > 1
     return count
 
 

@@ -69,7 +69,7 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
             state, packed, least = HASH_SEED, _NOTHING, kind
             while kind <= DIGIT:
                 packed = (packed << _S8) | np.uint64(byte)
-                least = min(least, kind)
+                least &= kind
                 position += 1
                 if (position - start) & 7 == 0:
                     state, packed = absorb(state, packed), _NOTHING
@@ -88,12 +88,13 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
                 continue
         elif kind == MARK:
             position += 1
+            hashes[count] = finished(HASH_SEED, np.uint64(byte), 1)
             if byte == 0x3A or byte == 0x3B:
                 position = after_face(text, position)
+                hashes[count] = hash_bytes(text, start, position)
             if located:
                 starts[count], ends[count] = start, position
             lengths[count], flags[count] = position - start, SYMBOL
-            hashes[count] = hash_bytes(text, start, position)
             count += 1
             continue
         else:

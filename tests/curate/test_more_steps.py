@@ -38,6 +38,9 @@ def document(text, language=None):
         ("Two words.", None),
         ("Please turn on JavaScript now.", None),
         ("This site uses cookies to work.", None),
+        ("Read our Terms of Useful things.", None),
+        ("The PRIVACY POLICY is here.", None),
+        ("The terms of us and a policy.", "The terms of us and a policy."),
         (f"One {'x' * 1001} word.", None),
     ],
 )
