@@ -6,7 +6,7 @@ run's. Memory: a thousand rows, and about 30 bytes per row of the whole source.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +46,23 @@ class FixedPart:
     out: Path
 
 
-class _Tally:
-    """What was found so far in one set of rows."""
+@dataclass
+class _Shard:
+    """The shard that is being written, and what was found so far."""
 
-    def __init__(self) -> None:
-        self.rows_read = self.positions = self.empty_rows = self.untrained_rows = self.target_bytes = 0
-        self.longest = 0
-        self.too_long: tuple[Path, int, int] | None = None
-        """File, row and length of the first row that does not fit."""
-        self.halves: list[Array] = []
+    writer: IndexedDatasetWriter
+    mask: TrainedWriter
+    tokenizer: Tokenizer
+    rows_read: int = 0
+    positions: int = 0
+    empty_rows: int = 0
+    untrained_rows: int = 0
+    target_bytes: int = 0
+    longest: int = 0
+    too_long: tuple[Path, int, int] | None = None
+    """File, row and length of the first row that does not fit."""
+    halves: list[Array] = field(default_factory=list)
+    """Ids of the rows."""
 
 
 def write_fixed_rows(part: FixedPart) -> dict[str, Any]:
@@ -65,17 +73,18 @@ def write_fixed_rows(part: FixedPart) -> dict[str, Any]:
     message names file and row, counted from 0.
     """
     check_same_ids(part)
-    tokenizer, files, found = _tokenizer(part.run_tokenizer), fixed_files(part.path), _Tally()
+    files = fixed_files(part.path)
     prefix, ids = part.out / "shards" / part.name, part.out / "documents" / f"{part.name}.npy"
     ignored = {column for file in files for column in check_columns(file)}
     with (
         IndexedDatasetWriter(prefix, token_dtype(part.vocabulary_size)) as writer,
         TrainedWriter(prefix) as mask,
     ):
+        found = _Shard(writer, mask, _tokenizer(part.run_tokenizer))
         for file in files:
             for block in read_blocks(file):
                 _check(part, file, block)
-                _add(part, file, block, writer, mask, tokenizer, found)
+                _add(part, file, block, found)
         _refuse_long_rows(part, found)
     shape = (sum(map(len, found.halves)), 2)
     entry = write_array(ids, found.halves, shape=shape, dtype=np.uint64, root=part.out)
@@ -131,7 +140,7 @@ def _vocabulary(folder: Path) -> dict[str, int]:
         return _tokenizer(folder).get_vocab()
     from deepen.model.load import load_tokenizer
 
-    return load_tokenizer(folder).get_vocab()
+    return dict(load_tokenizer(folder).get_vocab())
 
 
 def _check(part: FixedPart, file: FixedFile, block: Block) -> None:
@@ -161,15 +170,7 @@ def _place(file: FixedFile, block: Block, at: int) -> str:
     return f"`{file.path}`, row {block.first_row + row}, position {at - begin}"
 
 
-def _add(  # noqa: PLR0913 - the two writers and the tally go together through all blocks
-    part: FixedPart,
-    file: FixedFile,
-    block: Block,
-    writer: IndexedDatasetWriter,
-    mask: TrainedWriter,
-    tokenizer: Tokenizer,
-    found: _Tally,
-) -> None:
+def _add(part: FixedPart, file: FixedFile, block: Block, found: _Shard) -> None:
     """Append the rows of a block, without their padding."""
     flags = np.ones(len(block.ids), np.uint8) if block.labels is None else (block.labels != IGNORED).astype(np.uint8)
     lengths = _lengths(block.ids, flags, block.ends)
@@ -181,8 +182,8 @@ def _add(  # noqa: PLR0913 - the two writers and the tally go together through a
     if len(too_long) and found.too_long is None:
         row = int(too_long[0])
         found.too_long = (file.path, block.first_row + row, int(lengths[row]))
-    writer.add_documents(tokens, lengths[filled])
-    mask.add(len(tokens), None if flags.all() else flags)
+    found.writer.add_documents(tokens, lengths[filled])
+    found.mask.add(len(tokens), None if flags.all() else flags)
     found.halves.append(
         pack_ids([document_id(part.name, f"{file.location}:{block.first_row + row}") for row in filled.tolist()])
     )
@@ -190,16 +191,16 @@ def _add(  # noqa: PLR0913 - the two writers and the tally go together through a
     found.positions += len(block.ids)
     found.empty_rows += len(lengths) - len(filled)
     found.longest = max(found.longest, int(lengths.max(initial=0)))
-    _count_targets(tokens, flags, np.cumsum(lengths[filled]), tokenizer, found)
+    _count_targets(tokens, flags, np.cumsum(lengths[filled]), found)
 
 
-def _count_targets(tokens: Array, flags: Array, ends: Array, tokenizer: Tokenizer, found: _Tally) -> None:
+def _count_targets(tokens: Array, flags: Array, ends: Array, found: _Shard) -> None:
     """Count UTF-8 bytes of the targets of each row, decoded; special tokens stand for no text."""
     rows = [
         ids[of == 1].tolist() for ids, of in zip(np.split(tokens, ends)[:-1], np.split(flags, ends)[:-1], strict=True)
     ]
     found.untrained_rows += sum(not row for row in rows)
-    texts = tokenizer.decode_batch(rows, skip_special_tokens=True)
+    texts = found.tokenizer.decode_batch(rows, skip_special_tokens=True)
     found.target_bytes += sum(len(text.encode()) for text in texts)
 
 
@@ -221,7 +222,7 @@ def _lengths(ids: Array, flags: Array, ends: Array) -> Array:
     return lengths
 
 
-def _refuse_long_rows(part: FixedPart, found: _Tally) -> None:
+def _refuse_long_rows(part: FixedPart, found: _Shard) -> None:
     if found.too_long is not None:
         path, row, length = found.too_long
         raise SourceError(

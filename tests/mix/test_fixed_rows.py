@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from deepen.errors import SourceError
@@ -21,6 +23,7 @@ from deepen.formats.order import Order, row_of, source_of
 from deepen.formats.packs import Packs
 from deepen.formats.trained import TrainedMask
 from deepen.mix.config import MixConfig
+from deepen.mix.fixed_rows import _lengths
 from deepen.mix.stage import mix
 
 DATA = os.environ.get("DEEPEN_TEST_DATA")
@@ -195,3 +198,19 @@ def _bytes(directory: Path) -> dict[str, bytes]:
 def test_a_tokenizer_without_a_json_file_is_compared(run, tmp_path) -> None:
     with pytest.raises(SourceError, match="of its 32,000 tokens differ, first '<unk>'"):
         run(ROWS, tokenizer=f"{DATA}/tokenizer_llama2")
+
+
+ROW_OF_TARGETS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=8)
+
+
+@given(st.lists(ROW_OF_TARGETS, min_size=1, max_size=6))
+def test_padding_takes_no_target_and_nothing_before_the_last_one(rows) -> None:
+    flat = [pair for row in rows for pair in row]
+    ids = np.array([pair[0] for pair in flat], dtype=np.int64)
+    flags = np.array([pair[1] for pair in flat], dtype=np.uint8)
+    lengths = _lengths(ids, flags, np.cumsum([len(row) for row in rows]))
+    for row, length in zip(rows, lengths.tolist(), strict=True):
+        cut = row[length:]
+        assert not any(is_target for _, is_target in cut)
+        assert len(cut) != 1
+        assert len({token for token, _ in cut}) <= 1
