@@ -23,7 +23,6 @@ from deepen.curate.passes import FirstPart, SecondPart, first_pass, second_pass
 from deepen.curate.step import Applies
 from deepen.curate.summary import check_counts, print_summary
 from deepen.curate.surveys import SurveyPart, SurveyStep, conclude_survey, survey_part, surveyed
-from deepen.engine.compiled import is_cold
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.formats.atomic import FileEntry, write_bytes
 from deepen.formats.documents import SCHEMA, document_files, num_documents_in, read_tables, write_tables
@@ -54,6 +53,8 @@ def curate(config: CurateConfig, job: StageJob, *, preview: bool = False) -> Man
     Raises ``SourceError`` when nothing of a source is left, with its drops by reason.
     """
     begin_stage(job, stage="curate", format_number=FORMAT, config=config)
+    from deepen.engine.compiled import is_cold  # it loads numba: not before there is work
+
     if is_cold():
         say("curate: compiling its text kernels first, once per version of deepen; that takes up to a minute")
     ingested = job.inputs["ingest"]
