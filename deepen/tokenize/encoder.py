@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from deepen.errors import DeepenError
@@ -26,6 +28,7 @@ EncoderName = Literal["gigatoken", "tokenizers"]
 
 LONG_CHARACTERS = 1 << 20
 PIECE_CHARACTERS = 1 << 18
+_PIECES_TOGETHER = 16
 
 
 class Encoder:
@@ -88,12 +91,15 @@ class Encoder:
     def encode_long(self, text: str, piece_characters: int = PIECE_CHARACTERS) -> Array:
         """Ids of one text, encoded piece by piece."""
         parts = []
-        for context, piece in cut(text, piece_characters, self.boundary):
-            ids, _ = self._encode_short([context + piece])
-            skipped = self._context_ids[context]
-            if not np.array_equal(ids[: len(skipped)], skipped):  # the context flowed into the piece: no clean cut
-                return self._encode_short([text])[0]
-            parts.append(ids[len(skipped) :])
+        cuts = cut(text, piece_characters, self.boundary)
+        while group := list(islice(cuts, _PIECES_TOGETHER)):
+            ids, lengths = self._encode_short([context + piece for context, piece in group])
+            ends = np.cumsum(lengths)
+            for (context, _), begin, end in zip(group, ends - lengths, ends, strict=True):
+                skipped = self._context_ids[context]
+                if not np.array_equal(ids[begin:end][: len(skipped)], skipped):
+                    return self._encode_short([text])[0]  # the context flowed into the piece: no clean cut
+                parts.append(ids[begin + len(skipped) : end])
         return np.concatenate(parts)
 
     def _encode_short(self, texts: Sequence[str]) -> tuple[Array, Array]:
@@ -106,8 +112,14 @@ class Encoder:
     def encode_column(self, texts: pa.LargeStringArray) -> tuple[Array, Array]:
         """``encode`` for an Arrow column without nulls, whose bytes the fast encoder reads where they are."""
         offsets = np.frombuffer(texts.buffers()[1], dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
-        if self._fast is None or texts.buffers()[2] is None or np.diff(offsets).max(initial=0) > LONG_CHARACTERS:
+        if self._fast is None or texts.buffers()[2] is None:
             return self.encode(texts.to_pylist())
+        long = {int(at): str(texts[int(at)]) for at in np.flatnonzero(np.diff(offsets) > LONG_CHARACTERS)}
+        long = {at: text for at, text in long.items() if len(text) > LONG_CHARACTERS}  # so far it was bytes
+        if long:
+            is_long = np.isin(np.arange(len(texts)), list(long))
+            flat, lengths = self.encode_column(pc.if_else(pa.array(is_long), pa.scalar("", texts.type), texts))
+            return _replaced(flat, lengths, {at: self.encode_long(text) for at, text in long.items()})
         import awkward
 
         data = np.frombuffer(texts.buffers()[2], dtype=np.uint8)
@@ -136,6 +148,8 @@ class Encoder:
     def _suspects(self, flat: Array) -> Array:
         """Where ids stand that text may not become; they lie close together, so that a range finds nearly all."""
         low, high = self._suspect_range
+        if len(flat) == 0 or flat.max() < low or flat.min() > high:  # two passes without a new array
+            return np.empty(0, dtype=np.int64)
         candidates = np.flatnonzero((flat >= low) & (flat <= high))
         found: Array = candidates[self._is_suspect[flat[candidates]]]
         return found

@@ -6,7 +6,7 @@ do not depend on how many workers made it. Memory: a few megabytes of text and i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,18 +23,21 @@ from deepen.formats.megatron import IndexedDataset, IndexedDatasetWriter, token_
 from deepen.formats.trained import TrainedWriter, merge_trained
 from deepen.tokenize.encoder import Encoder, EncoderName
 from deepen.tokenize.masked import PartTurns
-from deepen.tokenize.pieces import Boundary
+from deepen.tokenize.pieces import Boundary, cut
 from deepen.tokenize.templates import Template
 from deepen.tokenize.vocabulary import Vocabulary
 
 Array = npt.NDArray[Any]
 
-BATCH_BYTES = 4_000_000
+BATCH_BYTES = 8_000_000
+"""Text encoded in one call: more than most row groups have, little enough for its ids to stay cheap to allocate."""
+_WORD_BLOCK = 1 << 17
 SLICE_BYTES = 256_000_000
 """Uncompressed bytes of row groups after which a document file is cut for another worker."""
 CHECK_ONE_IN = 1024
 """One document in this many (by its id) is encoded by ``tokenizers`` too, when another encoder is used."""
-CHECK_CHARACTERS = 100_000
+CHECK_CHARACTERS = 10_000
+"""Of a longer document only the beginning is compared."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,9 @@ def encode_part(part: EncodePart) -> dict[str, Any]:
     """Encode the documents of one file, each as one sequence; returns counts and the first sample that differed."""
     vocabulary = part.vocabulary
     encoder = _encoder(part.tokenizer, part.encoder, tuple(vocabulary.control), part.boundary)
-    counts: dict[str, Any] = {"bytes": 0, "words": 0, "target_bytes": 0, "checked": 0, "differs": None}
+    counts: dict[str, Any] = {"bytes": 0, "words": 0, "target_bytes": 0}
     all_ids: list[Array] = []
+    sample: list[Sampled] = []
     turns = PartTurns(encoder, part.tokenizer, vocabulary, part.template)
     with IndexedDatasetWriter(part.prefix, token_dtype(vocabulary.size)) as writer, TrainedWriter(part.prefix) as mask:
         for ids, texts, spans in _batches(part.documents, part.groups):
@@ -102,7 +106,7 @@ def encode_part(part: EncodePart) -> dict[str, Any]:
             if spans is None:
                 tokens, lengths = encoder.encode_column(texts)
                 if part.encoder != "tokenizers":
-                    _check_sample(encoder, halves, texts, (tokens, lengths), counts)
+                    sample += _sample(halves, texts, (tokens, lengths))
                 counts["target_bytes"] += _num_bytes(texts)
             else:
                 tokens, lengths, flags, written = turns.encode(halves, texts.to_pylist(), spans.to_pylist())
@@ -113,6 +117,7 @@ def encode_part(part: EncodePart) -> dict[str, Any]:
             all_ids.append(halves)
             counts["bytes"] += _num_bytes(texts)
             counts["words"] += num_words(texts)
+    counts["checked"], counts["differs"] = len(sample), first_differing(encoder, sample)
     turns.add_to(counts)
     halves = np.concatenate([np.empty((0, 2), np.uint64), *all_ids])
     path = part.prefix.with_name(part.prefix.name + ".npy")
@@ -126,10 +131,10 @@ def _batches(
     """Ids, texts and spans (None where no document has any) of a file, a few megabytes at a time (one long document
     may be more)."""
     for table in read_tables(path, ["id", "text", "spans"], groups):
-        spans = table["spans"].combine_chunks()
-        spans = None if spans.null_count == len(spans) else spans
+        spans = None if table["spans"].null_count == len(table) else table["spans"].combine_chunks()
         ids = table["id"].to_pylist()
-        texts = pa.concat_arrays(table["text"].cast(pa.large_string()).chunks)
+        chunks = table["text"].cast(pa.large_string()).chunks
+        texts = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)  # which copies even a single one
         ends = _offsets(texts)[1:] - _offsets(texts)[0]
         begin = 0
         while begin < len(texts):
@@ -156,14 +161,23 @@ def num_words(texts: pa.LargeStringArray) -> int:
     if buffer is None or offsets[-1] == offsets[0]:
         return 0
     data = np.frombuffer(buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
-    # Compared in whole passes, which the processor does many bytes at a time; a compiled loop would first load numba.
-    is_word = (data != 32) & ((data - np.uint8(9)) > 4)  # 9 to 13 are tab, line ends and the like; below 9 wraps around
-    begins = is_word[1:] > is_word[:-1]
+    found = 0
+    # Whole passes go many bytes at a time, over blocks that stay in the processor's cache; a compiled loop would first
+    # load numba.
+    for begin in range(0, len(data) - 1, _WORD_BLOCK):
+        is_word = _is_word(data[begin : begin + _WORD_BLOCK + 1])  # one byte is shared with the next block
+        found += int(np.count_nonzero(is_word[1:] > is_word[:-1]))
     first = np.unique(offsets[:-1] - offsets[0])
     first = first[first < len(data)]
-    after_others = first[first > 0]
-    across = np.count_nonzero(begins[after_others - 1])  # a text begins a word whatever stands before it
-    return int(np.count_nonzero(begins) - across + np.count_nonzero(is_word[first]))
+    inner = first[first > 0]
+    across = np.count_nonzero(_is_word(data[inner]) & ~_is_word(data[inner - 1]))
+    return int(found - across + np.count_nonzero(_is_word(data[first])))  # a text begins a word, whatever is before it
+
+
+def _is_word(data: Array) -> Array:
+    """Whether bytes (uint8) are no ASCII white space."""
+    found: Array = (data != 32) & ((data - np.uint8(9)) > 4)  # 9 to 13 are tab, line ends and such; below 9 wraps
+    return found
 
 
 def frame(tokens: Array, lengths: Array, vocabulary: Vocabulary) -> tuple[Array, Array]:
@@ -182,19 +196,47 @@ def frame(tokens: Array, lengths: Array, vocabulary: Vocabulary) -> tuple[Array,
     return framed, framed_lengths
 
 
-def _check_sample(
-    encoder: Encoder, halves: Array, texts: pa.LargeStringArray, encoded: tuple[Array, Array], counts: dict[str, Any]
-) -> None:
-    """Compare the documents whose id falls into the sample with the reference; note the first that differs."""
+@dataclass(frozen=True)
+class Sampled:
+    """A document to compare with the reference."""
+
+    id: str
+    text: str
+    tokens: Array
+
+
+def _sample(halves: Array, texts: pa.LargeStringArray, encoded: tuple[Array, Array]) -> list[Sampled]:
+    """The documents of a batch whose id falls into the sample."""
     tokens, lengths = encoded
-    ends = np.cumsum(lengths)
-    for at in np.flatnonzero(halves[:, 1] % np.uint64(CHECK_ONE_IN) == 0):
-        text = texts[int(at)].as_py()
-        if len(text) > CHECK_CHARACTERS:
+    sampled = np.flatnonzero(halves[:, 1] % np.uint64(CHECK_ONE_IN) == 0).tolist()
+    ends = np.cumsum(lengths) if sampled else lengths
+    return [
+        Sampled(
+            f"{int(halves[at, 0]):016x}{int(halves[at, 1]):016x}",
+            texts[at].as_py(),
+            tokens[ends[at] - lengths[at] : ends[at]].copy(),  # a view would keep the whole batch
+        )
+        for at in sampled
+    ]
+
+
+def first_differing(encoder: Encoder, sample: Sequence[Sampled]) -> str | None:
+    """Id of the first document with other ids than the reference gives, or None.
+
+    Of a long document the ids up to the first cut after ``CHECK_CHARACTERS`` are compared; all of them where no cut is
+    known to be clean.
+    """
+    for document in sample:
+        _, piece = next(cut(document.text, CHECK_CHARACTERS, encoder.boundary))
+        expected = encoder.reference_ids(piece)
+        given = document.tokens if len(piece) == len(document.text) else document.tokens[: len(expected)]
+        if np.array_equal(given, expected):
             continue
-        counts["checked"] += 1
-        if not np.array_equal(tokens[ends[at] - lengths[at] : ends[at]], encoder.reference_ids(text)):
-            counts["differs"] = counts["differs"] or f"{int(halves[at, 0]):016x}{int(halves[at, 1]):016x}"
+        if len(piece) == len(document.text) or not np.array_equal(
+            document.tokens, encoder.reference_ids(document.text)
+        ):
+            return document.id
+    return None
 
 
 @dataclass(frozen=True)

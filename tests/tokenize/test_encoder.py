@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from deepen.errors import DeepenError
 from deepen.tokenize import encoder as encoder_module
 from deepen.tokenize.encoder import Encoder, choose_boundary, choose_encoder
+from deepen.tokenize.parts import CHECK_CHARACTERS, Sampled, first_differing
 from deepen.tokenize.pieces import cut
 from deepen.tokenize.vocabulary import keep_tokenizer, read_vocabulary
 
@@ -158,3 +159,16 @@ def test_a_column_is_encoded_like_a_list(byte_level, texts: list[str], skipped: 
     ids, lengths = encoder.encode_column(pa.array(texts, pa.large_string())[skipped:])
     expected, expected_lengths = encoder.encode(texts[skipped:])
     assert ids.tolist() == expected.tolist() and lengths.tolist() == expected_lengths.tolist()
+
+
+@pytest.mark.parametrize("boundary", ["word", "none"])
+@pytest.mark.parametrize(("at", "is_found"), [(0, True), (-1, False)])
+def test_of_a_long_document_the_beginning_is_compared(byte_level, boundary, at: int, is_found: bool) -> None:
+    encoder = Encoder(byte_level.path, name="tokenizers", control=[0], boundary=boundary)
+    text = "some words of text " * (2 * CHECK_CHARACTERS // 19)
+    tokens = encoder.reference_ids(text)
+    right, wrong = tokens.copy(), tokens.copy()
+    wrong[at] += 1
+    assert first_differing(encoder, [Sampled("right", text, right)]) is None
+    found = first_differing(encoder, [Sampled("right", text, right), Sampled("wrong", text, wrong)])
+    assert found == ("wrong" if is_found or boundary == "none" else None)  # without clean cuts all is compared
