@@ -56,8 +56,7 @@ _SYMBOLS = np.array(
 def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-untyped-def]  # noqa: C901 - one loop
     """The words of a text: byte positions ``starts`` and ``ends`` (nobody wants them if they are empty), ``hashes``
     (uint64), ``lengths`` in characters and ``flags``, with room for one word per byte; returns how many there are."""
-    size, count, position = len(text), 0, 0
-    located = len(starts) > 0
+    size, count, position, located = len(text), 0, 0, len(starts) > 0
     while position < size:
         byte = text[position]
         kind, width = np.int64(CLASSES[byte]), 1
@@ -106,8 +105,7 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
             elif kind == SPACE:
                 continue
             elif byte == 0x2E or byte == 0x2D:  # runs of dots and of dashes are one word
-                while position < size and text[position] == byte:
-                    position += 1
+                position = _after_same(text, position, byte)
         if located:
             starts[count], ends[count] = start, position
         hashes[count], lengths[count], flags[count] = _describe(text, start, position)
@@ -115,6 +113,14 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
             flags[count] |= ALONE
         count += 1
     return count
+
+
+@njit(cache=True)
+def _after_same(text, position, byte):  # type: ignore[no-untyped-def]
+    """Where a run of one byte ends."""
+    while position < len(text) and text[position] == byte:
+        position += 1
+    return position
 
 
 @njit(cache=True, inline="always")

@@ -31,9 +31,7 @@ def test_a_wrong_value_is_told_of_its_key(key: str, value) -> None:
     with pytest.raises(ValidationError) as caught:
         config(**({"extend": 5} if key == "init" else {}), **{key: value})
     assert key in {part for error in caught.value.errors() for part in error["loc"]}
-    assert (
-        len({error["loc"][2] for error in caught.value.errors()}) == 1
-    )  # no other kind complains
+    assert len({error["loc"][2] for error in caught.value.errors()}) == 1  # no other kind complains
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
