@@ -26,7 +26,10 @@ class TrainVocabulary(Settings):
 class ExtendVocabulary(Settings):
     """The base's own vocabulary and more tokens learned from the domain sources: ``{extend: auto}``."""
 
-    extend: Literal["auto"] | Annotated[Count, Field(ge=0)]
+    extend: Annotated[
+        Annotated[Literal["auto"], Tag("auto")] | Annotated[Count, Field(ge=0), Tag("number")],
+        Discriminator(lambda value: "auto" if value == "auto" else "number"),  # a mistake is reported once
+    ]
     """How many tokens to learn, the pieces on the way to them included. ``auto`` does what the vocabulary report
     advises: nothing, or 500 to 2,000 (what raised tokens per word need; ChipNeMo, arXiv 2311.00176, found no gain in
     quality from more)."""
