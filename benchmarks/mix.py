@@ -183,8 +183,8 @@ def random_batches() -> Result:
     from deepen.model.config import RandomInit, ResolvedBase
     from deepen.parallel.config import Compute
     from deepen.train.config import TrainConfig
-    from deepen.train.loop import train_step
     from deepen.train.setup import prepare_run
+    from deepen.train.step import train_step
 
     def artifact(path: Path, counts: Result) -> Artifact:
         manifest = Manifest(

@@ -51,10 +51,10 @@ from deepen.tokenize.growth import grow as learn_tokens
 from deepen.train.batches import IGNORED, Batch
 from deepen.train.config import TrainConfig
 from deepen.train.learning_rate import PeakRate
-from deepen.train.loop import Trainee, train_step
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import build_optimizer
 from deepen.train.schedules import Cosine
+from deepen.train.step import Trainee, train_step
 
 LENGTH, ROWS, EVALUATED_ROWS = 128, 8, 48
 CASES = (

@@ -1,4 +1,4 @@
-"""The training loop: ``train_step`` is one update, ``training_steps`` one run.
+"""The training loop: what happens from step to step (``step.py`` is one update).
 
 Everything that happens once in a while (evaluate, save, stop) is written in ``training_steps`` as a plain ``if``. What
 a run has done is a small ``Progress``; together with weights, optimizer and random state it is all that a checkpoint
@@ -7,9 +7,8 @@ holds, because the data of a step is a function of its batch index.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,26 +17,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.optim import AdamW
 
 from deepen.errors import TrainingError
 from deepen.formats.records import append_record
 from deepen.formats.scores import CheckpointScores, Score
-from deepen.model.loss import LossModel
-from deepen.parallel.config import Compute
-from deepen.parallel.process import memory_bytes
 from deepen.progress import say
-from deepen.train.batches import IGNORED, Batch, Batches
+from deepen.train.batches import Batch, Batches
 from deepen.train.checkpoint import prune, save_checkpoint
 from deepen.train.counts import SourceCounts, count_batch, counts_to_json
 from deepen.train.flops import Flops
-from deepen.train.groups import RowRate
 from deepen.train.interrupt import StopRequest, stopped
 from deepen.train.new_rows import NewRowsFirst, RowHold
-from deepen.train.optimizer import clip_gradients, set_learning_rate
+from deepen.train.records import speed_record, step_record
 from deepen.train.schedules import Schedule, Shape
-from deepen.train.spikes import NOT_FINITE, RecentSteps, SkipSpikes, not_finite, spike
+from deepen.train.spikes import NOT_FINITE, RecentSteps, SkipSpikes, spike
+from deepen.train.step import StepResult, Trainee, train_step
 from deepen.train.watch import Watch
 
 METRICS = "metrics.jsonl"
@@ -46,38 +40,6 @@ DECISIONS = "decisions.jsonl"
 CHECKPOINTS = "checkpoints"
 
 _MOST_SKIPS_IN_A_ROW = 5
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """What an update changes, and how."""
-
-    model: LossModel
-    optimizer: AdamW
-    clip: float
-    compute: Compute
-    """How many rows are computed at once."""
-    precision: str
-    device: torch.device
-    row_rate: RowRate | None = None
-    """Moves the rows of new tokens faster or slower than the rest."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What an update did."""
-
-    nll_B: npt.NDArray[np.float64]
-    """Sum of negative log-likelihoods (nats) of each row."""
-    loss_tokens: int
-    gradient_norm: float
-    skipped: str | None
-    """Why nothing was changed: loss or gradient was not finite, or far above what recent steps had."""
-
-    @property
-    def loss(self) -> float:
-        """Mean negative log-likelihood in nats per token."""
-        return float(self.nll_B.sum()) / max(1, self.loss_tokens)
 
 
 @dataclass(frozen=True)
@@ -140,48 +102,6 @@ class Run:
     """Changes of the mixture that are in force, as ``describe_changes`` gives them."""
 
 
-def train_step(
-    trainee: Trainee, batch: Batch, learning_rate: float, why_skip: Callable[[float, float], str | None] = not_finite
-) -> StepResult:
-    """One update on one batch: the mean loss over *its* valid tokens, however many micro-batches it takes.
-
-    Nothing is changed when ``why_skip(loss, gradient norm)`` gives a reason.
-    """
-    num_valid = int((batch.labels_BT != IGNORED).sum())
-    nll_rows: list[Tensor] = []
-    num_rows, sequence_length = batch.tokens_BT.shape
-    at_once = trainee.compute.rows_per_micro_batch(
-        rows_per_batch=num_rows, sequence_length=sequence_length, device=trainee.device.type
-    )
-    for begin in range(0, num_rows, at_once):
-        rows = slice(begin, begin + at_once)
-        tokens_BT, labels_BT, positions_BT = (
-            torch.from_numpy(values[rows]).to(trainee.device, non_blocking=True)
-            for values in (batch.tokens_BT, batch.labels_BT, batch.positions_BT)
-        )
-        with torch.autocast(trainee.device.type, torch.bfloat16, enabled=trainee.precision == "bf16"):
-            total, nll_BT = trainee.model(tokens_BT, labels_BT, positions_BT)
-        (total / max(1, num_valid)).backward()
-        nll_rows.append(nll_BT.sum(1, dtype=torch.float64))
-
-    gradient_norm = clip_gradients(trainee.optimizer, trainee.clip)
-    nll_B = torch.cat(nll_rows).cpu().numpy()
-    skipped = why_skip(float(nll_B.sum()) / max(1, num_valid), gradient_norm)
-    if skipped is None:
-        update(trainee, learning_rate)
-    trainee.optimizer.zero_grad(set_to_none=True)
-    return StepResult(nll_B, num_valid, gradient_norm, skipped)
-
-
-def update(trainee: Trainee, learning_rate: float) -> None:
-    """Let the optimizer move what the gradients say."""
-    set_learning_rate(trainee.optimizer, learning_rate)
-    before = trainee.row_rate.rows() if trainee.row_rate is not None else []
-    trainee.optimizer.step()
-    if trainee.row_rate is not None:
-        trainee.row_rate.scale(before)
-
-
 def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
     """Train from where ``run.progress`` stands to the end, yielding the record of each step once all of it is done."""
     progress, total_steps = run.progress, run.shape.total_steps
@@ -202,8 +122,8 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
 
         seconds = time.perf_counter() - started
         progress.elapsed_seconds += seconds
-        record = _record(run, batch, result) | {"learning_rate": learning_rate}
-        record |= _speed(run, batch, seconds) | {
+        record = step_record(run, batch, result) | {"learning_rate": learning_rate}
+        record |= speed_record(run, batch, seconds) | {
             "data_wait_seconds": data_wait_seconds,
             "checkpoint_stall_seconds": stall_seconds,
         }
@@ -263,44 +183,6 @@ def _is_time_to_save(calendar: Calendar, progress: Progress) -> bool:
     return _is_due(progress.step, calendar.save_every) or (
         calendar.save_every_seconds is not None and waited >= calendar.save_every_seconds
     )
-
-
-def _record(run: Run, batch: Batch, result: StepResult) -> dict[str, Any]:
-    """What a step measured: losses in nats per token and bits per byte, overall and per source."""
-    num_sources = len(run.names)
-    labels_B = (batch.labels_BT != IGNORED).sum(1)
-    nll_S = np.bincount(batch.source_B, result.nll_B, num_sources)
-    labels_S = np.bincount(batch.source_B, labels_B, num_sources)
-    bytes_S = labels_S / run.tokens_per_byte
-    present = [source for source in range(num_sources) if labels_S[source]]
-    return {
-        "step": run.progress.step,
-        "tokens": run.progress.tokens,
-        "loss": _finite(nll_S.sum() / max(1, labels_S.sum())),
-        "bits_per_byte": _finite(nll_S.sum() / math.log(2) / max(1.0, bytes_S.sum())),
-        "loss_by_source": {run.names[s]: _finite(nll_S[s] / labels_S[s]) for s in present},
-        "bits_per_byte_by_source": {run.names[s]: _finite(nll_S[s] / math.log(2) / bytes_S[s]) for s in present},
-        "gradient_norm": _finite(result.gradient_norm),
-        "skipped": result.skipped,
-    }
-
-
-def _speed(run: Run, batch: Batch, seconds: float) -> dict[str, Any]:
-    """Speed of a step without evaluation and saving: tokens (no padding), and FLOP/s as a share of the peak (MFU)."""
-    num_tokens = int((batch.documents_BT >= 0).sum())
-    flops_per_second = run.flops.of(num_tokens, batch.tokens_BT.shape[1], seconds)
-    return {
-        "tokens_per_second": num_tokens / seconds,
-        "model_flops_per_second": flops_per_second,
-        "mfu": flops_per_second / run.flops.peak if flops_per_second and run.flops.peak else None,
-        "memory_bytes": memory_bytes(run.trainee.device),
-        "elapsed_seconds": run.progress.elapsed_seconds,
-    }
-
-
-def _finite(value: float) -> float | None:
-    """A number for JSON, which knows neither NaN nor infinity."""
-    return float(value) if math.isfinite(value) else None
 
 
 def decide_about_skip(run: Run, batch_index: int, result: StepResult) -> None:

@@ -23,7 +23,8 @@ from deepen.formats.checkpoints import CheckpointInfo
 from deepen.model.load import unique_weights
 from deepen.train.batches import Batch
 from deepen.train.checkpoint import load_checkpoint, save_checkpoint
-from deepen.train.loop import Run, Trainee, train_step
+from deepen.train.loop import Run
+from deepen.train.step import Trainee, train_step
 
 Prepare = Callable[[], Run]
 """A fresh run at its beginning, every time the same."""

@@ -33,11 +33,12 @@ from deepen.train.counts import SourceCounts, counts_from_json
 from deepen.train.flops import flops_of
 from deepen.train.groups import RowRate, freeze, rate_multiples
 from deepen.train.learning_rate import resolve_peak
-from deepen.train.loop import CHECKPOINTS, DECISIONS, METRICS, SCORES, Calendar, Progress, Run, Trainee
+from deepen.train.loop import CHECKPOINTS, DECISIONS, METRICS, SCORES, Calendar, Progress, Run
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import build_optimizer
 from deepen.train.resolved import Resolved, read_resolved, write_resolved
 from deepen.train.spikes import RecentSteps, SkipSpikes
+from deepen.train.step import Trainee
 from deepen.train.watch import UNWATCHED, Watch
 
 

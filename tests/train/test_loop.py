@@ -18,8 +18,9 @@ from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
 from deepen.train.batches import Batches
 from deepen.train.interrupt import StopRequest
-from deepen.train.loop import Run, train_step, training_steps
+from deepen.train.loop import Run, training_steps
 from deepen.train.setup import prepare_run
+from deepen.train.step import train_step
 from deepen.train.watch import Watch
 from tests.train.conftest import read_metrics
 

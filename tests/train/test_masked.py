@@ -13,9 +13,9 @@ from deepen.formats.trained import trained_path
 from deepen.parallel.config import Compute
 from deepen.train.batches import IGNORED, Batches
 from deepen.train.counts import SourceCounts, count_batch
-from deepen.train.loop import train_step
 from deepen.train.setup import prepare_run
 from deepen.train.stage import train
+from deepen.train.step import train_step
 
 
 @pytest.fixture
