@@ -12,7 +12,8 @@ from deepen.errors import Problem
 from deepen.formats.order import rows_in_batch
 from deepen.plug import plug_from
 from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Many, Settings
-from deepen.train.learning_rate import PeakRate, RateSetting, resolve_peak
+from deepen.train.learning_rate import BaseRates, PeakRate, RateSetting, resolve_peak
+from deepen.train.methods import METHODS, Full, Method, Plans
 from deepen.train.schedules import SCHEDULES, Cosine, Multiple, Schedule
 from deepen.train.spikes import SkipSpikes
 
@@ -29,6 +30,17 @@ class Save(Settings):
     milestones: AmountSetting | None = Amount(0.1, "share")
     """Checkpoints that are never pruned: every 10 % of the run (our choice), besides each that was evaluated, the last,
     and the one where a WSD decay begins. None: only those."""
+    milestones_weights_only: bool = False
+    """Drop the optimizer's state (two thirds of the bytes) of a milestone once it is no longer among the newest: it can
+    still be scored, chosen and exported, but training cannot go on, branch off or be rolled back there. The newest, the
+    last good one and the one where a decay begins keep theirs. Our choice: off, since disk is cheaper than a run."""
+    evaluated: Literal["all", "best"] = "all"
+    """Which of the checkpoints scored in the run are milestones: all, or only the one that gained most, the one that
+    forgot least and the last good one (`held_out` against the base; the last within the forgetting budget). Our choice:
+    all, so that the choice afterwards has all of them; `best` for models of which few fit on the disk."""
+    self_test: bool = True
+    """Before the first step, write a whole checkpoint where the run's will lie, load it, compare every bit and remove
+    it: a fault of disk, format or model is found then and not after days. Costs one save and one load. Our choice."""
 
 
 class RateMultiples(Settings):
@@ -50,14 +62,23 @@ class TrainConfig(Settings):
     batch_tokens: Count = Field(default=2_000_000, gt=0)
     """Tokens per optimizer step over all devices, rounded to whole rows. 2M: Ibrahim et al. (arXiv 2403.08763) used
     2.26M; small runs and models want less (65k to 500k)."""
-    learning_rate: RateSetting = PeakRate(0.1, of_base=True)
-    """Peak learning rate: ``3e-5``, or a multiple of the base's own peak. 0.1x to 0.3x is typical below 50B tokens;
-    sources disagree: arXiv 2403.08763 rewarms to 1.0x with replay, 2407.07263 starts at the base's final rate."""
+    learning_rate: RateSetting = PeakRate(0.1, of_base="peak")
+    """Peak learning rate: ``3e-5``, or a multiple of the base's own peak (``0.1x base``) or final rate (``1x base
+    final``). 0.1x to 0.3x of the peak is typical below 50B tokens; sources disagree: arXiv 2403.08763 rewarms to 1.0x
+    with replay, 2407.07263 starts at the base's final rate without warm-up."""
     base_peak_learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate of the base's own pretraining, for ``x base``; None: our table of published peaks."""
+    base_final_learning_rate: float | None = Field(default=None, gt=0)
+    """Learning rate that the base's pretraining ended with, for ``x base final``; None: our table of published ones."""
     schedule: Annotated[Schedule, plug_from(SCHEDULES)] = Cosine()
     """``cosine`` or ``linear`` for a run of known length; ``wsd``, ``infinite`` or ``constant`` when it should stay
     extendable."""
+    objective: Literal["next_token", "sft"] = "next_token"
+    """``next_token``: every token of plain documents, and of conversations what their mask says (the answers). ``sft``:
+    the same loss for a run that teaches to answer. Every domain source must then consist of conversations or prompts
+    with answers, plain text comes as replay only, and rows are not cut at random (`mix.packing: best_fit`)."""
+    method: Annotated[Method, plug_from(METHODS)] = Full()
+    """Which weights are trained: ``full``, or ``lora`` (adapters beside a frozen base)."""
     rate_multiples: RateMultiples = RateMultiples()
     """Learning rates of embeddings, head and new rows relative to the rest: 1, as the bases were trained."""
     freeze: Many[str] = ()
@@ -107,6 +128,11 @@ def new_rows_steps(config: TrainConfig) -> int:
     return max(1, config.new_rows_first.in_steps(total_steps=num_steps(config), tokens_per_step=config.batch_tokens))
 
 
+def base_rates(config: TrainConfig, base_name: str | None) -> BaseRates:
+    """What is known of the rates that the base was pretrained with."""
+    return BaseRates(base_name, config.base_peak_learning_rate, config.base_final_learning_rate)
+
+
 def rows_per_batch(config: TrainConfig, sequence_length: int) -> int:
     """Rows of ``sequence_length`` tokens in a batch: the nearest whole number, at least 1."""
     return rows_in_batch(config.batch_tokens, sequence_length)
@@ -148,10 +174,11 @@ def _rate_problems(config: TrainConfig, base_name: str | None) -> Iterator[Probl
             "train.learning_rate", "a random network has no base whose peak it could be a multiple of",
             "give an absolute rate such as 1e-3", str(config.learning_rate),
         )  # fmt: skip
-    elif resolve_peak(config.learning_rate, config.base_peak_learning_rate, base_name) is None:
+    elif resolve_peak(config.learning_rate, base_rates(config, base_name)) is None:
+        which = config.learning_rate.of_base
         yield Problem(
-            "train.learning_rate", f"the peak learning rate that `{base_name}` was pretrained with is not known",
-            "give an absolute rate such as 3e-5, or `train.base_peak_learning_rate`", str(config.learning_rate),
+            "train.learning_rate", f"the {which} learning rate that `{base_name}` was pretrained with is not known",
+            f"give an absolute rate such as 3e-5, or `train.base_{which}_learning_rate`", str(config.learning_rate),
         )  # fmt: skip
 
 
@@ -176,6 +203,13 @@ def _new_rows_problems(config: TrainConfig) -> Iterator[Problem]:
     if steps + shape.warmup_steps > end:
         message = f"{steps} steps for new rows and {shape.warmup_steps} of warm-up after them do not fit into {end}"
         yield Problem("train.new_rows_first", message, "make it shorter, or the run longer", str(first))
+
+
+def method_problems(config: TrainConfig, *, random_base: bool, grows: bool) -> Iterator[Problem]:
+    """What the method cannot go with; ``grows``: the vocabulary is to grow."""
+    plans = Plans(random_base=random_base, grows=grows, freezes=bool(config.freeze))
+    for key, message, remedy in config.method.problems(plans):
+        yield Problem(f"train.{key}", message, remedy, str(getattr(config.method, key.rpartition(".")[2], "")))
 
 
 def _interval_problems(config: TrainConfig, evaluate_every: Interval | None) -> Iterator[Problem]:

@@ -17,7 +17,6 @@ from deepen.formats.manifest import StageJob
 from deepen.formats.records import keep_records, read_records
 from deepen.model.attention import check_isolation
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_run_model
 from deepen.model.loss import LossModel, check_loss
 from deepen.model.neftune import add_noise
 from deepen.model.token_tables import new_row_ids, token_tables
@@ -28,7 +27,7 @@ from deepen.settings import Interval
 from deepen.train.batches import Batches
 from deepen.train.changes import changes_in_force, describe_changes
 from deepen.train.checkpoint import load_checkpoint, remove_later
-from deepen.train.config import TrainConfig, new_rows_steps, num_steps, rows_per_batch
+from deepen.train.config import TrainConfig, base_rates, new_rows_steps, num_steps, rows_per_batch
 from deepen.train.counts import SourceCounts, counts_from_json
 from deepen.train.flops import flops_of
 from deepen.train.groups import RowRate, freeze, rate_multiples
@@ -38,6 +37,7 @@ from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import build_optimizer
 from deepen.train.resolved import Resolved, read_resolved, write_resolved
 from deepen.train.spikes import RecentSteps, SkipSpikes
+from deepen.train.start import starting_model
 from deepen.train.step import Trainee
 from deepen.train.watch import UNWATCHED, Watch
 
@@ -61,7 +61,7 @@ def prepare_run(
     _check_batches(config, batches)
     resolved = _resolve(config, job, base, process)
     tokenized = job.inputs["tokenize"].counts
-    model = load_run_model(base, job.inputs["tokenize"], seed=job.seed).to(process.device)
+    model = starting_model(config, job, base).to(process.device)
     loss_model = LossModel(model, z_loss=config.z_loss)
     _check_model(loss_model, batches.sequence_length)
     row_rate = _parts(config, job, model)
@@ -163,11 +163,11 @@ def _resolve(config: TrainConfig, job: StageJob, base: ResolvedBase, process: Pr
                 hint="give --continue to go on with more tokens, or --redo to begin anew",
             )
         return known
-    peak = resolve_peak(config.learning_rate, config.base_peak_learning_rate, None if base.init else base.name)
+    peak = resolve_peak(config.learning_rate, base_rates(config, None if base.init else base.name))
     if peak is None:
         raise TrainingError(
-            f"`{config.learning_rate}`: the peak learning rate that `{base.name}` was pretrained with is not known",
-            hint="give an absolute rate such as 3e-5, or `train.base_peak_learning_rate`",
+            f"`{config.learning_rate}`: that rate of `{base.name}`'s own pretraining is not known",
+            hint=f"give an absolute rate such as 3e-5, or `train.base_{config.learning_rate.of_base}_learning_rate`",
         )
     shape = config.schedule.shape(total_steps=num_steps(config), tokens_per_step=config.batch_tokens)
     resolved = Resolved(

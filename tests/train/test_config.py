@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from deepen.settings import parse_interval
 from deepen.train.config import TrainConfig, num_steps, problems, rows_per_batch
-from deepen.train.learning_rate import PeakRate, parse_rate, published_peak, resolve_peak
+from deepen.train.learning_rate import BASE_FINALS, BASE_PEAKS, BaseRates, PeakRate, parse_rate, published, resolve_peak
 
 GOOD: dict[str, Any] = {"tokens": "10k tokens", "batch_tokens": 1000, "learning_rate": 3e-5}
 
@@ -60,16 +60,29 @@ def test_rates_that_are_none_are_refused(rate: Any) -> None:
 
 def test_rates_are_read_and_written_back() -> None:
     assert parse_rate("5e-5") == parse_rate(5e-5) == PeakRate(5e-5)
-    assert parse_rate(" 0.1x base") == PeakRate(0.1, of_base=True)
-    assert parse_rate(str(PeakRate(0.3, of_base=True))) == PeakRate(0.3, of_base=True)
+    assert parse_rate(" 0.1x base") == PeakRate(0.1, of_base="peak")
+    assert parse_rate(str(PeakRate(0.3, of_base="peak"))) == PeakRate(0.3, of_base="peak")
 
 
 def test_a_multiple_of_the_base_uses_the_recipe_then_the_table() -> None:
-    rate, llama = PeakRate(0.1, of_base=True), "meta-llama/Llama-3.1-8B"
-    assert published_peak(llama) == (3e-4, "arXiv 2407.21783, table 3")
-    assert resolve_peak(rate, None, llama) == pytest.approx(3e-5)
-    assert resolve_peak(rate, 1e-3, llama) == pytest.approx(1e-4)
-    assert resolve_peak(rate, None, "somebody/model") is None
+    rate, llama = PeakRate(0.1, of_base="peak"), "meta-llama/Llama-3.1-8B"
+    assert published(BASE_PEAKS, llama) == (3e-4, "arXiv 2407.21783, table 3")
+    assert resolve_peak(rate, BaseRates(llama)) == pytest.approx(3e-5)
+    assert resolve_peak(rate, BaseRates(llama, peak=1e-3)) == pytest.approx(1e-4)
+    assert resolve_peak(rate, BaseRates("somebody/model")) is None
+
+
+def test_the_final_rate_of_the_base_is_another_starting_point() -> None:
+    rate = parse_rate("1x base final")
+    assert rate == PeakRate(1.0, of_base="final") == parse_rate(str(rate))
+    assert resolve_peak(rate, BaseRates("meta-llama/Llama-2-7b-hf")) == pytest.approx(3e-5)
+    assert resolve_peak(rate, BaseRates("somebody/model", final=4.5e-5)) == pytest.approx(4.5e-5)
+    # Annealed to zero, so there is no such rate, and the peak of the recipe is no answer to it.
+    assert resolve_peak(rate, BaseRates("meta-llama/Llama-3.1-8B", peak=3e-4)) is None
+    assert set(BASE_FINALS) <= set(BASE_PEAKS)
+    config = TrainConfig.model_validate(GOOD | {"learning_rate": "1x base final"})
+    found = problems(config, sequence_length=100, base_name="somebody/model")
+    assert [(one.path, "base_final_learning_rate" in one.remedy) for one in found] == [("train.learning_rate", True)]
 
 
 def test_steps_round_up_and_rows_to_the_nearest() -> None:
