@@ -24,12 +24,12 @@ from deepen.formats.checkpoints import (
     CheckpointInfo,
     checkpoint_name,
     list_checkpoints,
-    read_checkpoint,
     read_state,
     verify,
 )
 from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import write_records
+from deepen.formats.roles import candidates
 from deepen.formats.scores import CheckpointScores, Score
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
@@ -135,17 +135,14 @@ def likelihood_file(probe: Probe, step: int | None = None) -> str:
 
 
 def _intact_checkpoints(directory: Path) -> tuple[list[CheckpointInfo], dict[str, str]]:
-    """Milestones that agree with their hashes, and what is wrong with the others by name.
-
-    Other checkpoints are kept for resuming only, and which ones there are depends on how fast the machine was.
-    """
-    intact, damaged = [], {}
+    """Candidates that agree with their hashes, and what is wrong with any checkpoint by name."""
+    intact, damaged, lasting = [], {}, candidates(directory)
     for info in list_checkpoints(directory):
         wrong = verify(info)
         if wrong:
             damaged[info.path.name] = wrong[0]
             say(f"evaluate: checkpoint {info.path.name} is passed over: {wrong[0]}")
-        elif read_checkpoint(info).milestone:
+        elif info in lasting:
             intact.append(info)
     return intact, damaged
 
@@ -169,7 +166,7 @@ def _measure_checkpoints(
 
             assert measure is not None
             model = model or open_run_model(base, job.inputs["tokenize"], seed=job.seed, compute=compute)
-            put_weights(model, info)
+            put_weights(model, info, base)
             measured = measure(model, f"evaluate step {info.step}")
             write_likelihoods(job.out / likelihood_file(probe, info.step), measured, job.out)
         files += [entry_of(job.out / likelihood_file(probe, info.step), job.out) for info in checkpoints]

@@ -6,8 +6,9 @@ from transformers import PreTrainedModel
 
 from deepen.formats.checkpoints import CheckpointInfo
 from deepen.formats.manifest import Artifact
+from deepen.model.adapters import put_checkpoint
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_base_model, load_run_model, load_weights
+from deepen.model.load import load_base_model, load_run_model
 from deepen.model.loss import LossModel
 from deepen.parallel.config import Compute
 from deepen.parallel.process import set_up
@@ -30,6 +31,10 @@ def _on_device(model: PreTrainedModel, compute: Compute) -> LossModel:
     return LossModel(model).to(set_up(compute).device).eval()
 
 
-def put_weights(model: LossModel, checkpoint: CheckpointInfo) -> None:
-    """Replace the weights by those of a checkpoint, in place; raises ``DamageError`` when they do not fit."""
-    load_weights(model.model, checkpoint.weights)
+def put_weights(model: LossModel, checkpoint: CheckpointInfo, base: ResolvedBase) -> None:
+    """Replace the weights by those of a checkpoint, in place; adapters are put beside the weights of ``base``.
+
+    Raises ``DamageError`` when they do not fit.
+    """
+    put_checkpoint(model.model, checkpoint, base)
+    model.eval()  # adapters that came just now, too

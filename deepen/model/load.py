@@ -19,7 +19,10 @@ from deepen.errors import DamageError, DeepenError
 from deepen.formats.extension import new_rows_file, read_extension
 from deepen.formats.manifest import Artifact
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.token_tables import put_new_rows
+from deepen.model.token_tables import put_new_rows, token_tables
+
+ADAPTERS_OF_MODEL = "deepen_adapters"
+"""Attribute of a model that has adapters: their ``Adapters`` (see ``model/adapters.py``)."""
 
 _NO_SDPA = {"gemma2"}
 """Families without scaled-dot-product attention in transformers 5: their eager attention is used."""
@@ -159,9 +162,9 @@ def load_tokenizer(folder: Path) -> FastTokenizer:
 def load_weights(model: PreTrainedModel, file: Path) -> None:
     """Copy the weights of a checkpoint's safetensors file into ``model``, in place and tensor by tensor.
 
-    Names must agree exactly (a head tied to the embedding is stored once); raises ``DamageError`` otherwise.
+    Names must agree exactly with ``stored_weights``; raises ``DamageError`` otherwise.
     """
-    own = unique_weights(model)
+    own = stored_weights(model)
     with safe_open(file, framework="pt") as stored, torch.no_grad():
         unknown = sorted(set(stored.keys()) ^ set(own))
         if unknown:
@@ -185,3 +188,18 @@ def unique_weights(model: PreTrainedModel) -> dict[str, Tensor]:
             seen.add(id(tensor))
             weights[name] = tensor
     return weights
+
+
+def stored_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """What a checkpoint holds of a model, by name: all weights (tied ones once), or of a model with adapters these and
+    the tables that are trained whole; its frozen base is known by its fingerprint."""
+    weights = unique_weights(model)
+    if getattr(model, ADAPTERS_OF_MODEL, None) is None:
+        return weights
+    tables = {id(table) for table in token_tables(model).values() if table.requires_grad}
+    return {name: tensor for name, tensor in weights.items() if is_adapter(name) or id(tensor) in tables}
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a weight's name is that of an adapter."""
+    return ".lora_" in name
