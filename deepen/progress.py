@@ -15,6 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _LINE_EVERY_SECONDS = 15.0
+_quiet = False
+
+
+def quiet(yes: bool) -> None:
+    """Say nothing from now on, or again: of many processes that do the same work one speaks."""
+    global _quiet
+    _quiet = yes
 
 
 class Tracker(Protocol):
@@ -28,7 +35,9 @@ class Tracker(Protocol):
 def track(what: str, total: float, unit: str, done: float = 0) -> Iterator[Tracker]:
     """Show the progress of ``what`` towards ``total`` units, beginning at ``done``, while the block runs."""
     console = Console(stderr=True)
-    if console.is_terminal:
+    if _quiet:
+        yield _Nothing()
+    elif console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=28),
@@ -45,6 +54,11 @@ def track(what: str, total: float, unit: str, done: float = 0) -> Iterator[Track
             yield _Bar(progress, task, unit, done)
     else:
         yield _Lines(what, total, unit, done)
+
+
+class _Nothing:
+    def advance(self, amount: float, note: str = "") -> None:
+        pass
 
 
 class _Bar:
@@ -92,6 +106,8 @@ class _Meter:
 
 def say(message: str) -> None:
     """Tell the user something worth knowing, on standard error."""
+    if _quiet:
+        return
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 

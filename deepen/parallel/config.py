@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from deepen.settings import Settings
+from deepen.settings import Many, Settings
 
 _Positive = Annotated[int, Field(gt=0)]
 
@@ -23,6 +23,16 @@ class Compute(Settings):
     """CPU threads of the matrix products; ``auto``: one per core. Bit-equal resume needs the same number."""
     micro_batch_rows: Literal["auto"] | _Positive = "auto"
     """Rows per forward pass; ``auto``: about 4,096 tokens on a CPU, 16,384 on a GPU. Smaller needs less memory."""
+    background_saves: bool = True
+    """Write checkpoints while training goes on. Takes memory of the host for a copy of weights and moments (12 bytes per
+    parameter); the files are the same in every byte, so it is the machine's matter and not the recipe's."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What decoder layers compute again in the backward pass instead of keeping it: ``full`` keeps each layer's input
+    alone (arXiv 1604.06174; about a third more work), ``selective`` the results of matrix products and attention, too
+    (after arXiv 2205.05198). The numbers stay the same."""
+    prefetch_batches: Annotated[int, Field(ge=0)] = 2
+    """Batches that a thread reads ahead while a step runs (our choice: one may be slow); 0: none."""
 
     def rows_per_micro_batch(self, *, rows_per_batch: int, sequence_length: int, device: str) -> int:
         """Rows of one forward pass on ``device`` (``cpu`` or ``cuda``), at least 1 and at most the whole batch."""
@@ -30,3 +40,56 @@ class Compute(Settings):
         if rows == "auto":
             rows = _TOKENS_PER_MICRO_BATCH[device] // sequence_length
         return max(1, min(rows, rows_per_batch))
+
+
+class Mesh(Settings):
+    """How processes share the work: a grid (pipeline, replicate, shard, context, tensor), one device each.
+
+    Parameters, gradients and optimizer state are split over ``shard`` x ``context`` when ``shard`` is above 1, and held
+    whole otherwise. The product of all dimensions is the number of processes.
+    """
+
+    replicate: _Positive = 1
+    """Whole copies of the model, each with rows of its own; with ``shard`` copies of the sharded model (HSDP)."""
+    shard: Literal["auto"] | _Positive = "auto"
+    """Processes that share one copy, each with rows of its own (FSDP2); ``auto``: what the other keys leave over."""
+    context: _Positive = 1
+    """Processes that share each row: long sequences. Keys and values are gathered."""
+    tensor: _Positive = 1
+    """Processes that share each matrix, by the architecture's own plan: within a node only."""
+    pipeline: _Positive = 1
+    """Processes that share the layers, one after another."""
+    reshard: bool = True
+    """Give parameters back after a layer's forward pass and gather them again for its backward pass (ZeRO-3,
+    FULL_SHARD): less memory, half as much communication again. ``false``: ZeRO-2, SHARD_GRAD_OP."""
+    offload: bool = False
+    """Keep parameters, gradients and optimizer state in the memory of the host (ZeRO-Offload; Gemini's role)."""
+    prefetch: _Positive = 1
+    """Layers whose parameters are gathered ahead; 1 is what FSDP2 does by itself."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """In which precision sharded gradients of bf16 training are added up over processes; fp32 as torchtitan does."""
+    reduce: Literal["last", "each"] = "last"
+    """When gradients are added up over processes: after the ``last`` micro-batch of a step, with whole gradients in
+    memory until then, or after ``each``, with only shards of them in memory."""
+    timeout_seconds: _Positive = 600
+    """How long a process waits for the others before it gives up (PyTorch's default for GPUs)."""
+
+
+class Launch(Settings):
+    """How the processes of a training are started and started again."""
+
+    nodes: _Positive = 1
+    """Nodes that `deepen launch` asks for."""
+    min_nodes: _Positive | None = None
+    """Nodes with which training goes on when others are lost; default: all. Needs a mesh with `shard: auto`."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often all processes are started again, from the newest checkpoint, when one dies (torchrun's default is 0;
+    torch elastic's own is 3)."""
+    hosts: Many[str] = ()
+    """For `deepen launch --ssh` without a host file; the first one runs rank 0."""
+    port: Annotated[int, Field(gt=0, lt=65536)] = 29_400
+    """Port on the first host where the nodes meet (torchrun's default)."""
+    setup: Many[str] = ()
+    """Shell lines that run on each node before training: `module load ...`, `source .venv/bin/activate`."""
+    slurm: Many[str] = ()
+    """Further lines for the head of the Slurm script: `--partition=gpu`, `--time=24:00:00`."""

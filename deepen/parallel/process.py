@@ -1,14 +1,51 @@
-"""Setting a process up for training or scoring: device, threads, reproducibility. One process so far."""
+"""Setting a process up for training or scoring: device, threads, reproducibility, and its group when it has one.
+
+A process is alone unless a mesh is asked for and a launcher started several. Groups are made once per run; every
+collective that is no part of the model goes through the few methods here and in ``gradients.py``.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
-from deepen.errors import RunError
-from deepen.parallel.config import Compute
+from deepen.errors import RecipeError, RunError
+from deepen.parallel.config import Compute, Mesh
+from deepen.parallel.environment import Started, read_environment
+from deepen.parallel.mesh import Grid, coordinates, data_index, grid_of, groups_along, problems
+from deepen.progress import quiet
+
+
+@dataclass(frozen=True)
+class ProcessMesh:
+    """A process's place among others, and the groups that it talks to."""
+
+    settings: Mesh
+    sizes: Grid
+    here: Grid
+    """The coordinates of this process."""
+    devices: DeviceMesh
+    """(pipeline, replicate, shard, tensor); ``shard`` counts shard x context, over which parameters are split."""
+    data: dist.ProcessGroup
+    """Processes that differ in their rows only."""
+    context: dist.ProcessGroup
+    """Processes that share rows."""
+    tensor: dist.ProcessGroup
+    """Processes that share matrices."""
+    gradients: dist.ProcessGroup
+    """Processes whose gradients add up: replicate x shard x context."""
+    control: dist.ProcessGroup
+    """All processes, on CPUs."""
+
+    @property
+    def data_index(self) -> int:
+        """Which share of a batch's rows is this process's."""
+        return data_index(self.sizes, self.here)
 
 
 @dataclass(frozen=True)
@@ -18,28 +55,121 @@ class Process:
     device: torch.device
     threads: int
     """CPU threads of matrix products."""
+    rank: int = 0
+    world_size: int = 1
+    mesh: ProcessMesh | None = None
+    """None when the process is alone."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that writes files and speaks."""
+        return self.rank == 0
+
+    @property
+    def num_data(self) -> int:
+        """Processes among which the rows of a batch are dealt out."""
+        return self.mesh.sizes.num_data if self.mesh else 1
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether parameters are DTensors of FSDP."""
+        return self.mesh is not None and (self.mesh.sizes.is_sharded or self.mesh.settings.offload)
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.mesh is not None:
+            dist.barrier(self.mesh.control)
 
 
-def set_up(compute: Compute) -> Process:
+def set_up(compute: Compute, mesh: Mesh | None = None) -> Process:
     """Choose the device, set the number of threads and make results repeatable; raises ``RunError`` without a GPU.
 
-    The same machine with the same number of threads then gives the same bits. On a GPU that means deterministic kernels
-    where they exist (a warning names an operation that has none).
+    With ``mesh`` and other processes started beside this one (or offload to the host) it also joins their group; raises
+    ``RecipeError`` for a mesh that does not fit their number. The same machine with the same number of threads then
+    gives the same bits. On a GPU that means deterministic kernels where they exist (a warning names an operation that
+    has none).
     """
     has_gpu = torch.cuda.is_available()
     if compute.device == "cuda" and not has_gpu:
         raise RunError(
             "`device: cuda` was asked for, but there is no GPU that PyTorch can use", hint="use device: auto"
         )
+    started = _started(mesh)
     device = torch.device("cuda" if has_gpu and compute.device != "cpu" else "cpu")
-    threads = len(os.sched_getaffinity(0)) if compute.threads == "auto" else compute.threads
+    cores = len(os.sched_getaffinity(0)) // (started.local_world_size if started else 1)
+    threads = max(1, cores) if compute.threads == "auto" else compute.threads
     torch.set_num_threads(threads)
     if device.type == "cuda":
+        if started is not None:
+            device = torch.device("cuda", started.local_rank)
+            torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Filling new memory costs time and changes nothing that is read.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return Process(device, threads)
+    if started is None or mesh is None:
+        return Process(device, threads)
+    quiet(started.rank != 0)
+    return Process(device, threads, started.rank, started.world_size, _join(mesh, started, device))
+
+
+def _started(mesh: Mesh | None) -> Started | None:
+    """How this process was started; offload alone needs a group of one."""
+    if mesh is None:
+        return None
+    started = read_environment()
+    found = problems(mesh, world_size=started.world_size if started else 1)
+    if found:
+        raise RecipeError(found)
+    return Started(0, 1, 0, 1, "localhost", 0) if started is None and mesh.offload else started
+
+
+def _join(mesh: Mesh, started: Started, device: torch.device) -> ProcessMesh:
+    """Meet the other processes and make the groups, in the same order everywhere."""
+    timeout = timedelta(seconds=mesh.timeout_seconds)
+    if not dist.is_initialized():
+        _meet(started, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout)
+    sizes = grid_of(mesh, started.world_size)
+
+    def group(*dimensions: str) -> dist.ProcessGroup:
+        own: dist.ProcessGroup
+        own, _ = dist.new_subgroups_by_enumeration(  # type: ignore[no-untyped-call]
+            groups_along(sizes, *dimensions), timeout=timeout
+        )
+        return own
+
+    ranks = torch.arange(started.world_size).view(
+        sizes.pipeline, sizes.replicate, sizes.shard * sizes.context, sizes.tensor
+    )
+    return ProcessMesh(
+        settings=mesh,
+        sizes=sizes,
+        here=coordinates(sizes, started.rank),
+        devices=DeviceMesh(device.type, ranks, mesh_dim_names=("pipeline", "replicate", "shard", "tensor")),
+        data=group("replicate", "shard"),
+        context=group("context"),
+        tensor=group("tensor"),
+        gradients=group("replicate", "shard", "context"),
+        control=dist.new_group(backend="gloo", timeout=timeout),
+    )
+
+
+def _meet(started: Started, backend: str, timeout: timedelta) -> None:
+    if started.world_size == 1:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
+        return
+    where = f"tcp://{started.address}:{started.port}"
+    dist.init_process_group(
+        backend, timeout=timeout, init_method=where, rank=started.rank, world_size=started.world_size
+    )
+
+
+def leave(process: Process) -> None:
+    """Part from the other processes, once all of them are here."""
+    if process.mesh is not None and dist.is_initialized():
+        process.barrier()
+        dist.destroy_process_group()
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
