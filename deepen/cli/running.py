@@ -50,18 +50,24 @@ def run(
 def run_stages(recipe: Path, options: StageOptions, first: str, last: str) -> None:
     """Bring the stages from ``first`` to ``last`` up to date and print where everything is."""
     from deepen.workflow.run import RunOptions, parse_share, run_pipeline
+    from deepen.workflow.worker import follow, together
 
     loaded = load(recipe, options.machine, options.sets)
     directory = run_directory(recipe, options.runs, loaded)
-    how = RunOptions(
-        first=first,
-        last=last,
-        redo=options.redo,
-        extend=options.extend,
-        offline=options.offline,
-        share=parse_share(options.part),
-    )
-    artifacts = run_pipeline(loaded.recipe, loaded.machine, directory, how)
+    with together(directory) as gang:
+        if gang is not None and gang.started.rank > 0:
+            follow(gang)
+            return
+        how = RunOptions(
+            first=first,
+            last=last,
+            redo=options.redo,
+            extend=options.extend,
+            offline=options.offline,
+            share=parse_share(options.part),
+            gang=gang,
+        )
+        artifacts = run_pipeline(loaded.recipe, loaded.machine, directory, how)
     report_path = write_report(directory) if "export" in artifacts else None
     if options.as_json:
         stages = {

@@ -18,7 +18,7 @@ from deepen.export.config import ExportConfig
 from deepen.ingest.config import IngestConfig
 from deepen.mix.config import MixConfig
 from deepen.model.config import BaseSetting
-from deepen.parallel.config import Compute
+from deepen.parallel.config import Compute, Launch, Mesh
 from deepen.plug import plug_from
 from deepen.select.config import RULES, BestNewWithinBudget, SelectRule
 from deepen.settings import Amount, AmountSetting, Many, Settings
@@ -87,6 +87,10 @@ class Machine(Settings):
     """Name shown in reports."""
     compute: Compute = Compute()
     """Device, threads and micro-batch of training and evaluation."""
+    mesh: Mesh = Mesh()
+    """How several processes share the work of training."""
+    launch: Launch = Launch()
+    """How these processes are started, and started again when one dies."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Processes of the data stages; auto is one per core."""
     engine: Engine = Engine()

@@ -16,6 +16,8 @@ class StoppedError(TrainingError):
     """The run was asked to stop; everything up to the last finished step is saved."""
 
     exit_code = 3
+    asked_by_signal = False
+    """Whether starting again goes on at once; after a limit it would stop again."""
 
 
 @dataclass
@@ -37,7 +39,9 @@ def stopped(stop: StopRequest, step: int, total_steps: int) -> StoppedError:
     hint = "run the same command again to go on"
     if stop.because != "as asked":
         hint = f"raise `limit` in the machine file and {hint}"
-    return StoppedError(f"stopped after step {step} of {total_steps}, {stop.because}; everything is saved", hint=hint)
+    error = StoppedError(f"stopped after step {step} of {total_steps}, {stop.because}; everything is saved", hint=hint)
+    error.asked_by_signal = stop.because == "as asked"
+    return error
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from deepen.formats.manifest import (
     refer_to,
 )
 from deepen.formats.workers import Share, Workers
+from deepen.parallel.gang import Gang
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
 from deepen.recipe.reading import write_machine, write_recipe
@@ -53,6 +54,8 @@ class RunOptions:
     """Use nothing from the network."""
     share: tuple[int, int] | None = None
     """Do only this share of the parts of data stages (number from 1, count), beside others; see ``Turn``."""
+    gang: Gang | None = None
+    """The processes that a launcher started beside this one: they wait until it comes to training."""
 
 
 def parse_share(text: str | None) -> tuple[int, int] | None:
@@ -88,7 +91,7 @@ def _run_stages(
     recipe: Recipe, machine: Machine, run: Path, options: RunOptions, workers: Workers, artifacts: dict[str, Artifact]
 ) -> dict[str, Artifact]:
     """Bring the stages up to date one after the other, noting each in ``artifacts``."""
-    setup = resolve_setup(recipe, machine, run, offline=options.offline)
+    setup = replace(resolve_setup(recipe, machine, run, offline=options.offline), gang=options.gang)
     for name in STAGES:
         recover_swap(stage_directory(run, name))
     write_recipe(run / "recipe.yaml", recipe)

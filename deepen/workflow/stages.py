@@ -16,6 +16,7 @@ from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
 from deepen.ingest.config import IngestConfig
 from deepen.mix.config import MixConfig
 from deepen.model.config import ResolvedBase
+from deepen.parallel.gang import Gang
 from deepen.plug import identity
 from deepen.recipe.models import Machine, Recipe
 
@@ -32,6 +33,8 @@ class Setup:
     raw_inputs: Mapping[str, InputEntry]
     """Identity of what is no stage of this run: ``base``, ``source:NAME``, ``held_out`` (another run's),
     ``probe:FILE`` (test items), ``tokenize:NAME``, ``fixed_rows:NAME`` and ``fixed_rows_tokenizer:NAME``."""
+    gang: Gang | None = None
+    """The processes that a launcher started beside this one, which wait to train with it."""
 
     @property
     def num_batches(self) -> int:
@@ -97,6 +100,13 @@ def _baseline(setup: Setup, job: StageJob) -> Manifest:
 
 
 def _train(setup: Setup, job: StageJob) -> Manifest:
+    from deepen.workflow.worker import train_together
+
+    return train_together(setup, job)
+
+
+def train_here(setup: Setup, job: StageJob) -> Manifest:
+    """Train in this process, alone or as one of several."""
     from deepen.evaluate.stage import in_loop_evaluator
     from deepen.train.stage import train
     from deepen.train.tracking import open_trackers
@@ -118,6 +128,7 @@ def _train(setup: Setup, job: StageJob) -> Manifest:
         watch=Watch(
             evaluate=evaluate,
             evaluate_every=setup.recipe.evaluate.every,
+            forgetting_budget=setup.recipe.evaluate.forgetting.budget,
             log=open_trackers(setup.machine.tracking, job.out, setup.recipe.name),
             stop_after_seconds=setup.machine.stop_after_seconds,
         ),

@@ -1,0 +1,127 @@
+"""Starting the processes of one node, with torch elastic: it watches them, and starts all of them anew when one dies.
+
+Signals to this process reach them all. How they ended comes back through outcome files, so that an error keeps its
+hint and its exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from deepen.errors import TrainingError
+from deepen.parallel.config import Compute, Launch, Mesh
+from deepen.parallel.mesh import num_processes
+from deepen.parallel.outcome import Outcome, RankError, cause, read_outcomes
+
+OUTCOMES = "DEEPEN_OUTCOMES"
+"""Variable that names the folder for outcomes."""
+
+_SAVE_SECONDS = 600
+"""How long processes may take to finish their step and save when they are asked to stop."""
+
+
+def processes_here(mesh: Mesh, compute: Compute) -> int:
+    """Processes to start on this node: one per GPU in whole groups of the mesh; without GPUs what the mesh asks for."""
+    available = 1
+    if compute.device != "cpu":
+        import torch
+
+        available = max(1, torch.cuda.device_count())
+    return num_processes(mesh, available)
+
+
+def launch(command: Sequence[str], num_local: int, settings: Launch, folder: Path) -> None:
+    """Run ``command`` (Python arguments, such as ``-m module``) ``num_local`` times side by side, to a good end.
+
+    A process that dies ends all of them; then all start again, at most ``settings.max_restarts`` times. Raises
+    ``RankError`` with what the first process that failed had to say, and ``TrainingError`` when it was killed.
+    """
+    import sys
+
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_local,
+        run_id=f"deepen-{os.getpid()}-{time.time_ns()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=settings.max_restarts,
+        monitor_interval=0.2,
+        local_addr="localhost",
+        signals_to_handle="SIGTERM,SIGINT",
+    )
+    with _environment(num_local, folder), _signals_restored():
+        try:
+            elastic_launch(config, sys.executable)(*command)
+        except SignalException:
+            raise _explained(folder, "stopped before the first step; nothing is lost", exit_code=3) from None
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            text = f"rank {rank} ended by {_ended(failure.exitcode)}"
+            raise _explained(folder, f"{text}, and so did its {settings.max_restarts} restarts", 1) from None
+    stopped = final_outcome(folder)
+    if stopped is not None:
+        raise RankError(stopped)
+
+
+def final_outcome(folder: Path) -> Outcome | None:
+    """The outcome after which no other start makes sense, if there is one."""
+    return cause([outcome for outcome in read_outcomes(folder) if outcome.final])
+
+
+def _explained(folder: Path, otherwise: str, exit_code: int) -> Exception:
+    outcomes = read_outcomes(folder)
+    last = max((outcome.restarts for outcome in outcomes), default=0)
+    found = final_outcome(folder) or cause([outcome for outcome in outcomes if outcome.restarts == last])
+    if found is not None:
+        return RankError(found)
+    error = TrainingError(otherwise, hint="run the same command again: it goes on from the last checkpoint")
+    error.exit_code = exit_code
+    return error
+
+
+def _ended(exit_code: int) -> str:
+    return f"signal {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exit code {exit_code}"
+
+
+@contextmanager
+def _environment(num_local: int, folder: Path) -> Iterator[None]:
+    """What the processes find: where outcomes go, time to save when stopped, one thread pool each of a fair size."""
+    cores = len(os.sched_getaffinity(0))
+    wanted = {
+        OUTCOMES: str(folder),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SAVE_SECONDS),
+        "OMP_NUM_THREADS": str(max(1, cores // num_local)),
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    os.environ[OUTCOMES] = str(folder)
+    try:
+        yield
+    finally:
+        for name, earlier in before.items():
+            if earlier is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = earlier
+
+
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    """Put signal handlers back that torch elastic replaces."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
