@@ -112,6 +112,11 @@ def write_json(path: Path, value: Any) -> FileEntry:
 
 def sync_directory(path: Path) -> None:
     """Make renames inside ``path`` durable, where the file system supports it."""
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to ``path`` durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

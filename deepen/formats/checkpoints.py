@@ -2,7 +2,7 @@
 
 A checkpoint directory appears by a rename when it is complete and synced, so its presence means that it was finished;
 the hashes in its manifest say whether it still is what was written. This module lists and verifies them without torch;
-the training stage writes and loads them.
+the training stage writes and loads them. What each is kept for is in ``roles.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from deepen.errors import DamageError
-from deepen.formats.atomic import FileEntry, damage
+from deepen.formats.atomic import FileEntry, damage, sync_directory, write_json
 from deepen.formats.manifest import MANIFEST
 from deepen.settings import Many, Settings
 
@@ -38,6 +38,16 @@ class CheckpointManifest(Settings):
     """Identity of the training stage that wrote it."""
     milestone: bool
     """Kept when older checkpoints are pruned."""
+    begins_decay: bool = False
+    """The learning rate decays from here on: a longer continuation starts here, so the optimizer's state stays."""
+    good: bool = False
+    """The last step was no spike and, where the run is scored, this checkpoint was, within the forgetting budget."""
+    new: float | None = None
+    """Relative change of the new ability against the base, where the model was scored; negative is better."""
+    kept: float | None = None
+    """Relative change of the kept ability; positive is forgetting."""
+    weights_only: bool = False
+    """The optimizer's state was dropped: it can be scored, chosen and exported, but training cannot go on from it."""
     files: Many[FileEntry]
 
 
@@ -93,19 +103,62 @@ def verify(info: CheckpointInfo) -> list[str]:
     except DamageError as error:
         return [error.message]
     problems = [problem for entry in manifest.files if (problem := damage(entry, info.path))]
-    if {WEIGHTS, OPTIMIZER, STATE} - {entry.path for entry in manifest.files} or manifest.step != info.step:
+    needed = {WEIGHTS, STATE} if manifest.weights_only else {WEIGHTS, OPTIMIZER, STATE}
+    if needed - {entry.path for entry in manifest.files} or manifest.step != info.step:
         problems.append(f"`{info.path / MANIFEST}` does not describe this checkpoint")
     return problems
 
 
+def is_resumable(info: CheckpointInfo) -> bool:
+    """Whether training can go on from a checkpoint: it still has the optimizer's state. Damage is not looked for."""
+    try:
+        return not read_checkpoint(info).weights_only
+    except DamageError:
+        return False
+
+
 def newest_intact(directory: Path, say: Callable[[str], None]) -> CheckpointInfo | None:
-    """The newest checkpoint whose files are what was written; damaged ones are passed over, each with a message."""
+    """The newest checkpoint that training can go on from and whose files are what was written.
+
+    Damaged ones, and those that hold weights only, are passed over, each with a message.
+    """
     for info in reversed(list_checkpoints(directory)):
         problems = verify(info)
-        if not problems:
+        if problems:
+            say(f"checkpoint {info.path.name} is damaged and passed over: {'; '.join(problems)}")
+        elif not is_resumable(info):
+            say(f"checkpoint {info.path.name} holds weights only and is passed over")
+        else:
             return info
-        say(f"checkpoint {info.path.name} is damaged and passed over: {'; '.join(problems)}")
     return None
+
+
+def checkpoint_before(directory: Path, step: int, *, good_only: bool) -> CheckpointInfo | None:
+    """The newest intact checkpoint of fewer than ``step`` finished steps that training can go back to, or None.
+
+    With ``good_only`` only one whose manifest says ``good``. Files are hashed before they are believed.
+    """
+    for info in reversed(list_checkpoints(directory)):
+        fits = info.step < step and is_resumable(info) and not verify(info)
+        if fits and (not good_only or read_checkpoint(info).good):
+            return info
+    return None
+
+
+def drop_optimizer(info: CheckpointInfo) -> None:
+    """Leave of a checkpoint what scoring and exporting need: weights and ``state.json``.
+
+    The manifest changes first, atomically, so that a kill leaves an intact checkpoint of one kind or the other; a file
+    that a kill left behind goes the next time.
+    """
+    manifest = read_checkpoint(info)
+    if not manifest.weights_only:
+        files = tuple(entry for entry in manifest.files if entry.path != OPTIMIZER)
+        changed = manifest.model_copy(update={"weights_only": True, "files": files})
+        write_json(info.path / MANIFEST, changed.model_dump(mode="json"))
+    if (info.path / OPTIMIZER).exists():
+        (info.path / OPTIMIZER).unlink()
+        sync_directory(info.path)
 
 
 def remove_checkpoint(info: CheckpointInfo) -> None:

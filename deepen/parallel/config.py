@@ -24,7 +24,7 @@ class Compute(Settings):
     micro_batch_rows: Literal["auto"] | _Positive = "auto"
     """Rows per forward pass; ``auto``: about 4,096 tokens on a CPU, 16,384 on a GPU. Smaller needs less memory."""
     background_saves: bool = True
-    """Write checkpoints while training goes on. Takes memory of the host for a copy of weights and moments (12 bytes per
+    """Write checkpoints while training goes on. Takes host memory for a copy of weights and moments (12 bytes per
     parameter); the files are the same in every byte, so it is the machine's matter and not the recipe's."""
 
     recompute: Literal["none", "selective", "full"] = "none"

@@ -1,13 +1,16 @@
 """Writing and loading checkpoints: weights, optimizer, position in the data, random state. Safetensors, never pickle.
 
 A checkpoint is built in ``step-N.tmp/``, every file hashed while it is written and synced; the manifest goes in last,
-then the directory is renamed. Tensors are streamed one after another, so saving needs no second copy of the model.
+then the directory is renamed. Tensors are streamed one after another: writing itself needs no second copy of the model
+(``saving.py`` makes one where training is to go on meanwhile).
 """
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from deepen.errors import DamageError
 from deepen.formats.atomic import sync_directory, write_json
 from deepen.formats.checkpoints import (
     OPTIMIZER,
@@ -27,12 +29,11 @@ from deepen.formats.checkpoints import (
     CheckpointManifest,
     checkpoint_name,
     list_checkpoints,
-    read_checkpoint,
     read_state,
     remove_checkpoint,
 )
 from deepen.formats.manifest import MANIFEST
-from deepen.model.load import load_weights, unique_weights
+from deepen.model.load import load_weights, stored_weights
 from deepen.model.tensor_files import write_tensors
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -40,25 +41,69 @@ _CPU_RANDOM_STATE = "random.cpu"
 _GPU_RANDOM_STATE = "random.cuda"
 
 
-def save_checkpoint(
-    directory: Path, model: PreTrainedModel, optimizer: AdamW, state: Mapping[str, Any], *, milestone: bool
-) -> CheckpointInfo:
-    """Write the checkpoint of ``state["step"]`` into ``directory`` (``train/checkpoints``); an equal one is kept."""
-    step = int(state["step"])
+@dataclass(frozen=True)
+class Marks:
+    """What a checkpoint's manifest says about it, besides what it holds; meanings as in ``CheckpointManifest``."""
+
+    milestone: bool = False
+    begins_decay: bool = False
+    good: bool = False
+    new: float | None = None
+    kept: float | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint is written from. Its tensors may be those that training moves: see ``Saver``."""
+
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    """Moments by ``MOMENT/NAME``, and the states of the random generators."""
+    state: Mapping[str, Any]
+    """Contents of ``state.json``; at least ``step`` and ``fingerprint``."""
+    marks: Marks
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        tensors = (*self.weights.values(), *self.optimizer.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def snapshot_of(model: PreTrainedModel, optimizer: AdamW, state: Mapping[str, Any], marks: Marks) -> Snapshot:
+    """The present state of a run: weights and moments themselves, and copies of everything else."""
+    moments = _optimizer_tensors(model, optimizer)
+    return Snapshot(stored_weights(model), {**moments, **_random_state()}, copy.deepcopy(dict(state)), marks)
+
+
+def write_checkpoint(directory: Path, snapshot: Snapshot) -> CheckpointInfo:
+    """Write a snapshot into ``directory`` (``train/checkpoints``); an equal one is replaced."""
+    step = int(snapshot.state["step"])
     final = CheckpointInfo(step, directory / checkpoint_name(step))
     temporary = final.path.with_name(final.path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     files = (
-        write_tensors(temporary / WEIGHTS, unique_weights(model)),
-        write_tensors(temporary / OPTIMIZER, {**_optimizer_tensors(model, optimizer), **_random_state()}),
-        write_json(temporary / STATE, dict(state)),
+        write_tensors(temporary / WEIGHTS, snapshot.weights),
+        write_tensors(temporary / OPTIMIZER, snapshot.optimizer),
+        write_json(temporary / STATE, dict(snapshot.state)),
     )
-    manifest = CheckpointManifest(step=step, fingerprint=str(state["fingerprint"]), milestone=milestone, files=files)
+    manifest = CheckpointManifest(
+        step=step, fingerprint=str(snapshot.state["fingerprint"]), files=files, **asdict(snapshot.marks)
+    )
     write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
+    if final.path.exists():  # left by an earlier start: a directory cannot be renamed onto a full one
+        remove_checkpoint(final)
     temporary.replace(final.path)
     sync_directory(directory)
     return final
+
+
+def save_checkpoint(
+    directory: Path, model: PreTrainedModel, optimizer: AdamW, state: Mapping[str, Any], *, milestone: bool
+) -> CheckpointInfo:
+    """Write the checkpoint of ``state["step"]`` into ``directory`` at once, while the caller waits."""
+    return write_checkpoint(directory, snapshot_of(model, optimizer, state, Marks(milestone=milestone)))
 
 
 def load_checkpoint(info: CheckpointInfo, model: PreTrainedModel, optimizer: AdamW) -> dict[str, Any]:
@@ -91,20 +136,6 @@ def _random_state() -> dict[str, Tensor]:
     if torch.cuda.is_available():
         states[_GPU_RANDOM_STATE] = torch.cuda.get_rng_state()
     return states
-
-
-def prune(directory: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the milestones."""
-    for info in list_checkpoints(directory)[:-keep]:
-        if not _is_milestone(info):
-            remove_checkpoint(info)
-
-
-def _is_milestone(info: CheckpointInfo) -> bool:
-    try:
-        return read_checkpoint(info).milestone
-    except DamageError:
-        return False
 
 
 def remove_later(directory: Path, step: int) -> None:

@@ -21,14 +21,18 @@ import torch
 from deepen.errors import TrainingError
 from deepen.formats.records import append_record
 from deepen.formats.scores import CheckpointScores, Score
+from deepen.model.adapters import adapters_record
 from deepen.progress import say
 from deepen.train.batches import Batch, Batches
-from deepen.train.checkpoint import prune, save_checkpoint
+from deepen.train.checkpoint import snapshot_of
 from deepen.train.counts import SourceCounts, count_batch, counts_to_json
 from deepen.train.flops import Flops
 from deepen.train.interrupt import StopRequest, stopped
+from deepen.train.marks import marks_of
 from deepen.train.new_rows import NewRowsFirst, RowHold
+from deepen.train.prefetch import Prefetch
 from deepen.train.records import speed_record, step_record
+from deepen.train.saving import Saver
 from deepen.train.schedules import Schedule, Shape
 from deepen.train.spikes import NOT_FINITE, RecentSteps, SkipSpikes, spike
 from deepen.train.step import StepResult, Trainee, train_step
@@ -51,7 +55,8 @@ class Calendar:
     save_every_seconds: float | None
     milestone_every: int | None
     evaluate_every: int | None
-    keep: int
+    evaluated_stay: bool = True
+    """Every scored checkpoint is a milestone."""
 
 
 @dataclass
@@ -98,6 +103,8 @@ class Run:
     progress: Progress
     watch: Watch
     flops: Flops
+    saver: Saver
+    prefetch: Prefetch
     order_changes: tuple[dict[str, Any], ...] = ()
     """Changes of the mixture that are in force, as ``describe_changes`` gives them."""
 
@@ -105,13 +112,13 @@ class Run:
 def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
     """Train from where ``run.progress`` stands to the end, yielding the record of each step once all of it is done."""
     progress, total_steps = run.progress, run.shape.total_steps
-    stall_seconds = 0.0
     while progress.step < total_steps:
+        run.saver.check()
         if progress.step == run.new_rows.steps and run.new_rows.hold is not None:
             run = train_everything(run, run.new_rows.hold)
-        started = time.perf_counter()
+        started, stalled = time.perf_counter(), run.saver.stall_seconds
         batch_index = run.batches.order.next_batch(progress.batch_index)
-        batch = run.batches[batch_index]
+        batch = run.prefetch.take(run.batches, batch_index)
         data_wait_seconds = time.perf_counter() - started
 
         learning_rate = run.peak_learning_rate * run.schedule.multiplier(progress.step, run.shape)
@@ -120,31 +127,32 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
         result = train_step(run.trainee, batch, learning_rate, why_skip)
         _advance(progress, batch_index, batch, result)
 
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - (run.saver.stall_seconds - stalled)
         progress.elapsed_seconds += seconds
         record = step_record(run, batch, result) | {"learning_rate": learning_rate}
         record |= speed_record(run, batch, seconds) | {
             "data_wait_seconds": data_wait_seconds,
-            "checkpoint_stall_seconds": stall_seconds,
+            "checkpoint_stall_seconds": run.saver.take_stall_seconds(),
         }
         is_last = progress.step == total_steps
         evaluates = run.watch.evaluate is not None and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
-        is_milestone = evaluates or is_last or _is_milestone(run, progress.step)
+        is_milestone = (evaluates and run.calendar.evaluated_stay) or is_last or _is_milestone(run, progress.step)
         stop.heed_limit(progress.elapsed_seconds, run.watch.stop_after_seconds)
-        saves = is_milestone or stop.requested or _is_time_to_save(run.calendar, progress)
+        saves = is_milestone or evaluates or stop.requested or _is_time_to_save(run.calendar, progress)
 
         if saves or result.skipped or progress.step % run.calendar.log_every == 0:
-            append_record(run.out / METRICS, record, sync=saves)
+            append_record(run.out / METRICS, record)  # a checkpoint makes it durable
         if result.skipped:
             decide_about_skip(run, batch_index, result)
         if evaluates:
             record["scores"] = evaluate_now(run)
-        stall_seconds = save_now(run, milestone=is_milestone) if saves else 0.0
+        if saves:
+            save_now(run, record.get("scores"), milestone=is_milestone, wait=is_last or stop.requested)
         progress.elapsed_seconds += time.perf_counter() - started - seconds
         yield record
         if stop.requested and not is_last:
             if not saves:  # the signal came after the decision above
-                save_now(run, milestone=False)
+                save_now(run, None, milestone=False, wait=True)
             raise stopped(stop, progress.step, total_steps)
 
 
@@ -223,18 +231,18 @@ def evaluate_now(run: Run) -> list[Score]:
     return scores
 
 
-def save_now(run: Run, *, milestone: bool) -> float:
-    """Write a checkpoint of the present state and prune old ones; returns the seconds that training stood still."""
-    started = time.perf_counter()
-    progress, directory = run.progress, run.out / CHECKPOINTS
+def save_now(run: Run, scores: list[Score] | None, *, milestone: bool, wait: bool) -> None:
+    """Save the present state, scored if ``scores`` are given; with ``wait`` it is on the disk on return."""
+    progress, trainee = run.progress, run.trainee
     state = {
         "step": progress.step, "batch_index": progress.batch_index, "tokens": progress.tokens,
         "skipped_steps": progress.skipped_steps, "skips_in_a_row": progress.skips_in_a_row,
         "last_loss": progress.last_loss, "recent": progress.recent.to_json(),
         "sources": counts_to_json(run.names, progress.counts), "order": list(run.order_changes),
-        "fingerprint": run.fingerprint,
+        "fingerprint": run.fingerprint, **adapters_record(run.trainee.model.model),
     }  # fmt: skip
-    save_checkpoint(directory, run.trainee.model.model, run.trainee.optimizer, state, milestone=milestone)
-    prune(directory, run.calendar.keep)
+    marks = marks_of(run, scores, milestone=milestone)
+    run.saver.save(snapshot_of(trainee.model.model, trainee.optimizer, state, marks))
     progress.last_save = time.monotonic()
-    return time.perf_counter() - started
+    if wait:
+        run.saver.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ from deepen.train.learning_rate import resolve_peak
 from deepen.train.loop import CHECKPOINTS, DECISIONS, METRICS, SCORES, Calendar, Progress, Run
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import build_optimizer
+from deepen.train.prefetch import Prefetch
 from deepen.train.resolved import Resolved, read_resolved, write_resolved
+from deepen.train.saving import Keeping, Saver, write_and_prune
 from deepen.train.spikes import RecentSteps, SkipSpikes
 from deepen.train.start import starting_model
 from deepen.train.step import Trainee
@@ -95,6 +98,8 @@ def prepare_run(
         progress=_resume(job, trainee, names, found, RecentSteps((config.skip_spikes or SkipSpikes()).window)),
         watch=watch,
         flops=flops_of(model.config, process.device),
+        prefetch=Prefetch(compute.prefetch_batches, pin=process.device.type == "cuda"),
+        saver=_saver(config, job, compute, process),
         order_changes=tuple(describe_changes(job.out, changes)),
     )
 
@@ -192,7 +197,7 @@ def _calendar(config: TrainConfig, evaluate_every: Interval | None) -> Calendar:
         save_every_seconds=config.save.every.every_seconds,
         milestone_every=milestones.every_steps(**amounts) if milestones else None,
         evaluate_every=evaluate_every.every_steps(**amounts) if evaluate_every else None,
-        keep=config.save.keep,
+        evaluated_stay=config.save.evaluated == "all",
     )
 
 
@@ -220,6 +225,12 @@ def _new_rows_steps(config: TrainConfig, job: StageJob) -> int:
         say("train: the vocabulary did not grow, so there are no new rows to train first")
         return 0
     return steps
+
+
+def _saver(config: TrainConfig, job: StageJob, compute: Compute, process: Process) -> Saver:
+    keeping = Keeping(config.save.keep, weights_only=config.save.milestones_weights_only)
+    write = partial(write_and_prune, _checkpoints(job), keeping, job.out / METRICS)
+    return Saver(write, process.device, background=compute.background_saves)
 
 
 def _checkpoints(job: StageJob) -> Path:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepen.errors import TrainingError
 from deepen.formats.atomic import FileEntry, entry_of
 from deepen.formats.checkpoints import list_checkpoints, read_checkpoint
 from deepen.formats.manifest import MANIFEST, Manifest, StageJob, begin_stage, check_unchanged, finish_stage
@@ -40,20 +39,20 @@ def train(
     """
     from deepen.train.interrupt import stop_on_signal
     from deepen.train.loop import training_steps
+    from deepen.train.saving import cannot_write
     from deepen.train.setup import prepare_run
+    from deepen.train.start import check_objective
 
     check_unchanged(job.inputs["tokenize"], hashed="tokenizer/")  # another tokenizer would give the ids other meanings
+    check_objective(config, job.inputs["tokenize"], job.inputs["mix"])
     begin_stage(job, stage="train", format_number=FORMAT, config=config)
     run = prepare_run(config, job, base, compute, watch)
-    with stop_on_signal() as stop:
+    with stop_on_signal() as stop, run.saver:
         steps = training_steps(run, stop)
         try:
             _follow(steps, run, config.batch_tokens)
         except OSError as error:
-            raise TrainingError(
-                f"after step {run.progress.step}: {error}",
-                hint="make room (or mend the disk) and run the same command again: it goes on from the last checkpoint",
-            ) from error
+            raise cannot_write(run.progress.step, error) from error
     counts = _counts(run, job)
     say(_summary(run))
     return finish_stage(job, stage="train", format_number=FORMAT, config=config, files=_files(job.out), counts=counts)

@@ -26,6 +26,8 @@ class Watch:
     evaluate: Evaluate | None = None
     evaluate_every: Interval | None = None
     """Besides at the end, where it always is."""
+    forgetting_budget: float | None = None
+    """Largest relative rise of the kept ability in a checkpoint that counts as good; None: any."""
     log: Callable[[dict[str, Any]], None] | None = None
     """Gets the record of every step once all of it is done, with ``scores`` when the model was scored."""
     stop_after_seconds: float | None = None

@@ -1,0 +1,38 @@
+"""What is said about a checkpoint when it is made: which ability stands where, and whether one may come back to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from deepen.formats.scores import Ability, Score
+from deepen.train.checkpoint import Marks
+
+if TYPE_CHECKING:
+    from deepen.train.loop import Run
+
+_PROBE = "held_out"
+
+
+def marks_of(run: Run, scores: Sequence[Score] | None, *, milestone: bool) -> Marks:
+    """The marks of the present state; ``scores`` are those of this very model, None when it was not scored.
+
+    Good is a state whose last step was applied (finite, and no spike) and which, in a run that is scored on the way,
+    was scored: the kept ability within the forgetting budget.
+    """
+    progress, budget = run.progress, run.watch.forgetting_budget
+    new, kept = _change(scores or (), "new"), _change(scores or (), "kept")
+    good = progress.last_loss is not None and progress.skips_in_a_row == 0
+    if run.watch.evaluate is not None:
+        good &= scores is not None and (budget is None or kept is None or kept <= budget)
+    begins_decay = run.schedule.extendable and progress.step == run.shape.decay_start
+    return Marks(milestone=milestone, begins_decay=begins_decay, good=good, new=new, kept=kept)
+
+
+def _change(scores: Sequence[Score], ability: Ability) -> float | None:
+    """The relative change of an ability against the base, over all its sources; None when it was not measured."""
+    found = next((score for score in scores if (score.probe, score.ability) == (_PROBE, ability)), None)
+    if found is None or not math.isfinite(found.difference):
+        return None
+    return -found.difference if found.higher_is_better else found.difference
