@@ -20,6 +20,7 @@ from deepen.model.attention import check_isolation
 from deepen.model.config import ResolvedBase
 from deepen.model.loss import LossModel, check_loss
 from deepen.model.neftune import add_noise
+from deepen.model.recompute import add_recompute
 from deepen.model.token_tables import new_row_ids, token_tables
 from deepen.parallel.config import Compute
 from deepen.parallel.process import Process, resolve_precision, set_up
@@ -68,6 +69,7 @@ def prepare_run(
     loss_model = LossModel(model, z_loss=config.z_loss)
     _check_model(loss_model, batches.sequence_length)
     row_rate = _parts(config, job, model)
+    add_recompute(model, compute.recompute)
     optimizer, new_rows = _new_rows_first(config, job, resolved, _optimizer(config, model), model, found)
     trainee = Trainee(
         model=loss_model,
