@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deepen.formats.adapters import Adapters
 from deepen.formats.manifest import Artifact
 from deepen.formats.records import read_records
 from deepen.formats.scores import CheckpointScores, Choice, Score
@@ -34,6 +35,10 @@ class Export:
     compared_tokens: int
     compared_on: str
     """What text the logits were compared on."""
+    adapters: Adapters | None = None
+    """What was trained beside the base's weights and merged into them; None: the weights themselves."""
+    merge_difference: float | None = None
+    """Largest absolute difference of logits that merging made."""
 
 
 def model_card(export: Export, lineage: Mapping[str, Artifact]) -> str:
@@ -62,6 +67,11 @@ def _summary(export: Export) -> str:
     )
     if export.num_new_tokens:
         size += f", {export.num_new_tokens:,} of them added in this run (the tables have some rows to spare)"
+    if export.adapters is not None:
+        size += (
+            f". Trained were adapters beside the base's frozen weights ({export.adapters.title}); they are merged into "
+            f"the weights, which changed logits by at most {export.merge_difference:.3g}"
+        )
     proof = f"its logits on {export.compared_tokens:,} tokens of {export.compared_on} differ from those of the model"
     return (
         f"# {export.base}, continued with deepen\n\nThis folder holds {what}. It has {size}. Reloaded from "
@@ -174,8 +184,11 @@ def _choice(export: Export) -> str:
 
 def _limits(export: Export, lineage: Mapping[str, Artifact]) -> str:
     """What a reader could wrongly assume, as far as the run's own records show it."""
+    taught = "train" in lineage and lineage["train"].counts.get("objective") == "sft"
     limits = [
-        "It continues text: it was not taught to follow instructions, and nothing was done for safety.",
+        "It was taught to answer by examples alone; nothing was done for safety."
+        if taught
+        else "It continues text: it was not taught to follow instructions, and nothing was done for safety.",
         "The scores measure how well text is predicted, not whether statements are true.",
     ]
     sources = lineage["evaluate"].counts["sources"] if "evaluate" in lineage else {}

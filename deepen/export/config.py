@@ -20,3 +20,6 @@ class ExportConfig(Settings):
     max_shard: Annotated[str, Field(pattern=r"^[1-9]\d*(MB|GB)$")] = "5GB"
     """Largest size of one weight file; larger models are split. A file of 5 GB is quick to fetch again when a transfer
     breaks."""
+    adapter: bool = False
+    """Also write the adapters of a run with `train.method: lora` as they are, to `export/adapter/`, in the format of
+    `peft`. The folder itself holds them merged in any case, and so loads anywhere."""

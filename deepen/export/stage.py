@@ -58,6 +58,8 @@ def export(
         "compared_tokens": made.compared_tokens,
         "compared_on": made.compared_on,
     }
+    if made.adapters is not None:
+        counts |= {"method": made.adapters.title, "largest_merge_difference": made.merge_difference}
     what = "the untouched base" if choice.step is None else f"step {choice.step}"
     size = f"{made.num_parameters:,} parameters"
     say(f"export: {what}, {size}; reloaded, its logits differ by at most {made.difference:.3g}")
@@ -77,7 +79,9 @@ def _make_folder(
     import torch
 
     from deepen.export.huggingface import SpecialIds, copy_tokenizer, round_trip, save_folder, tokens_of
-    from deepen.model.load import load_base_model, load_run_model, load_weights
+    from deepen.export.merging import ADAPTER_FOLDER, merge
+    from deepen.model.adapters import put_checkpoint
+    from deepen.model.load import load_base_model, load_run_model
     from deepen.parallel.process import set_up
 
     aside = job.out / _ASIDE
@@ -90,7 +94,7 @@ def _make_folder(
     extension = read_extension(tokenize.path)
     if choice.step is not None:
         model = load_run_model(base, tokenize, seed=job.seed)
-        load_weights(model, _checkpoint(job.inputs["train"], choice.step).weights)
+        put_checkpoint(model, _checkpoint(job.inputs["train"], choice.step), base)
     else:  # the base as it was: tokens that it was never trained on would only harm it
         model = load_base_model(base, tokenize, seed=job.seed)
         if extension is not None and base.path is not None:
@@ -100,6 +104,7 @@ def _make_folder(
     tokens, compared_on = tokens_of(aside, texts), "held-out documents"
     if not tokens:
         tokens, compared_on = [torch.arange(min(64, vocabulary_size))[None]], "arbitrary tokens"
+    merged = merge(model, tokens, aside / ADAPTER_FOLDER if config.adapter else None, base_name=base.name)
     save = partial(
         save_folder, folder=aside, max_shard=config.max_shard, special=special, base=base.path, extension=extension
     )
@@ -114,6 +119,8 @@ def _make_folder(
         difference=found.difference,
         compared_tokens=found.compared_tokens,
         compared_on=compared_on,
+        adapters=None if merged is None else merged.adapters,
+        merge_difference=None if merged is None else merged.difference,
     )
 
 
@@ -145,13 +152,15 @@ def _texts(lineage: Mapping[str, Artifact]) -> list[str]:
 def _put_in_place(aside: Path, out: Path) -> list[FileEntry]:
     """Flush every file to disk and move it into ``out``; returns their entries, hashed by sha256."""
     entries = []
-    for file in sorted(aside.iterdir()):
+    for file in sorted(path for path in aside.rglob("*") if path.is_file()):
+        target = out / file.relative_to(aside)
+        target.parent.mkdir(exist_ok=True)
         descriptor = os.open(file, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        entries.append(entry_of(file.replace(out / file.name), out, "sha256"))
-    sync_directory(out)
-    aside.rmdir()
+        entries.append(entry_of(file.replace(target), out, "sha256"))
+        sync_directory(target.parent)
+    shutil.rmtree(aside)
     return entries

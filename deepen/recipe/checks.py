@@ -16,6 +16,7 @@ from deepen.curate.config import CurateConfig
 from deepen.errors import Problem
 from deepen.evaluate import config as evaluate_config
 from deepen.evaluate.config import EvaluateConfig
+from deepen.export.config import ExportConfig
 from deepen.formats.yaml_text import Key, YamlText
 from deepen.ingest import config as ingest_config
 from deepen.ingest.config import Source
@@ -27,6 +28,7 @@ from deepen.tokenize import config as tokenize_config
 from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig, TrainVocabulary
 from deepen.train import config as train_config
 from deepen.train.config import TrainConfig
+from deepen.train.methods import Full
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Sections:
     mix: MixConfig | None
     train: TrainConfig | None
     evaluate: EvaluateConfig | None
+    export: ExportConfig | None = None
 
 
 def sections_of(recipe: Recipe) -> Sections:
@@ -52,6 +55,7 @@ def sections_of(recipe: Recipe) -> Sections:
         mix=recipe.mix,
         train=recipe.train,
         evaluate=recipe.evaluate,
+        export=recipe.export,
     )
 
 
@@ -70,6 +74,7 @@ def salvage(data: Mapping[str, Any], wrong: Iterable[Key]) -> Sections:
         mix=_valid(MixConfig, data.get("mix", {})),
         train=_valid(TrainConfig, data.get("train", {})),
         evaluate=_valid(EvaluateConfig, data.get("evaluate", {})),
+        export=_valid(ExportConfig, data.get("export", {})),
     )
 
 
@@ -105,6 +110,10 @@ def check(sections: Sections, text: YamlText) -> list[Problem]:
             found += _check_evaluation(sections.evaluate, sections.train, sections.mix, sections.base)
     if sections.train is not None and sections.tokenize is not None:
         found += _check_new_rows(sections.train, sections.tokenize)
+        found += _check_method(sections.train, sections.tokenize, sections.base)
+    found += _check_objective(sections)
+    if sections.export is not None and sections.export.adapter and sections.train is not None:
+        found += _check_adapter(sections.train)
     if sections.mix is not None and sections.tokenize is not None:
         found += _check_fixed_rows(sections.mix, sections.tokenize)
     return [replace(problem, place=text.place(key_of(problem.path))) for problem in found]
@@ -188,6 +197,37 @@ def _check_new_rows(train: TrainConfig, tokenize: TokenizeConfig) -> Iterator[Pr
         message = "there are no new rows: the vocabulary does not grow"
         remedy = "take it out, or set tokenize.vocabulary: {extend: auto}"
         yield Problem("train.new_rows_first", message, remedy, str(train.new_rows_first))
+
+
+def _check_method(
+    train: TrainConfig, tokenize: TokenizeConfig, base: str | BaseRun | RandomInit | None
+) -> Iterator[Problem]:
+    grows = isinstance(tokenize.vocabulary, ExtendVocabulary)
+    yield from train_config.method_problems(train, random_base=isinstance(base, RandomInit), grows=grows)
+
+
+def _check_adapter(train: TrainConfig) -> Iterator[Problem]:
+    if isinstance(train.method, Full):
+        yield Problem("export.adapter", "there are no adapters: all weights are trained", "leave it out", "true")
+
+
+def _check_objective(sections: Sections) -> Iterator[Problem]:
+    """What can be said of `objective: sft` before any document is read; the rest is checked before training."""
+    if sections.train is None or sections.train.objective != "sft":
+        return
+    if sections.mix is not None and (sections.mix.packing == "concatenate" or sections.mix.order != "shuffled"):
+        key = "packing" if sections.mix.packing == "concatenate" else "order"
+        message = "cuts conversations at random, so that answers would be trained without their questions"
+        value = str(getattr(sections.mix, key))
+        yield Problem(f"mix.{key}", message, "with `train.objective: sft`, leave it out", value)
+    if sections.tokenize is not None and sections.tokenize.template == "none":
+        message = "a model that is taught to answer is asked through its chat template, and this writes none"
+        yield Problem("tokenize.template", message, "set `auto`", "none")
+    for index, source in enumerate(sections.sources):
+        if source is not None and source.role == "domain" and source.conversations == "as_text":
+            message = f"source `{source.name}`: all words of its conversations would be trained, questions as well"
+            remedy = "with `train.objective: sft`, set `answers`, or make its role `replay`"
+            yield Problem(f"ingest.sources[{index}].conversations", message, remedy, "as_text")
 
 
 def _check_fixed_rows(mix: MixConfig, tokenize: TokenizeConfig) -> Iterator[Problem]:

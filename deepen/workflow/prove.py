@@ -133,6 +133,7 @@ def _export(setup: Setup, tokenize: Artifact, run: Run) -> Proof:
     import torch
 
     from deepen.export.huggingface import SpecialIds, round_trip, save_folder
+    from deepen.export.merging import merge
     from deepen.train.proofs import Proof
 
     rows = [torch.from_numpy(run.batches[0].tokens_BT[:1, :_TOKENS])]
@@ -143,6 +144,7 @@ def _export(setup: Setup, tokenize: Artifact, run: Run) -> Proof:
             base=setup.base.path, extension=read_extension(tokenize.path),
         )  # fmt: skip
         try:
+            merge(run.trainee.model.model, rows, None, base_name=setup.base.name)
             found = round_trip(run.trainee.model.model, rows, Path(folder), dtype=setup.recipe.export.dtype, save=save)
         except DeepenError as error:
             return Proof("export and reload", False, error.message)

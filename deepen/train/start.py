@@ -1,0 +1,50 @@
+"""The model that training starts from, made ready for the method: adapters beside a frozen base, or the base itself."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+from deepen.errors import TrainingError
+from deepen.formats.extension import new_rows_file
+from deepen.formats.manifest import Artifact, StageJob
+from deepen.model.adapters import add_adapters
+from deepen.model.config import ResolvedBase
+from deepen.model.load import load_run_model
+from deepen.model.token_tables import token_tables
+from deepen.progress import readable, say
+from deepen.train.config import TrainConfig
+from deepen.train.methods import Start
+
+
+def starting_model(config: TrainConfig, job: StageJob, base: ResolvedBase) -> PreTrainedModel:
+    """The base with rows for new tokens and what `train.method` adds, on the CPU, as every start of the run has it."""
+    tokenize = job.inputs["tokenize"]
+    model = load_run_model(base, tokenize, seed=job.seed)
+    grew = new_rows_file(tokenize.path) is not None
+    adapters = config.method.adapters(Start(tuple(token_tables(model)), grew, base.fingerprint))
+    if adapters is not None:
+        add_adapters(model, adapters, seed=job.seed)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        whole = sum(parameter.numel() for parameter in model.parameters())
+        say(f"train: {adapters.title}; {readable(trained)} of {readable(whole)} parameters are trained")
+    return model
+
+
+def check_objective(config: TrainConfig, tokenize: Artifact, mix: Artifact) -> None:
+    """Raise ``TrainingError`` when `objective: sft` would train words of a domain source that are no answers."""
+    if config.objective != "sft":
+        return
+    fixed = mix.counts.get("fixed_rows", {})
+    for name, counts in {**tokenize.counts["sources"], **fixed}.items():
+        if counts["role"] != "domain":
+            continue
+        plain = counts["documents"] - counts.get("conversations", 0)
+        if name in fixed:
+            plain = 0 if counts["targets"] < counts["tokens"] else counts["documents"]
+        if plain:
+            raise TrainingError(
+                f"`train.objective: sft`: {plain:,} of {counts['documents']:,} documents of `{name}` have no answers "
+                "marked, so all of their words would be trained",
+                hint="make it conversations (`ingest.sources.conversations`), give it the role `replay`, or use "
+                "`objective: next_token`",
+            )
