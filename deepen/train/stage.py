@@ -12,7 +12,7 @@ from deepen.formats.manifest import MANIFEST, Manifest, StageJob, begin_stage, c
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.progress import readable, say, track
-from deepen.train.config import TrainConfig
+from deepen.train.config import Save, TrainConfig
 from deepen.train.resolved import SCHEDULE
 from deepen.train.watch import UNWATCHED, Watch
 
@@ -47,15 +47,27 @@ def train(
     check_objective(config, job.inputs["tokenize"], job.inputs["mix"])
     begin_stage(job, stage="train", format_number=FORMAT, config=config)
     run = prepare_run(config, job, base, compute, watch)
+    _check_checkpoints(config.save, run)
     with stop_on_signal() as stop, run.saver:
         steps = training_steps(run, stop)
         try:
             _follow(steps, run, config.batch_tokens)
         except OSError as error:
             raise cannot_write(run.progress.step, error) from error
-    counts = _counts(run, job)
+    counts = _counts(config, run, job)
     say(_summary(run))
     return finish_stage(job, stage="train", format_number=FORMAT, config=config, files=_files(job.out), counts=counts)
+
+
+def _check_checkpoints(save: Save, run: Run) -> None:
+    """What would be found out when it is late: no room for checkpoints, or one that does not come back as it was."""
+    from deepen.train.loop import CHECKPOINTS
+    from deepen.train.room import check_room, room_needed
+    from deepen.train.self_test import self_test
+
+    check_room(run.out / CHECKPOINTS, room_needed(run, save))
+    if save.self_test and run.progress.step == 0:
+        self_test(run)
 
 
 def _follow(steps: Iterator[dict[str, Any]], run: Run, tokens_per_step: int) -> None:
@@ -69,8 +81,9 @@ def _follow(steps: Iterator[dict[str, Any]], run: Run, tokens_per_step: int) -> 
                 run.watch.log(record)
 
 
-def _counts(run: Run, job: StageJob) -> dict[str, Any]:
+def _counts(config: TrainConfig, run: Run, job: StageJob) -> dict[str, Any]:
     from deepen.train.counts import counts_to_json
+    from deepen.train.start import counts_of_method
 
     progress = run.progress
     roles = job.inputs["mix"].counts["sources"]
@@ -91,6 +104,7 @@ def _counts(run: Run, job: StageJob) -> dict[str, Any]:
         "precision": run.trainee.precision,
         "device": run.trainee.device.type,
         "parameters": sum(parameter.numel() for parameter in run.trainee.model.parameters()),
+        **counts_of_method(config, run.trainee.model.model),
     }
 
 
