@@ -53,11 +53,34 @@ class Architecture:
         final_norm = self.hidden_size * (2 if self.gpt2 else 1)
         return self.num_layers * self.parameters_per_layer + tables + positions + final_norm
 
-    def training_flops_per_token(self, sequence_length: int) -> float:
-        """Forward and backward: 6 N + 12 L d T, N without the input embedding but with the head (PaLM, appendix B)."""
+    @property
+    def matrix_parameters(self) -> int:
+        """Weights that take part in matrix products: all but the input embedding, with the head even where it is tied.
+
+        Vectors of norms are counted, too; they are few."""
         head = self.vocabulary_size * self.hidden_size
-        matrices = self.num_layers * self.parameters_per_layer + head + self.hidden_size
-        return 6 * matrices + 12 * self.num_layers * self.num_heads * self.head_size * sequence_length
+        return self.num_layers * self.parameters_per_layer + head + self.hidden_size
+
+    def training_flops_per_token(self, sequence_length: int, *, frozen: int = 0, added: int = 0) -> float:
+        """Forward and backward: 6 N + 12 L d T, N without the input embedding but with the head (PaLM, appendix B).
+
+        Of the six, two are the gradient of a weight itself, which ``frozen`` ones of N do not need; ``added`` weights
+        are adapters beside them.
+        """
+        attention = 12 * self.num_layers * self.num_heads * self.head_size * sequence_length
+        return 6 * (self.matrix_parameters + added) - 2 * frozen + attention
+
+    def adapter_parameters(self, rank: int, *, row_lengths: bool = False) -> int:
+        """Weights of low-rank adapters beside every linear layer but the head: rank x (inputs + outputs) each; with
+        ``row_lengths`` (DoRA) one more per output."""
+        width, inner = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        if self.gpt2:  # queries, keys and values are one layer
+            shapes = [(width, queries + 2 * keys), (queries, width), (width, inner), (inner, width)]
+        else:
+            shapes = [(width, queries), (width, keys), (width, keys), (queries, width), (inner, width)]
+            shapes += [(width, inner)] * (2 if self.gated else 1)
+        return self.num_layers * sum(rank * (a + b) + b * row_lengths for a, b in shapes)
 
     def activation_bytes(self, tokens: int) -> float:
         """Saved activations of ``tokens`` tokens in fp32, logits never whole (Korthikanti et al. 2205.05198, 34 s b h).

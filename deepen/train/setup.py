@@ -22,7 +22,8 @@ from deepen.model.loss import LossModel, check_loss
 from deepen.model.neftune import add_noise
 from deepen.model.recompute import add_recompute
 from deepen.model.token_tables import new_row_ids, token_tables
-from deepen.parallel.config import Compute
+from deepen.parallel.apply import spread
+from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.process import Process, resolve_precision, set_up
 from deepen.progress import readable, say
 from deepen.settings import Interval
@@ -52,13 +53,16 @@ def prepare_run(
     base: ResolvedBase,
     compute: Compute,
     watch: Watch = UNWATCHED,
+    mesh: Mesh | None = None,
 ) -> Run:
     """A run that is ready to go, at its newest intact checkpoint or at the beginning.
+
+    With ``mesh`` the model is spread over the processes that a launcher started beside this one.
 
     Checks first what would be noticed late or never: batches that do not fit the settings, rows longer than the model
     takes, a loss or an attention that is not what we think. Raises ``DeepenError`` for each.
     """
-    process = set_up(compute)
+    process = set_up(compute, mesh)
     found = newest_intact(_checkpoints(job), say)
     changes = changes_in_force(job.out, job.inputs["mix"].path, found)
     batches = Batches.open(job.inputs["tokenize"].path, job.inputs["mix"].path, *changes)
@@ -69,7 +73,9 @@ def prepare_run(
     loss_model = LossModel(model, z_loss=config.z_loss)
     _check_model(loss_model, batches.sequence_length)
     row_rate = _parts(config, job, model)
+    flops = flops_of(model, process.device)  # before new rows go first, which freezes the rest for a while
     add_recompute(model, compute.recompute)
+    loss_model = spread(loss_model, process, resolved.precision)
     optimizer, new_rows = _new_rows_first(config, job, resolved, _optimizer(config, model), model, found)
     trainee = Trainee(
         model=loss_model,
@@ -77,13 +83,14 @@ def prepare_run(
         clip=config.clip,
         compute=compute,
         precision=resolved.precision,
-        device=process.device,
+        process=process,
         row_rate=row_rate,
     )
     names = batches.order.sources
     shards = {**tokenized["sources"], **job.inputs["mix"].counts.get("fixed_rows", {})}
     sizes = [shards[name] for name in names]
-    torch.manual_seed(job.seed)  # for dropout, in bases that have it
+    # For dropout, in bases that have it, and NEFTune: other rows get other noise.
+    torch.manual_seed(job.seed + (process.mesh.data_index if process.mesh else 0))
     return Run(
         out=job.out,
         fingerprint=job.fingerprint,
@@ -99,7 +106,7 @@ def prepare_run(
         skip_spikes=config.skip_spikes,
         progress=_resume(job, trainee, names, found, RecentSteps((config.skip_spikes or SkipSpikes()).window)),
         watch=watch,
-        flops=flops_of(model.config, process.device),
+        flops=flops,
         prefetch=Prefetch(compute.prefetch_batches, pin=process.device.type == "cuda"),
         saver=_saver(config, job, compute, process),
         order_changes=tuple(describe_changes(job.out, changes)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from deepen.errors import TrainingError
 from deepen.formats.extension import new_rows_file
 from deepen.formats.manifest import Artifact, StageJob
-from deepen.model.adapters import add_adapters
+from deepen.model.adapters import adapters_of, add_adapters
 from deepen.model.config import ResolvedBase
 from deepen.model.load import load_run_model
 from deepen.model.token_tables import token_tables
@@ -28,6 +30,17 @@ def starting_model(config: TrainConfig, job: StageJob, base: ResolvedBase) -> Pr
         whole = sum(parameter.numel() for parameter in model.parameters())
         say(f"train: {adapters.title}; {readable(trained)} of {readable(whole)} parameters are trained")
     return model
+
+
+def counts_of_method(config: TrainConfig, model: PreTrainedModel) -> dict[str, Any]:
+    """What the manifest says of objective and method: how many of the weights are trained, and through what."""
+    adapters = adapters_of(model)
+    return {
+        "objective": config.objective,
+        "method": config.method.use,
+        "trained_parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "adapters": None if adapters is None else adapters.model_dump(mode="json"),
+    }
 
 
 def check_objective(config: TrainConfig, tokenize: Artifact, mix: Artifact) -> None:
