@@ -25,6 +25,9 @@ from deepen.settings import Many, Settings
 WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+LAYOUT = "layout.json"
+"""Of a checkpoint that several processes wrote: which box of which tensor is in which file. Then weights lie in
+``model-0000I-of-0000N.safetensors`` and moments in ``optimizer-...``."""
 
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -103,10 +106,21 @@ def verify(info: CheckpointInfo) -> list[str]:
     except DamageError as error:
         return [error.message]
     problems = [problem for entry in manifest.files if (problem := damage(entry, info.path))]
-    needed = {WEIGHTS, STATE} if manifest.weights_only else {WEIGHTS, OPTIMIZER, STATE}
-    if needed - {entry.path for entry in manifest.files} or manifest.step != info.step:
+    if _missing(manifest) or manifest.step != info.step:
         problems.append(f"`{info.path / MANIFEST}` does not describe this checkpoint")
     return problems
+
+
+def _missing(manifest: CheckpointManifest) -> set[str]:
+    """What a manifest must name and does not."""
+    names = {entry.path for entry in manifest.files}
+    if LAYOUT in names:
+        return {STATE} - names
+    return {WEIGHTS, STATE} - names if manifest.weights_only else {WEIGHTS, OPTIMIZER, STATE} - names
+
+
+def _is_of_optimizer(name: str) -> bool:
+    return name == OPTIMIZER or (name.startswith("optimizer-") and name.endswith(".safetensors"))
 
 
 def is_resumable(info: CheckpointInfo) -> bool:
@@ -153,11 +167,13 @@ def drop_optimizer(info: CheckpointInfo) -> None:
     """
     manifest = read_checkpoint(info)
     if not manifest.weights_only:
-        files = tuple(entry for entry in manifest.files if entry.path != OPTIMIZER)
+        files = tuple(entry for entry in manifest.files if not _is_of_optimizer(entry.path))
         changed = manifest.model_copy(update={"weights_only": True, "files": files})
         write_json(info.path / MANIFEST, changed.model_dump(mode="json"))
-    if (info.path / OPTIMIZER).exists():
-        (info.path / OPTIMIZER).unlink()
+    left = [path for path in info.path.iterdir() if _is_of_optimizer(path.name)]
+    for path in left:
+        path.unlink()
+    if left:
         sync_directory(info.path)
 
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
@@ -19,6 +19,7 @@ from deepen.errors import DamageError, DeepenError
 from deepen.formats.extension import new_rows_file, read_extension
 from deepen.formats.manifest import Artifact
 from deepen.model.config import RandomInit, ResolvedBase
+from deepen.model.pieces import StoredTensors, fill
 from deepen.model.token_tables import put_new_rows, token_tables
 
 ADAPTERS_OF_MODEL = "deepen_adapters"
@@ -162,21 +163,20 @@ def load_tokenizer(folder: Path) -> FastTokenizer:
 def load_weights(model: PreTrainedModel, file: Path) -> None:
     """Copy the weights of a checkpoint's safetensors file into ``model``, in place and tensor by tensor.
 
+    Either may be in pieces: the checkpoint of several processes has a layout beside ``file``, and of a model that is
+    spread over processes each fills in what it holds.
     Names must agree exactly with ``stored_weights``; raises ``DamageError`` otherwise.
     """
     own = stored_weights(model)
-    with safe_open(file, framework="pt") as stored, torch.no_grad():
-        unknown = sorted(set(stored.keys()) ^ set(own))
+    with StoredTensors(file) as stored:
+        unknown = sorted(set(stored.tensors) ^ set(own))
         if unknown:
             raise DamageError(
                 f"`{file}` does not fit the model: {', '.join(unknown[:5])} ({len(unknown)} names in all)",
                 hint="the checkpoint belongs to another model",
             )
         for name, tensor in own.items():
-            source = stored.get_tensor(name)
-            if source.shape != tensor.shape:
-                raise DamageError(f"`{name}` in `{file}` has shape {tuple(source.shape)}, not {tuple(tensor.shape)}")
-            tensor.copy_(source)
+            fill(tensor, stored, name)
 
 
 def unique_weights(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
@@ -34,6 +33,7 @@ from deepen.formats.checkpoints import (
 )
 from deepen.formats.manifest import MANIFEST
 from deepen.model.load import load_weights, stored_weights
+from deepen.model.pieces import StoredTensors, local_box, local_part
 from deepen.model.tensor_files import write_tensors
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -106,20 +106,44 @@ def save_checkpoint(
     return write_checkpoint(directory, snapshot_of(model, optimizer, state, Marks(milestone=milestone)))
 
 
-def load_checkpoint(info: CheckpointInfo, model: PreTrainedModel, optimizer: AdamW) -> dict[str, Any]:
-    """Put weights, optimizer and random state back as they were, bit by bit; returns ``state.json``."""
+def load_checkpoint(info: CheckpointInfo, model: PreTrainedModel, optimizer: AdamW, rank: int = 0) -> dict[str, Any]:
+    """Put weights, optimizer and random state back as they were, bit by bit; returns ``state.json``.
+
+    Model and optimizer may be spread over processes, of which this is ``rank``, and the checkpoint may come from any
+    other number of them: each reads what it holds. Random states go back to the process they were of; a process that
+    was not there takes the first one's.
+    """
     load_weights(model, info.weights)
-    with safe_open(info.path / OPTIMIZER, framework="pt") as stored:
-        names = set(stored.keys())
+    with StoredTensors(info.path / OPTIMIZER) as stored:
         for name, parameter in model.named_parameters():
-            if f"step/{name}" in names:
+            if f"step/{name}" in stored.tensors:
                 optimizer.state[parameter] = {
-                    moment: stored.get_tensor(f"{moment}/{name}").to(parameter.device) for moment in _MOMENTS
+                    "step": stored.read(f"step/{name}").to(parameter.device),
+                    "exp_avg": _moment(stored, f"exp_avg/{name}", parameter),
+                    "exp_avg_sq": _moment(stored, f"exp_avg_sq/{name}", parameter),
                 }
-        torch.set_rng_state(stored.get_tensor(_CPU_RANDOM_STATE))
-        if _GPU_RANDOM_STATE in names and torch.cuda.is_available():
-            torch.cuda.set_rng_state(stored.get_tensor(_GPU_RANDOM_STATE))
+        torch.set_rng_state(stored.read(_of_rank(_CPU_RANDOM_STATE, rank, stored)))
+        if torch.cuda.is_available() and (name := _of_rank(_GPU_RANDOM_STATE, rank, stored)) in stored.tensors:
+            torch.cuda.set_rng_state(stored.read(name))
     return read_state(info)
+
+
+def _moment(stored: StoredTensors, name: str, parameter: Tensor) -> Tensor:
+    """A moment laid out as its parameter is."""
+    part = stored.read(name, local_box(parameter))
+    moment = torch.zeros_like(parameter, dtype=part.dtype)
+    local_part(moment).copy_(part)
+    return moment
+
+
+def own_random_state(optimizer: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The ``optimizer`` part of a snapshot with this process's random states under names of their own."""
+    kinds = (_CPU_RANDOM_STATE, _GPU_RANDOM_STATE)
+    return {(f"{name}/{rank}" if name in kinds else name): tensor for name, tensor in optimizer.items()}
+
+
+def _of_rank(kind: str, rank: int, stored: StoredTensors) -> str:
+    return next((name for name in (f"{kind}/{rank}", f"{kind}/0") if name in stored.tensors), kind)
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
