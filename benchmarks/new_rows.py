@@ -45,6 +45,7 @@ from deepen.model.loss import LossModel
 from deepen.model.new_rows import Init, write_new_rows
 from deepen.model.token_tables import new_row_ids
 from deepen.parallel.config import Compute
+from deepen.parallel.process import Process
 from deepen.tokenize.base_model import BaseModel
 from deepen.tokenize.extend import extended, extension_of
 from deepen.tokenize.growth import grow as learn_tokens
@@ -235,7 +236,8 @@ def train(setting: Setting, steps: int, first_steps: int) -> None:
     plan = NewRowsFirst(first_steps, config.new_rows_learning_rate, hold)
     schedule = Cosine()
     shape = schedule.shape(total_steps=steps, tokens_per_step=LENGTH * ROWS)
-    trainee = Trainee(LossModel(model), optimizer, config.clip, Compute(device="cpu"), "fp32", torch.device("cpu"))
+    process = Process(torch.device("cpu"), threads=torch.get_num_threads())
+    trainee = Trainee(LossModel(model), optimizer, config.clip, Compute(device="cpu"), "fp32", process)
     tokens, labels = (values[EVALUATED_ROWS:].numpy() for values in rows_of(setting.grown.ids))
     order = np.random.default_rng(0).permutation(len(tokens))
     shown = float(token_losses(model, setting.grown.ids).mean())
@@ -244,7 +246,7 @@ def train(setting: Setting, steps: int, first_steps: int) -> None:
         if step == first_steps and hold is not None:
             check_first_time(setting, model, start, shown)
             model.train()
-            trainee = Trainee(trainee.model, hold.release(), config.clip, trainee.compute, "fp32", trainee.device)
+            trainee = Trainee(trainee.model, hold.release(), config.clip, trainee.compute, "fp32", process)
         rows = np.take(order, np.arange(step * ROWS, (step + 1) * ROWS), mode="wrap")
         positions = np.broadcast_to(np.arange(LENGTH), (ROWS, LENGTH)).copy()
         zeros = np.zeros(ROWS, dtype=np.int64)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from deepen.parallel.gradients import mesh_of
 from deepen.train.config import TrainConfig
 
 
@@ -23,10 +24,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig, multiples: Mapping[in
     decayed, plain = decay_groups(model)
     groups = []
     for parameters, weight_decay in ((decayed, config.weight_decay), (plain, 0.0)):
-        by_multiple: dict[float, list[nn.Parameter]] = {}
+        alike: dict[tuple[float, object], list[nn.Parameter]] = {}
         for parameter in parameters:
-            by_multiple.setdefault((multiples or {}).get(id(parameter), 1.0), []).append(parameter)
-        for multiple, members in by_multiple.items():
+            multiple = (multiples or {}).get(id(parameter), 1.0)
+            alike.setdefault((multiple, mesh_of(parameter)), []).append(parameter)
+        for (multiple, _), members in alike.items():
             groups.append({"params": members, "weight_decay": weight_decay, "rate_multiple": multiple})
     return AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
 

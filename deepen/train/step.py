@@ -16,8 +16,12 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from deepen.model.loss import LossModel
+from deepen.parallel.apply import SpreadModel
 from deepen.parallel.config import Compute
-from deepen.train.batches import IGNORED, Batch
+from deepen.parallel.gradients import clip_spread
+from deepen.parallel.process import Process
+from deepen.parallel.rows import agree, collect, rows_of, take
+from deepen.train.batches import IGNORED, PADDING_TOKEN, Batch
 from deepen.train.groups import RowRate
 from deepen.train.optimizer import clip_gradients, set_learning_rate
 from deepen.train.spikes import not_finite
@@ -33,9 +37,15 @@ class Trainee:
     compute: Compute
     """How many rows are computed at once."""
     precision: str
-    device: torch.device
+    process: Process
+    """Where it computes, and with whom."""
     row_rate: RowRate | None = None
     """Moves the rows of new tokens faster or slower than the rest."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.process.device
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ def train_step(
     """
     num_valid = int((batch.labels_BT != IGNORED).sum())
     nll_B = gradients(trainee, batch, num_valid)
-    gradient_norm = clip_gradients(trainee.optimizer, trainee.clip)
+    gradient_norm = _clip(trainee)
     skipped = why_skip(float(nll_B.sum()) / max(1, num_valid), gradient_norm)
     if skipped is None:
         update(trainee, learning_rate)
@@ -75,24 +85,48 @@ def train_step(
 def gradients(trainee: Trainee, batch: Batch, num_valid: int) -> npt.NDArray[np.float64]:
     """Add up the gradients of a batch, micro-batch by micro-batch; each token counts ``1 / num_valid``.
 
-    Returns the sum of negative log-likelihoods (nats) of each row.
+    Each data-parallel process computes its share of the rows; gradients are those of the whole batch afterwards.
+    Returns the sum of negative log-likelihoods (nats) of each row of the batch, the same on every process.
     """
-    nll_rows: list[Tensor] = []
+    model, process = trainee.model, trainee.process
     num_rows, sequence_length = batch.tokens_BT.shape
+    mine = rows_of(num_rows, process)
     at_once = trainee.compute.rows_per_micro_batch(
-        rows_per_batch=num_rows, sequence_length=sequence_length, device=trainee.device.type
+        rows_per_batch=len(mine), sequence_length=sequence_length, device=process.device.type
     )
-    for begin in range(0, num_rows, at_once):
-        rows = slice(begin, begin + at_once)
-        tokens_BT, labels_BT, positions_BT = (
-            torch.from_numpy(values[rows]).to(trainee.device, non_blocking=True)
-            for values in (batch.tokens_BT, batch.labels_BT, batch.positions_BT)
-        )
-        with torch.autocast(trainee.device.type, torch.bfloat16, enabled=trainee.precision == "bf16"):
-            total, nll_BT = trainee.model(tokens_BT, labels_BT, positions_BT)
+    nll_rows: list[Tensor] = []
+    for begin in range(0, len(mine), at_once):
+        inputs = _inputs(batch, mine[begin : begin + at_once], process.device)
+        if isinstance(model, SpreadModel):
+            model.before_backward(is_last=begin + at_once >= len(mine))
+        with torch.autocast(process.device.type, torch.bfloat16, enabled=_autocasts(trainee)):
+            total, nll_BT = model(*inputs)
         (total / max(1, num_valid)).backward()
         nll_rows.append(nll_BT.sum(1, dtype=torch.float64))
-    return torch.cat(nll_rows).cpu().numpy()
+    if isinstance(model, SpreadModel):
+        model.finish_gradients()
+    nll_B = collect(torch.cat(nll_rows), num_rows, process)
+    return agree(nll_B, process).cpu().numpy()
+
+
+def _inputs(batch: Batch, rows: npt.NDArray[np.int64], device: torch.device) -> tuple[Tensor, ...]:
+    """Tokens, labels and positions of some rows; a row that is none has no label and counts for nothing."""
+    arrays = ((batch.tokens_BT, PADDING_TOKEN), (batch.labels_BT, IGNORED), (batch.positions_BT, 0))
+    return tuple(take(values, rows, padding).to(device, non_blocking=True) for values, padding in arrays)
+
+
+def _autocasts(trainee: Trainee) -> bool:
+    """Whether products are made bf16 as they come; FSDP gathers weights in bf16 instead."""
+    return trainee.precision == "bf16" and not trainee.process.is_sharded
+
+
+def _clip(trainee: Trainee) -> float:
+    """Clip the gradients of the model, whatever its layout; returns the norm before."""
+    if trainee.process.mesh is None:
+        return clip_gradients(trainee.optimizer, trainee.clip)
+    parameters = (parameter for group in trainee.optimizer.param_groups for parameter in group["params"])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return clip_spread(gradients, trainee.clip, trainee.process)
 
 
 def update(trainee: Trainee, learning_rate: float) -> None:
