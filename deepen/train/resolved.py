@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from deepen.errors import DamageError, RunError
 from deepen.formats.atomic import write_json
-from deepen.formats.checkpoints import list_checkpoints, remove_checkpoint
+from deepen.formats.checkpoints import is_resumable, list_checkpoints, remove_checkpoint
 from deepen.settings import Settings
 from deepen.train.config import TrainConfig, num_steps
 from deepen.train.schedules import Shape
@@ -82,7 +82,7 @@ def prepare_continuation(directory: Path, old: TrainConfig, new: TrainConfig) ->
         for config in (old, new)
     )
     checkpoints = list_checkpoints(directory / "checkpoints")
-    usable = [info for info in checkpoints if info.step <= old_shape.decay_start]
+    usable = [info for info in checkpoints if info.step <= old_shape.decay_start and is_resumable(info)]
     if not usable:
         raise RunError(
             f"no checkpoint from before the decay (step {old_shape.decay_start}) is left in `{directory}`",
@@ -90,6 +90,7 @@ def prepare_continuation(directory: Path, old: TrainConfig, new: TrainConfig) ->
         )
     values = {"total_steps": new_shape.total_steps, "decay_steps": new_shape.decay_steps}
     write_resolved(directory, resolved.model_copy(update=values))
-    for info in checkpoints[len(usable) :]:
-        remove_checkpoint(info)
+    for info in checkpoints:
+        if info.step > old_shape.decay_start:
+            remove_checkpoint(info)
     return usable[-1].step

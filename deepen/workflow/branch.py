@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepen.errors import RunError
-from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, read_state, verify
+from deepen.formats.checkpoints import CheckpointInfo, is_resumable, list_checkpoints, read_state, verify
 from deepen.formats.manifest import Artifact, open_artifact
 from deepen.formats.order import Order, appended_files
 from deepen.recipe.models import Recipe
@@ -72,6 +72,12 @@ def _checkpoint(train: Path, step: int) -> CheckpointInfo:
     wrong = verify(info)
     if wrong:
         raise RunError(f"the checkpoint of step {step} is damaged: {wrong[0]}", hint="branch off another one")
+    if not is_resumable(info):
+        others = ", ".join(str(one.step) for one in found if is_resumable(one)) or "none"
+        raise RunError(
+            f"the checkpoint of step {step} holds weights only, and a branch needs the optimizer's state",
+            hint=f"these have it: {others}; `train.save.milestones_weights_only: false` keeps it",
+        )
     return info
 
 
