@@ -2,7 +2,7 @@
 
 transformers builds the block mask from ``position_ids`` that restart at each document, provided that no attention mask
 is passed and no cache is used. An architecture that ignores them would silently mix documents, so a run checks its
-model on a tiny row before it trains.
+model on a tiny row before it trains. Kernels that take document boundaries instead of a mask are in ``boundaries.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor
 from deepen.errors import DeepenError
 from deepen.model.loss import LossModel
 
-_LARGEST_LEAK = 0.01
+_LARGEST_LEAK = {torch.bfloat16: 0.2, torch.float16: 0.1}
+"""Rounding alone: matrix products of another length may be added up in another order."""
 
 
 @torch.no_grad()
@@ -43,8 +44,10 @@ def _distance(left: Tensor, right: Tensor) -> Tensor:
 def check_isolation(loss_model: LossModel) -> None:
     """Raise ``DeepenError`` when the architecture lets documents of one row see each other."""
     found = leak(loss_model)
-    if not found <= _LARGEST_LEAK:
+    dtype = loss_model.model.get_input_embeddings().weight.dtype
+    if not found <= _LARGEST_LEAK.get(dtype, 0.01):
         raise DeepenError(
             f"`{loss_model.model.config.model_type}` mixes the documents of a row (leak {found:.2f}, isolated is 0)",
-            hint="use an architecture whose attention follows position_ids: llama, mistral, qwen2, qwen3, gemma, gpt2",
+            hint="use an architecture whose attention follows position_ids: llama, mistral, qwen2, qwen3, gemma, gpt2"
+            + (", or `compute.attention: sdpa`" if loss_model.takes_boundaries else ""),
         )

@@ -17,33 +17,29 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deepen.errors import DeepenError
+from deepen.model.boundaries import boundaries, room_for
+from deepen.model.loss_kernels import (
+    IGNORED,
+    ChunkGradient,
+    LogitRules,
+    accumulation_dtype,
+    add_product_,
+    apply_rules,
+    chunked_gradient,
+)
 
-IGNORED = -100
-"""Label of a position that carries no loss."""
+__all__ = ["IGNORED", "LinearCrossEntropy", "LogitRules", "LossModel", "LossSettings", "check_loss", "logit_rules"]
 
 _CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
 """Tokens whose logits exist at a time. Measured on a CPU: fewer are slower, more gain under 5 %."""
 
 
 @dataclass(frozen=True)
-class LogitRules:
-    """What happens between the head and the loss."""
+class LossSettings:
+    """What the loss is, and how it is computed."""
 
-    scale: float = 1.0
-    """Some families multiply logits by a constant (Cohere, Granite)."""
-    soft_cap: float | None = None
-    """Some squash them into +-``soft_cap`` with a hyperbolic tangent (Gemma 2)."""
-    z_loss: float = 0.0
-    """Adds ``z_loss * log(Z)^2`` per token, which keeps logits from drifting (PaLM, arXiv 2204.02311, section 5)."""
-
-
-@dataclass(frozen=True)
-class _Head:
-    """The output head: ``weight`` is vocabulary x width, in the dtype of the matrix product."""
-
-    weight: Tensor
-    bias: Tensor | None
     rules: LogitRules
+    gradient: ChunkGradient = chunked_gradient
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -55,12 +51,12 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, rules: LogitRules
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, settings: LossSettings
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and, at once, the gradients of ``hidden_ND``, ``weight_VD`` and ``bias_V``."""
         compute_dtype = _compute_dtype(hidden_ND)
-        head = _Head(weight_VD.to(compute_dtype), bias_V, rules)
-        accumulator = _accumulation_dtype(compute_dtype)
+        weight = weight_VD.to(compute_dtype)
+        accumulator = accumulation_dtype(compute_dtype)
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulator) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
@@ -68,13 +64,12 @@ class LinearCrossEntropy(torch.autograd.Function):
         nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulator)
         for rows in _chunks(len(labels_N), hidden_ND.device.type):
             chunk = hidden_ND[rows].to(compute_dtype)
-            logits, slope = _logits(chunk, head)
-            nll_N[rows], penalty = _softmax_gradient_(logits, labels_N[rows], rules.z_loss)
+            raw = _product(chunk, weight)
+            grad_logits, nll_N[rows], penalty = settings.gradient(raw, bias_V, labels_N[rows], settings.rules)
             total += nll_N[rows].sum() + penalty
-            grad_logits = (logits if slope is None else logits.mul_(slope)).to(compute_dtype)
-            grad_hidden_ND[rows] = grad_logits @ head.weight
+            grad_hidden_ND[rows] = grad_logits @ weight
             if grad_weight_VD is not None:
-                _add_product_(grad_weight_VD, grad_logits.T, chunk)
+                add_product_(grad_weight_VD, grad_logits.T, chunk)
             if grad_bias_V is not None:
                 grad_bias_V += grad_logits.sum(0)
         ctx.gradients = (grad_hidden_ND, grad_weight_VD, grad_bias_V)
@@ -102,10 +97,6 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _chunks(num_tokens: int, device: str) -> list[slice]:
     """Nearly equal chunks of at most ``_CHUNK_TOKENS``."""
     num_chunks = max(1, math.ceil(num_tokens / _CHUNK_TOKENS.get(device, 2048)))
@@ -113,44 +104,10 @@ def _chunks(num_tokens: int, device: str) -> list[slice]:
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 
-def _logits(chunk_CD: Tensor, head: _Head) -> tuple[Tensor, Tensor | float | None]:
-    """Logits of a chunk in the accumulation dtype, and their derivative by the head's raw output (None: 1)."""
+def _product(chunk_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    """The head's output without its bias, in the dtype that was chosen."""
     with torch.autocast(chunk_CD.device.type, enabled=False):
-        raw = torch.nn.functional.linear(chunk_CD, head.weight)
-    logits = raw.to(_accumulation_dtype(raw.dtype))
-    if head.bias is not None:
-        logits += head.bias
-    slope: Tensor | float | None = None
-    if head.rules.scale != 1.0:
-        slope = head.rules.scale
-        logits *= slope
-    if head.rules.soft_cap is not None:
-        squashed = torch.tanh_(logits.div_(head.rules.soft_cap))
-        slope = (1 - squashed * squashed).mul_(1.0 if slope is None else slope)
-        logits = squashed * head.rules.soft_cap
-    return logits, slope
-
-
-def _softmax_gradient_(logits_CV: Tensor, labels_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """Turn logits in place into the gradient of the loss by them; returns likelihoods and the sum of z penalties."""
-    valid_C = labels_C != IGNORED
-    targets_C1 = labels_C.clamp(min=0).unsqueeze(1)
-    log_z_C = torch.logsumexp(logits_CV, 1)
-    nll_C = (log_z_C - logits_CV.gather(1, targets_C1).squeeze(1)).masked_fill_(~valid_C, 0.0)
-    penalty = z_loss * log_z_C.square().masked_fill_(~valid_C, 0.0).sum()
-    # softmax * (1 + 2 z log Z), or 0 for ignored rows, as one exponential: each pass over the logits costs.
-    shift_C = log_z_C - torch.log1p(2 * z_loss * log_z_C) if z_loss else log_z_C
-    logits_CV.sub_(shift_C.masked_fill(~valid_C, math.inf).unsqueeze(1)).exp_()
-    logits_CV.scatter_add_(1, targets_C1, -valid_C.to(logits_CV.dtype).unsqueeze(1))
-    return nll_C, penalty
-
-
-def _add_product_(out_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
-    """``out += left @ right``, accumulated in ``out``'s precision."""
-    if out_VD.dtype == left_VC.dtype:
-        out_VD.addmm_(left_VC, right_CD)
-    else:
-        out_VD.add_(left_VC @ right_CD)
+        return torch.nn.functional.linear(chunk_CD, weight_VD)
 
 
 class LossModel(nn.Module):
@@ -163,7 +120,10 @@ class LossModel(nn.Module):
     def __init__(self, model: PreTrainedModel, *, z_loss: float = 0.0) -> None:
         super().__init__()
         self.model = model
-        self.rules = logit_rules(model, z_loss)
+        self.loss = LossSettings(logit_rules(model, z_loss))
+        self.takes_boundaries = False
+        """Attention is told where documents begin (``use_attention``); else it finds out from positions."""
+        self._room_for_documents = 0
 
     def forward(self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of negative log-likelihoods in nats (plus z-loss), differentiable; and nats per token, detached.
@@ -173,7 +133,7 @@ class LossModel(nn.Module):
         hidden_BTD = self.hidden(tokens_BT, positions_BT)
         head = self.model.get_output_embeddings()
         total, nll_N = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden_BTD.flatten(0, 1), head.weight, head.bias, labels_BT.flatten(), self.rules
+            hidden_BTD.flatten(0, 1), head.weight, head.bias, labels_BT.flatten(), self.loss
         )
         return total, nll_N.view(labels_BT.shape)
 
@@ -182,22 +142,33 @@ class LossModel(nn.Module):
         """Nats per token without gradients, 0 where the label is ignored."""
         hidden_ND = self.hidden(tokens_BT, positions_BT).flatten(0, 1)
         labels_N = labels_BT.flatten()
-        output = self.model.get_output_embeddings()
+        head = self.model.get_output_embeddings()
         compute_dtype = _compute_dtype(hidden_ND)
-        head = _Head(output.weight.to(compute_dtype), output.bias, self.rules)
-        accumulator = _accumulation_dtype(compute_dtype)
-        nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulator)
+        weight = head.weight.to(compute_dtype)
+        nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulation_dtype(compute_dtype))
         for rows in _chunks(len(labels_N), hidden_ND.device.type):
-            logits, _ = _logits(hidden_ND[rows].to(compute_dtype), head)
+            logits, _ = apply_rules(_product(hidden_ND[rows].to(compute_dtype), weight), head.bias, self.loss.rules)
             nll_N[rows] = nn.functional.cross_entropy(logits, labels_N[rows], reduction="none", ignore_index=IGNORED)
         return nll_N.view(labels_BT.shape)
 
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """The last hidden states, after the final norm."""
-        body = self.model.base_model
-        output = body(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
+        if self.takes_boundaries:
+            return self._hidden_end_to_end(tokens_BT, positions_BT)
+        output = self.model.base_model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
         assert isinstance(output.last_hidden_state, Tensor)
         return output.last_hidden_state
+
+    def _hidden_end_to_end(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """The same with all rows laid end to end, and boundaries beside them."""
+        self._room_for_documents = max(self._room_for_documents, room_for(positions_BT))  # grows: few are compiled
+        documents = boundaries(positions_BT, self._room_for_documents)
+        tokens_1N, positions_1N = tokens_BT.view(1, -1), positions_BT.view(1, -1)
+        output = self.model.base_model(
+            input_ids=tokens_1N, position_ids=positions_1N, use_cache=False, **documents.keywords()
+        )
+        assert isinstance(output.last_hidden_state, Tensor)
+        return output.last_hidden_state.view(*tokens_BT.shape, -1)
 
 
 def logit_rules(model: PreTrainedModel, z_loss: float) -> LogitRules:

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepen.errors import DeepenError
 from deepen.model import loss as loss_module
-from deepen.model.loss import IGNORED, LinearCrossEntropy, LogitRules, LossModel, check_loss
+from deepen.model.loss import IGNORED, LinearCrossEntropy, LogitRules, LossModel, LossSettings, check_loss
 
 RULES = [
     LogitRules(),
@@ -43,7 +43,7 @@ def test_value_and_gradients_are_those_of_the_plain_loss(rules: LogitRules, num_
     given = [value for value in inputs if value is not None]
     expected = oracle(*inputs, labels, rules)
     expected_gradients = torch.autograd.grad(expected * 0.25, given)
-    total, _ = LinearCrossEntropy.apply(*inputs, labels, rules)
+    total, _ = LinearCrossEntropy.apply(*inputs, labels, LossSettings(rules))
     gradients = torch.autograd.grad(total * 0.25, given)
     torch.testing.assert_close(total, expected, rtol=1e-12, atol=1e-12)
     for found, wanted in zip(gradients, expected_gradients, strict=True):
@@ -52,7 +52,7 @@ def test_value_and_gradients_are_those_of_the_plain_loss(rules: LogitRules, num_
 
 def test_likelihoods_per_token_leave_out_z_loss_and_ignored_labels() -> None:
     inputs, labels = example(40, False)
-    _, nll = LinearCrossEntropy.apply(*inputs, labels, LogitRules(z_loss=0.5))
+    _, nll = LinearCrossEntropy.apply(*inputs, labels, LossSettings(LogitRules(z_loss=0.5)))
     logits = F.linear(inputs[0], inputs[1])  # type: ignore[arg-type]
     torch.testing.assert_close(nll, F.cross_entropy(logits, labels, reduction="none"), rtol=1e-12, atol=1e-12)
     assert not nll.requires_grad
@@ -61,23 +61,23 @@ def test_likelihoods_per_token_leave_out_z_loss_and_ignored_labels() -> None:
 
 def test_nothing_but_ignored_labels_gives_zero_gradients() -> None:
     inputs, labels = example(7, True)
-    total, _ = LinearCrossEntropy.apply(*inputs, torch.full_like(labels, IGNORED), LogitRules(z_loss=1.0))
+    total, _ = LinearCrossEntropy.apply(*inputs, torch.full_like(labels, IGNORED), LossSettings(LogitRules(z_loss=1.0)))
     gradients = torch.autograd.grad(total, [value for value in inputs if value is not None])
     assert total == 0 and all((gradient == 0).all() for gradient in gradients)
 
 
 def test_chunk_size_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, labels = example(100, False)
-    whole, _ = LinearCrossEntropy.apply(*inputs, labels, LogitRules())
+    whole, _ = LinearCrossEntropy.apply(*inputs, labels, LossSettings(LogitRules()))
     monkeypatch.setitem(loss_module._CHUNK_TOKENS, "cpu", 7)
-    chunked, _ = LinearCrossEntropy.apply(*inputs, labels, LogitRules())
+    chunked, _ = LinearCrossEntropy.apply(*inputs, labels, LossSettings(LogitRules()))
     torch.testing.assert_close(chunked, whole, rtol=1e-13, atol=0)
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:
     inputs, labels = example(10, False)
     hidden, weight = inputs[0], inputs[1].detach()  # type: ignore[union-attr]
-    total, _ = LinearCrossEntropy.apply(hidden, weight, None, labels, LogitRules())
+    total, _ = LinearCrossEntropy.apply(hidden, weight, None, labels, LossSettings(LogitRules()))
     total.backward()
     assert hidden is not None and hidden.grad is not None
 
@@ -108,7 +108,7 @@ def test_loss_is_the_familys_own(family: str, settings: dict[str, Any]) -> None:
 
 def test_a_head_we_do_not_know_is_refused() -> None:
     model = small("granite", logits_scaling=8.0)
-    model.rules = LogitRules()
+    model.loss = LossSettings(LogitRules())
     with pytest.raises(DeepenError, match="granite"):
         check_loss(model)
 
