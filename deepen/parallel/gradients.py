@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from deepen.parallel.process import Process
 
@@ -100,5 +100,5 @@ def _cut_along(gradient: Tensor) -> tuple[dist.ProcessGroup, ...]:
     return tuple(
         mesh.get_group(dimension)
         for dimension, placement in enumerate(gradient.placements)
-        if isinstance(placement, Shard) and mesh.size(dimension) > 1
+        if not placement.is_replicate() and mesh.size(dimension) > 1  # FSDP over tensor makes a shard of another kind
     )
