@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from deepen import settings
-from deepen.cli import looking, preparing, running
+from deepen.cli import launching, looking, preparing, running
 from deepen.errors import DeepenError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": preparing.plan,
     "fetch": preparing.fetch,
     "run": running.run,
+    "launch": launching.launch,
     "ingest": running.stage_command("ingest"),
     "curate": running.curate,
     "tokenize": running.tokenize,

@@ -78,6 +78,9 @@ class Mesh(Settings):
 class Launch(Settings):
     """How the processes of a training are started and started again."""
 
+    processes_per_node: Literal["auto"] | _Positive = "auto"
+    """Processes on each node; ``auto``: one per GPU in whole groups of the mesh, or without GPUs what the mesh asks
+    for."""
     nodes: _Positive = 1
     """Nodes that `deepen launch` asks for."""
     min_nodes: _Positive | None = None
@@ -85,8 +88,6 @@ class Launch(Settings):
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often all processes are started again, from the newest checkpoint, when one dies (torchrun's default is 0;
     torch elastic's own is 3)."""
-    hosts: Many[str] = ()
-    """For `deepen launch --ssh` without a host file; the first one runs rank 0."""
     port: Annotated[int, Field(gt=0, lt=65536)] = 29_400
     """Port on the first host where the nodes meet (torchrun's default)."""
     setup: Many[str] = ()

@@ -21,12 +21,15 @@ from deepen.parallel.outcome import Outcome, RankError, cause, read_outcomes
 OUTCOMES = "DEEPEN_OUTCOMES"
 """Variable that names the folder for outcomes."""
 
-_SAVE_SECONDS = 600
+SAVE_SECONDS = 600
 """How long processes may take to finish their step and save when they are asked to stop."""
 
 
-def processes_here(mesh: Mesh, compute: Compute) -> int:
-    """Processes to start on this node: one per GPU in whole groups of the mesh; without GPUs what the mesh asks for."""
+def processes_here(mesh: Mesh, settings: Launch, compute: Compute) -> int:
+    """Processes to start on this node: as set; else one per GPU in whole groups of the mesh, without GPUs what the
+    mesh asks for."""
+    if settings.processes_per_node != "auto":
+        return settings.processes_per_node
     available = 1
     if compute.device != "cpu":
         import torch
@@ -78,12 +81,18 @@ def final_outcome(folder: Path) -> Outcome | None:
     return cause([outcome for outcome in read_outcomes(folder) if outcome.final])
 
 
-def _explained(folder: Path, otherwise: str, exit_code: int) -> Exception:
+def cause_of(folder: Path) -> RankError | None:
+    """What the processes that noted their end in ``folder`` ended by; of several starts the last one counts."""
     outcomes = read_outcomes(folder)
     last = max((outcome.restarts for outcome in outcomes), default=0)
     found = final_outcome(folder) or cause([outcome for outcome in outcomes if outcome.restarts == last])
+    return RankError(found) if found is not None else None
+
+
+def _explained(folder: Path, otherwise: str, exit_code: int) -> Exception:
+    found = cause_of(folder)
     if found is not None:
-        return RankError(found)
+        return found
     error = TrainingError(otherwise, hint="run the same command again: it goes on from the last checkpoint")
     error.exit_code = exit_code
     return error
@@ -99,7 +108,7 @@ def _environment(num_local: int, folder: Path) -> Iterator[None]:
     cores = len(os.sched_getaffinity(0))
     wanted = {
         OUTCOMES: str(folder),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_SAVE_SECONDS),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_SECONDS),
         "OMP_NUM_THREADS": str(max(1, cores // num_local)),
     }
     before = {name: os.environ.get(name) for name in wanted}

@@ -110,7 +110,7 @@ class Shards:
         written = self._on_all(lambda: self._write_mine(aside, snapshot))
         entries = [entry for found in written for entry in found]
 
-        def finish() -> tuple[()]:
+        def finish() -> tuple[FileEntry, ...]:
             if self._rank == 0:
                 if metrics.is_file():
                     sync_file(metrics)
@@ -131,7 +131,9 @@ class Shards:
 
     def _on_all(self, work: Callable[[], tuple[FileEntry, ...]]) -> list[tuple[FileEntry, ...]]:
         """What ``work`` returns on each process; when it fails on one, an error on all."""
-        error, found, said = None, (), ""
+        error: Exception | None = None
+        found: tuple[FileEntry, ...] = ()
+        said = ""
         try:
             found = work()
         except Exception as problem:  # the others must hear of it before it ends this process

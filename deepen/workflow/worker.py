@@ -63,7 +63,8 @@ def train_together(setup: Setup, job: StageJob) -> Manifest:
     """
     from deepen.workflow.stages import train_here
 
-    num_local = 1 if setup.gang is not None else processes_here(setup.machine.mesh, setup.machine.compute)
+    machine = setup.machine
+    num_local = 1 if setup.gang is not None else processes_here(machine.mesh, machine.launch, machine.compute)
     if setup.gang is None and num_local == 1:
         return train_here(setup, job)
     run = job.out.parent.resolve()
@@ -75,7 +76,7 @@ def train_together(setup: Setup, job: StageJob) -> Manifest:
             setup.gang.announce(str(order))
             return train_here(setup, job)
         say(f"train: starting {num_local} processes")
-        launch(("-m", "deepen.workflow.worker", str(order)), num_local, setup.machine.launch, folder)
+        launch(("-m", "deepen.workflow.worker", str(order)), num_local, machine.launch, folder)
     finally:
         if setup.gang is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -144,7 +145,8 @@ def together(run: Path) -> Iterator[Gang | None]:
         yield None
         return
     name, restarts = process_name(started.rank), _restarts()
-    folder = run.resolve() / FOLDER / _launch_name()
+    name_of_launch = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID") or "launcher"
+    folder = launch_folder(run, name_of_launch)
     try:
         with gathered(started) as gang:
             gang.check_storage(run / FOLDER)
@@ -156,8 +158,9 @@ def together(run: Path) -> Iterator[Gang | None]:
         raise
 
 
-def _launch_name() -> str:
-    return f"by-{os.environ.get('TORCHELASTIC_RUN_ID') or os.environ.get('SLURM_JOB_ID') or 'launcher'}"
+def launch_folder(run: Path, identity: str) -> Path:
+    """Where the processes that a launcher started for ``run`` leave how they ended."""
+    return run.resolve() / FOLDER / f"by-{identity}"
 
 
 def _meet_again(folder: Path, started: Started, restarts: int) -> None:
