@@ -23,8 +23,9 @@ from torch.optim import Optimizer
 from deepen.errors import DeepenError, TrainingError
 from deepen.formats.checkpoints import CheckpointInfo
 from deepen.progress import readable, say
+from deepen.train.actions import CHECKPOINTS
 from deepen.train.checkpoint import Marks, Snapshot, load_checkpoint, snapshot_of, write_checkpoint
-from deepen.train.loop import CHECKPOINTS, Run
+from deepen.train.loop import Run
 
 _FOLDER = "self-test"
 

@@ -61,7 +61,7 @@ def train(
 
 def _check_checkpoints(save: Save, run: Run) -> None:
     """What would be found out when it is late: no room for checkpoints, or one that does not come back as it was."""
-    from deepen.train.loop import CHECKPOINTS
+    from deepen.train.actions import CHECKPOINTS
     from deepen.train.room import check_room, room_needed
     from deepen.train.self_test import self_test
 
