@@ -11,8 +11,19 @@ from typing import Any
 from deepen.formats.atomic import FileEntry, writing
 
 
+_read_only = False
+
+
+def only_read(yes: bool) -> None:
+    """Change no record from now on, or again: of many processes that do the same work one keeps the records."""
+    global _read_only
+    _read_only = yes
+
+
 def append_record(path: Path, record: dict[str, Any], *, sync: bool = False) -> None:
     """Append one record; ``sync`` forces it to the disk before returning."""
+    if _read_only:
+        return
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if sync:
@@ -40,5 +51,5 @@ def write_records(path: Path, records: Iterable[dict[str, Any]], root: Path) -> 
 
 def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite a file atomically with only the records for which ``keep`` is true (a resume drops later steps)."""
-    if path.is_file():
+    if path.is_file() and not _read_only:
         write_records(path, [record for record in read_records(path) if keep(record)], path.parent)

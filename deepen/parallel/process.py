@@ -7,6 +7,8 @@ collective that is no part of the model goes through the few methods here and in
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from deepen.errors import RecipeError, RunError
+from deepen.formats.records import only_read
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.environment import Started, read_environment
 from deepen.parallel.mesh import Grid, coordinates, data_index, grid_of, groups_along, problems
@@ -80,6 +83,28 @@ class Process:
         if self.mesh is not None:
             dist.barrier(self.mesh.control)
 
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let rank 0 run the block before the others do: what it puts in order on the disk they find in order.
+
+        What makes rank 0 fail in the block is left for the others to meet by themselves.
+        """
+        if not self.is_main:
+            self.barrier()
+        try:
+            yield
+        finally:
+            if self.is_main:
+                self.barrier()
+
+    def any_of(self, *yes: bool) -> tuple[bool, ...]:
+        """For each question whether any process says yes; clocks and signals differ, and all must do the same."""
+        if self.mesh is None:
+            return yes
+        answers = torch.tensor(yes, dtype=torch.int32)
+        dist.all_reduce(answers, dist.ReduceOp.MAX, group=self.mesh.control)
+        return tuple(bool(answer) for answer in answers.tolist())
+
 
 def set_up(compute: Compute, mesh: Mesh | None = None) -> Process:
     """Choose the device, set the number of threads and make results repeatable; raises ``RunError`` without a GPU.
@@ -110,6 +135,7 @@ def set_up(compute: Compute, mesh: Mesh | None = None) -> Process:
     if started is None or mesh is None:
         return Process(device, threads)
     quiet(started.rank != 0)
+    only_read(started.rank != 0)
     return Process(device, threads, started.rank, started.world_size, _join(mesh, started, device))
 
 
