@@ -30,6 +30,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 _NAME = "default"
+_NAME_THAT_PEFT_TIES = "embed_tokens"
 _PEFT_PREFIX = "base_model.model."
 MISSING_PEFT = "pip install 'deepen[lora]'"
 
@@ -88,7 +89,7 @@ def target_layers(model: PreTrainedModel, patterns: Sequence[str]) -> list[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern)
+    return fnmatchcase(name, pattern) or fnmatchcase(_last(name), pattern)
 
 
 def _peft() -> Any:
@@ -163,14 +164,23 @@ def save_adapters(model: PreTrainedModel, folder: Path, *, base_name: str) -> No
     peft, config = _peft(), model.peft_config[_NAME]
     weights = dict(peft.get_peft_model_state_dict(model, adapter_name=_NAME, save_embedding_layers=False))
     weights |= {name: tensor for name, tensor in unique_weights(model).items() if _is_trained_table(name, tensor)}
-    modules = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    names = {id(module): name for name, module in model.named_modules()}
     tables = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
-    config.modules_to_save = [modules[id(tables[name])] for name in adapters.tables if name in tables] or None
-    config.ensure_weight_tying = bool(config.modules_to_save) and "output" not in token_tables(model)
+    is_tied = "output" not in token_tables(model)
+    wanted = [table for table in adapters.tables if table in tables]
+    if is_tied and wanted:  # peft wants the table a second time, under the head's name
+        weights[f"{names[id(tables['output'])]}.weight"] = tables["output"].weight
+        config.ensure_weight_tying = _last(names[id(tables["input"])]) == _NAME_THAT_PEFT_TIES
+        wanted = ["input"] if config.ensure_weight_tying else ["input", "output"]
+    config.modules_to_save = [_last(names[id(tables[table])]) for table in wanted] or None
     config.base_model_name_or_path, config.inference_mode = base_name, True
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     write_tensors(folder / ADAPTER_WEIGHTS, {_PEFT_PREFIX + name: tensor for name, tensor in weights.items()})
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _is_trained_table(name: str, tensor: Tensor) -> bool:

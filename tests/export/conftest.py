@@ -22,8 +22,9 @@ from deepen.formats.documents import Document, content_hash, document_id, write_
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
 from deepen.formats.records import write_records
 from deepen.formats.scores import CheckpointScores, Choice, Score
+from deepen.model.adapters import adapters_record
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model, unique_weights
+from deepen.model.load import load_model, stored_weights
 from deepen.parallel.config import Compute
 
 BEGIN, END = "<begin>", "<end>"
@@ -96,9 +97,9 @@ class Run:
 def write_checkpoint(train: Path, network: PreTrainedModel, step: int) -> None:
     directory = train / "checkpoints" / checkpoint_name(step)
     directory.mkdir(parents=True)
-    save_file({name: tensor.detach() for name, tensor in unique_weights(network).items()}, directory / WEIGHTS)
+    save_file({name: tensor.detach() for name, tensor in stored_weights(network).items()}, directory / WEIGHTS)
     save_file({"step": torch.tensor(step)}, directory / OPTIMIZER)
-    (directory / STATE).write_text(json.dumps({"step": step, "tokens": step * 1000}))
+    (directory / STATE).write_text(json.dumps({"step": step, "tokens": step * 1000, **adapters_record(network)}))
     entries = tuple(entry_of(directory / name, directory) for name in (WEIGHTS, OPTIMIZER, STATE))
     manifest = CheckpointManifest(step=step, fingerprint="train", milestone=True, files=entries)
     (directory / "manifest.json").write_text(manifest.model_dump_json())

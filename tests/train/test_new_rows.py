@@ -147,3 +147,26 @@ def test_a_time_that_leaves_nothing_is_refused(first: str, message: str) -> None
     )
     (problem,) = problems(config, sequence_length=LENGTH, base_name="x")
     assert problem.path == "train.new_rows_first" and message in problem.message
+
+
+@pytest.mark.parametrize("crash_at", [2, 3, 6])
+def test_beside_adapters_new_rows_move_first_then_adapters_and_tables(
+    run: Any, settings: Any, inputs: Any, base: Any, tmp_path: Path, crash_at: int
+) -> None:
+    config = settings(**FIRST, weight_decay=0.5, method={"use": "lora", "rank": 2})
+    manifest = run(config, "whole")
+    before = unique_weights(load_run_model(base, inputs["tokenize"], seed=17))
+    tables = {name for name, value in before.items() if len(value) == 128}
+    at_change, end = weights_at(tmp_path / "whole", 3), weights_at(tmp_path / "whole", 8)
+    assert {name for name in end if ".lora_" not in name} == tables
+    assert manifest.counts["adapters"]["tables"] == (["input", "output"] if len(tables) == 2 else ["input"])
+    for name in tables:
+        assert torch.equal(at_change[name][:OLD], before[name][:OLD])
+        assert not torch.equal(end[name][:OLD], at_change[name][:OLD])
+    untouched = [name for name in end if "lora_B" in name]
+    assert untouched and not any(at_change[name].any() for name in untouched)
+    assert all(end[name].any() for name in untouched)
+    run(config, "broken", crash_at=crash_at)
+    run(config, "broken")
+    assert read_tensors(tmp_path / "whole", 8) == read_tensors(tmp_path / "broken", 8)
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "broken")
