@@ -20,6 +20,7 @@ from deepen.ingest.files import list_files
 from deepen.mix.fixed_files import bytes_per_position, fixed_files
 from deepen.model.config import BaseRun, RandomInit
 from deepen.parallel.peaks import PEAK_BF16
+from deepen.plan.trained import Trained, trained_of
 from deepen.progress import readable
 from deepen.recipe.models import Machine, Recipe
 from deepen.settings import BYTES_PER_TOKEN
@@ -48,12 +49,15 @@ def estimate(recipe: Recipe, machine: Machine) -> list[Line]:
     shape = architecture_of(recipe)
     if shape is None:
         return [*lines, Line("model", 0, "unknown", "the base is not on this machine: `deepen fetch` it first")]
-    flops = sum(shape.training_flops_per_token(length) * tokens for length, tokens in _tokens_by_length(recipe))
-    lines += [
-        Line("parameters", shape.num_parameters, readable(shape.num_parameters), _how_large(recipe)),
-        Line("compute", flops, f"{flops:.2e} FLOP", "tokens x (6 N + 12 layers d T)"),
-    ]
-    return [*lines, *_time(flops, machine), *_memory(shape, recipe), *_disk(shape, recipe)]
+    work = trained_of(recipe, shape)
+    flops = sum(work.flops_per_token(length) * tokens for length, tokens in _tokens_by_length(recipe))
+    lines.append(Line("parameters", shape.num_parameters, readable(shape.num_parameters), _how_large(recipe)))
+    how = "tokens x (6 N + 12 layers d T)"
+    if work.how:
+        lines.append(Line("trained parameters", work.trained, readable(work.trained), work.how))
+        how = "tokens x (4 N frozen + 6 N trained + 12 layers d T)"
+    lines.append(Line("compute", flops, f"{flops:.2e} FLOP", how))
+    return [*lines, *_time(flops, machine), *_memory(work, recipe), *_disk(work, recipe)]
 
 
 def _tokens_by_length(recipe: Recipe) -> list[tuple[int, float]]:
@@ -166,15 +170,16 @@ def duration(hours: float) -> str:
     return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.2g} s"
 
 
-def _memory(shape: Architecture, recipe: Recipe) -> list[Line]:
-    state = shape.num_parameters * ADAMW_BYTES_PER_PARAMETER
-    row = shape.activation_bytes(recipe.mix.longest)
+def _memory(work: Trained, recipe: Recipe) -> list[Line]:
+    state = work.state_bytes
+    row = work.shape.activation_bytes(recipe.mix.longest)
+    frozen = ", 4 a frozen one" if work.how else ""
     return [
         Line(
             "memory for state",
             state,
             f"{state / 1e9:.2f} GB",
-            f"{ADAMW_BYTES_PER_PARAMETER} bytes a parameter (fp32 AdamW)",
+            f"{ADAMW_BYTES_PER_PARAMETER} bytes a trained parameter (fp32 AdamW){frozen}",
         ),
         Line(
             "memory per row",
@@ -185,11 +190,11 @@ def _memory(shape: Architecture, recipe: Recipe) -> list[Line]:
     ]
 
 
-def _disk(shape: Architecture, recipe: Recipe) -> list[Line]:
-    checkpoint = shape.num_parameters * 12
+def _disk(work: Trained, recipe: Recipe) -> list[Line]:
+    checkpoint = work.checkpoint_bytes
     kept = recipe.train.save.keep + 1
     return [
-        Line("disk per checkpoint", checkpoint, f"{checkpoint / 1e9:.2f} GB", "weights and two moments, fp32"),
+        Line("disk per checkpoint", checkpoint, f"{checkpoint / 1e9:.2f} GB", "trained weights and two moments, fp32"),
         Line(
             "disk for checkpoints",
             kept * checkpoint,

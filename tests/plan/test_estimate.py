@@ -84,3 +84,27 @@ def test_a_limited_source_is_no_more_than_its_limit(tmp_path, path, limit, token
     settings["ingest"]["sources"][0] |= {"limit": limit, "path": path.replace("d.txt", str(tmp_path / "d.txt"))}
     lines = {line.what: line for line in estimate(Recipe.model_validate(settings), Machine())}
     assert lines["tokens in d"].value == tokens
+
+
+def test_adapters_take_less_of_everything(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_1B))
+    plain = recipe(tmp_path, str(tmp_path))
+    settings = plain.model_dump(mode="json")
+
+    def page(method, extend=None):
+        train = settings["train"] | {"method": method}
+        tokenize = {"vocabulary": {"extend": extend}} if extend else {}
+        changed = Recipe.model_validate(settings | {"train": train, "tokenize": tokenize})
+        return {line.what: line for line in estimate(changed, Machine())}
+
+    full, lora = page("full"), page({"use": "lora", "rank": 64})
+    size = full["parameters"].value
+    added = 16 * 64 * (2 * (2048 + 2048) + 2 * (2048 + 512) + 3 * (2048 + 8192))
+    assert lora["trained parameters"].value == added and "trained parameters" not in full
+    assert lora["memory for state"].value == 4 * size + 16 * added
+    assert lora["disk per checkpoint"].value == 12 * added
+    attention = 12 * 16 * 2048 * 2048
+    assert lora["compute"].value == pytest.approx(1e9 * (4 * size + 6 * added + attention), rel=1e-4)
+    assert full["compute"].value == pytest.approx(1e9 * (6 * size + attention), rel=1e-4)
+    grown = page({"use": "lora", "rank": 64}, extend=1000)
+    assert grown["trained parameters"].value == added + 129_280 * 2048
