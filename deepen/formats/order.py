@@ -224,10 +224,10 @@ class Order:
                 found.append((batch + at // segment.rows_per_batch, at % segment.rows_per_batch, int(block[at])))
         return found
 
-    def rows_by_source(self) -> Array:
-        """int64[sources]: rows of each source in all batches that are no holes."""
+    def rows_by_source(self, num_batches: int | None = None) -> Array:
+        """int64[sources]: rows of each source in the first ``num_batches`` (None: all) batches, holes left out."""
         found = np.zeros(len(self.sources), dtype=np.int64)
-        for segment, batch, ids in self.blocks():
+        for segment, batch, ids in self.blocks(0, num_batches):
             kept = np.ones(len(ids) // segment.rows_per_batch, dtype=np.bool_)
             for hole in self.holes:
                 kept[max(0, hole.first_batch - batch) : max(0, hole.first_batch + hole.num_batches - batch)] = False

@@ -18,16 +18,19 @@ from deepen.progress import say
 ORDER = "order"
 
 
-def changes_in_force(out: Path, mix: Path, found: CheckpointInfo | None) -> list[Path]:
+def changes_in_force(
+    out: Path, mix: Path, found: CheckpointInfo | None, newest: CheckpointInfo | None = None
+) -> list[Path]:
     """The segment files that hold from the checkpoint ``found`` (None: the beginning) on; removes those it makes void.
 
+    ``newest`` is the newest checkpoint where that is another one, because the run is on its way back from it.
     Raises ``DamageError`` when a file that the checkpoint names is gone or other, ``RunError`` when one begins before
     the checkpoint and was not in force there.
     """
     files = appended_files(out / ORDER)
     if not files and found is None:
         return []
-    step = found.step if found else 0
+    step = max(info.step if info else 0 for info in (found, newest))
     state = read_state(found) if found else {}
     known = {entry["file"]: entry["hash"] for entry in state.get("order", [])}
     _check_known(out, known)

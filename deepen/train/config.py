@@ -12,6 +12,7 @@ from deepen.errors import Problem
 from deepen.formats.order import rows_in_batch
 from deepen.plug import plug_from
 from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Many, Settings
+from deepen.train.divergence import Divergence
 from deepen.train.learning_rate import BaseRates, PeakRate, RateSetting, resolve_peak
 from deepen.train.methods import METHODS, Full, Method, Plans
 from deepen.train.schedules import SCHEDULES, Cosine, Multiple, Schedule
@@ -87,9 +88,11 @@ class TrainConfig(Settings):
     neftune_alpha: float = Field(default=0.0, ge=0)
     """Noise on the embeddings of at most alpha / sqrt(T d) (arXiv 2310.05914, which uses 5 for instruction data); 0:
     none, since it serves style and not knowledge."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16: matrix products in bfloat16 over fp32 weights and optimizer state. ``auto``: bf16 on a GPU that computes in
-    it, else fp32; decided when the run starts and written down, since it changes results."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "pure_bf16"] = "auto"
+    """``bf16``: forward and backward in bfloat16 on copies of fp32 weights (as Megatron-LM; 18 bytes per parameter);
+    ``pure_bf16``: weights and moments in bfloat16 too, rounded stochastically (8 bytes; arXiv 2010.06192); ``tf32``:
+    fp32 whose products a GPU may round to TensorFloat-32, on a CPU the same as fp32. ``auto``: bf16 on a GPU that
+    computes in it, else fp32; decided when the run starts and written down, since it changes results."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay of matrices; none on embeddings, norms and biases (OLMo 2, arXiv 2501.00656)."""
     betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
@@ -110,6 +113,9 @@ class TrainConfig(Settings):
     skip_spikes: SkipSpikes | None = SkipSpikes()
     """When a batch is passed over because its loss or gradient is far above what recent steps had; null: never. What
     is not finite is always passed over."""
+    divergence: Divergence | None = Divergence()
+    """When a slowly rising loss is answered, and how: a lower learning rate, then the way back to an earlier
+    checkpoint, then the end; null: never."""
     save: Save = Save()
     """Checkpoints."""
     log: int = Field(default=1, ge=1)

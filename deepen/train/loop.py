@@ -8,7 +8,7 @@ holds, because the data of a step is a function of its batch index.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from deepen.errors import TrainingError
+from deepen.formats.decisions import Ledger
 from deepen.formats.records import append_record
 from deepen.formats.scores import CheckpointScores, Score
 from deepen.model.adapters import adapters_record
-from deepen.progress import say
-from deepen.train.batches import Batch, Batches
+from deepen.train.actions import CHECKPOINTS as CHECKPOINTS
+from deepen.train.actions import METRICS, SCORES, pass_over, remove_rolled_back
+from deepen.train.batches import IGNORED, Batch, Batches
 from deepen.train.checkpoint import snapshot_of
 from deepen.train.counts import SourceCounts, count_batch, counts_to_json
+from deepen.train.deciding import by_scores, diverged, faults
+from deepen.train.divergence import Divergence, LossTrend
 from deepen.train.flops import Flops
 from deepen.train.interrupt import StopRequest, stopped
 from deepen.train.marks import marks_of
@@ -34,16 +37,9 @@ from deepen.train.prefetch import Prefetch
 from deepen.train.records import speed_record, step_record
 from deepen.train.saving import Saver
 from deepen.train.schedules import Schedule, Shape
-from deepen.train.spikes import NOT_FINITE, RecentSteps, SkipSpikes, spike
+from deepen.train.spikes import RecentSteps, SkipSpikes, spike
 from deepen.train.step import StepResult, Trainee, train_step
 from deepen.train.watch import Watch
-
-METRICS = "metrics.jsonl"
-SCORES = "scores.jsonl"
-DECISIONS = "decisions.jsonl"
-CHECKPOINTS = "checkpoints"
-
-_MOST_SKIPS_IN_A_ROW = 5
 
 
 @dataclass(frozen=True)
@@ -72,6 +68,11 @@ class Progress:
     skips_in_a_row: int = 0
     last_loss: float | None = None
     recent: RecentSteps = field(default_factory=lambda: RecentSteps(0))
+    trend: LossTrend = field(default_factory=LossTrend)
+    rate_factor: float = 1.0
+    """What decisions have multiplied the schedule's learning rate by, for good."""
+    saved_step: int = 0
+    """The newest checkpoint."""
     last_save: float = field(default_factory=time.monotonic)
     elapsed_seconds: float = 0.0
     """Time spent on training, earlier starts of the run included."""
@@ -103,6 +104,11 @@ class Run:
     progress: Progress
     watch: Watch
     flops: Flops
+    ledger: Ledger
+    """What was decided, by earlier starts of the run, too."""
+    mix: Path
+    """Where the training order lies."""
+    divergence: Divergence | None
     saver: Saver
     prefetch: Prefetch
     order_changes: tuple[dict[str, Any], ...] = ()
@@ -112,8 +118,14 @@ class Run:
 def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
     """Train from where ``run.progress`` stands to the end, yielding the record of each step once all of it is done."""
     progress, total_steps = run.progress, run.shape.total_steps
-    while progress.step < total_steps:
+    while progress.step < total_steps and not has_ended(run):
         run.saver.check()
+        if (rewind := run.ledger.rewind_from(progress.step)) is not None:  # an earlier start ended on the way back
+            run = pass_over(run, rewind)
+            run, _ = finish_step(
+                run, replace(_due(run, stop), saves=True, waits=True), decides=rewind.by != "forgetting"
+            )
+            continue
         if progress.step == run.new_rows.steps and run.new_rows.hold is not None:
             run = train_everything(run, run.new_rows.hold)
         started, stalled = time.perf_counter(), run.saver.stall_seconds
@@ -122,10 +134,10 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
         data_wait_seconds = time.perf_counter() - started
 
         learning_rate = run.peak_learning_rate * run.schedule.multiplier(progress.step, run.shape)
-        learning_rate *= run.new_rows.factor(progress.step, run.shape)
-        why_skip = partial(spike, run.skip_spikes, progress.recent)
+        learning_rate *= run.new_rows.factor(progress.step, run.shape) * progress.rate_factor
+        why_skip = _why_skip(run, batch_index)
         result = train_step(run.trainee, batch, learning_rate, why_skip)
-        _advance(progress, batch_index, batch, result)
+        _advance(run, batch_index, batch, result)
 
         seconds = time.perf_counter() - started - (run.saver.stall_seconds - stalled)
         progress.elapsed_seconds += seconds
@@ -134,26 +146,77 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
             "data_wait_seconds": data_wait_seconds,
             "checkpoint_stall_seconds": run.saver.take_stall_seconds(),
         }
-        is_last = progress.step == total_steps
-        evaluates = run.watch.evaluate is not None and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
-        is_milestone = (evaluates and run.calendar.evaluated_stay) or is_last or _is_milestone(run, progress.step)
-        stop.heed_limit(progress.elapsed_seconds, run.watch.stop_after_seconds)
-        saves = is_milestone or evaluates or stop.requested or _is_time_to_save(run.calendar, progress)
-
-        if saves or result.skipped or progress.step % run.calendar.log_every == 0:
+        due = _due(run, stop)
+        if due.saves or result.skipped or progress.step % run.calendar.log_every == 0:
             append_record(run.out / METRICS, record)  # a checkpoint makes it durable
-        if result.skipped:
-            decide_about_skip(run, batch_index, result)
-        if evaluates:
-            record["scores"] = evaluate_now(run)
-        if saves:
-            save_now(run, record.get("scores"), milestone=is_milestone, wait=is_last or stop.requested)
+        num_rewinds = len(run.ledger.rewinds())
+        run = faults(run, batch_index, result)
+        if len(run.ledger.rewinds()) > num_rewinds:
+            due = replace(due, saves=True, waits=True)
+        run, scores = finish_step(run, due)
+        if scores is not None:
+            record["scores"] = scores
         progress.elapsed_seconds += time.perf_counter() - started - seconds
         yield record
-        if stop.requested and not is_last:
-            if not saves:  # the signal came after the decision above
+        if stop.requested and progress.step < total_steps:
+            if not due.saves:  # the signal came after the decision above
                 save_now(run, None, milestone=False, wait=True)
             raise stopped(stop, progress.step, total_steps)
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be done at the end of a step."""
+
+    evaluates: bool
+    is_milestone: bool
+    saves: bool
+    waits: bool
+    """The checkpoint is to be on the disk before anything else happens."""
+
+
+def _due(run: Run, stop: StopRequest) -> Due:
+    progress = run.progress
+    is_last = progress.step == run.shape.total_steps
+    evaluates = run.watch.evaluate is not None and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
+    is_milestone = (evaluates and run.calendar.evaluated_stay) or is_last or _is_milestone(run, progress.step)
+    stop.heed_limit(progress.elapsed_seconds, run.watch.stop_after_seconds)
+    saves = is_milestone or evaluates or stop.requested or _is_time_to_save(run.calendar, progress)
+    return Due(evaluates, is_milestone, saves, is_last or stop.requested)
+
+
+def finish_step(run: Run, due: Due, *, decides: bool = True) -> tuple[Run, list[Score] | None]:
+    """Score, decide on the scores, save, as is due; returns the scores of the model as it then is.
+
+    Whoever went back is scored anew, and nothing more is decided on that.
+    """
+    scores, went_back = None, False
+    if due.evaluates:
+        scores = evaluate_now(run)
+        if decides:
+            run, went_back = by_scores(run)
+        if went_back:
+            scores = evaluate_now(run)
+    if due.saves:
+        save_now(run, scores, milestone=due.is_milestone, wait=due.waits or went_back or has_ended(run))
+        remove_rolled_back(run.out / CHECKPOINTS, run.ledger, run.progress.saved_step)
+    return run, scores
+
+
+def has_ended(run: Run) -> bool:
+    """Whether it was decided to end the run before its last step; raises ``TrainingError`` where that was a failure."""
+    stop = run.ledger.stop_until(run.progress.step)
+    if stop is not None and stop.by == "divergence":
+        raise diverged(stop)
+    return stop is not None
+
+
+def _why_skip(run: Run, batch_index: int) -> Callable[[float, float], str | None]:
+    """What tells a step that is skipped; the reason that an earlier start recorded, if it did."""
+    known = run.ledger.skip_at(run.progress.step + 1)
+    if known is not None and known.batch == batch_index:
+        return lambda _loss, _norm: known.reason
+    return partial(spike, run.skip_spikes, run.progress.recent)
 
 
 def train_everything(run: Run, hold: RowHold) -> Run:
@@ -163,7 +226,8 @@ def train_everything(run: Run, hold: RowHold) -> Run:
     return replace(run, trainee=trainee, new_rows=replace(run.new_rows, hold=None))
 
 
-def _advance(progress: Progress, batch_index: int, batch: Batch, result: StepResult) -> None:
+def _advance(run: Run, batch_index: int, batch: Batch, result: StepResult) -> None:
+    progress = run.progress
     progress.step += 1
     progress.batch_index = batch_index + 1
     count_batch(progress.counts, batch, applied=result.skipped is None)
@@ -171,6 +235,10 @@ def _advance(progress: Progress, batch_index: int, batch: Batch, result: StepRes
         progress.skips_in_a_row = 0
         progress.last_loss = result.loss
         progress.recent.add(result.loss, result.gradient_norm)
+        if run.divergence is not None and progress.step > run.new_rows.steps + run.shape.warmup_steps:
+            labels_B = (batch.labels_BT != IGNORED).sum(1)
+            sums_S = (np.bincount(batch.source_B, values, len(run.names)) for values in (result.nll_B, labels_B))
+            progress.trend.add(run.divergence, progress.step, *sums_S)
     else:
         progress.skipped_steps += 1
         progress.skips_in_a_row += 1
@@ -191,30 +259,6 @@ def _is_time_to_save(calendar: Calendar, progress: Progress) -> bool:
     return _is_due(progress.step, calendar.save_every) or (
         calendar.save_every_seconds is not None and waited >= calendar.save_every_seconds
     )
-
-
-def decide_about_skip(run: Run, batch_index: int, result: StepResult) -> None:
-    """Write down which batch was passed over and why; raises ``TrainingError`` when numbers stay not finite.
-
-    Several spikes in a row that are finite are where the run now is: what went before is forgotten.
-    """
-    progress = run.progress
-    bad_rows = set(np.flatnonzero(~np.isfinite(result.nll_B)).tolist())
-    documents = run.batches.document_names(batch_index, bad_rows or None)
-    decision = {"step": progress.step, "action": "skip_batch", "batch": batch_index, "reason": result.skipped}
-    append_record(run.out / DECISIONS, decision | {"documents": documents}, sync=True)
-    say(f"train: step {progress.step} changed nothing: {result.skipped} (batch {batch_index}, see {DECISIONS})")
-    if result.skipped == NOT_FINITE and progress.skips_in_a_row >= _MOST_SKIPS_IN_A_ROW:
-        listed = ", ".join(documents[:8]) + (f" and {len(documents) - 8} more" if len(documents) > 8 else "")
-        raise TrainingError(
-            f"loss or gradient was not finite in {_MOST_SKIPS_IN_A_ROW} steps in a row, up to step {progress.step}; "
-            f"documents in the last batch: {listed}",
-            hint="look at these documents, lower `train.learning_rate`, or use `train.precision: fp32`; "
-            "the run goes on from its last checkpoint",
-        )
-    if run.skip_spikes is not None and progress.skips_in_a_row >= run.skip_spikes.believe_after:
-        say(f"train: {progress.skips_in_a_row} spikes in a row are no accident: earlier steps are forgotten")
-        progress.recent.forget()
 
 
 def evaluate_now(run: Run) -> list[Score]:
@@ -238,11 +282,13 @@ def save_now(run: Run, scores: list[Score] | None, *, milestone: bool, wait: boo
         "step": progress.step, "batch_index": progress.batch_index, "tokens": progress.tokens,
         "skipped_steps": progress.skipped_steps, "skips_in_a_row": progress.skips_in_a_row,
         "last_loss": progress.last_loss, "recent": progress.recent.to_json(),
+        "trend": progress.trend.to_json(), "rate_factor": progress.rate_factor,
         "sources": counts_to_json(run.names, progress.counts), "order": list(run.order_changes),
         "fingerprint": run.fingerprint, **adapters_record(run.trainee.model.model),
     }  # fmt: skip
     marks = marks_of(run, scores, milestone=milestone)
     run.saver.save(snapshot_of(trainee.model.model, trainee.optimizer, state, marks))
     progress.last_save = time.monotonic()
+    progress.saved_step = progress.step
     if wait:
         run.saver.wait()

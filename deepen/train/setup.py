@@ -12,7 +12,8 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from deepen.errors import RunError, TrainingError
-from deepen.formats.checkpoints import CheckpointInfo, newest_intact
+from deepen.formats.checkpoints import CheckpointInfo, checkpoint_before, newest_intact
+from deepen.formats.decisions import DECISIONS, Ledger, open_ledger
 from deepen.formats.extension import new_rows_file
 from deepen.formats.manifest import StageJob
 from deepen.formats.records import keep_records, read_records
@@ -20,22 +21,25 @@ from deepen.model.attention import check_isolation
 from deepen.model.config import ResolvedBase
 from deepen.model.loss import LossModel, check_loss
 from deepen.model.neftune import add_noise
-from deepen.model.recompute import add_recompute
+from deepen.model.precision import keep_in_bf16
 from deepen.model.token_tables import new_row_ids, token_tables
 from deepen.parallel.apply import spread
 from deepen.parallel.config import Compute, Mesh
+from deepen.parallel.kernels import choose_kernels, prepare_layers
 from deepen.parallel.process import Process, resolve_precision, set_up
 from deepen.progress import readable, say
 from deepen.settings import Interval
+from deepen.train.actions import CHECKPOINTS, METRICS, SCORES, forget_rolled_back, remove_rolled_back, set_aside
 from deepen.train.batches import Batches
 from deepen.train.changes import changes_in_force, describe_changes
 from deepen.train.checkpoint import load_checkpoint, remove_later
 from deepen.train.config import TrainConfig, base_rates, new_rows_steps, num_steps, rows_per_batch
 from deepen.train.counts import SourceCounts, counts_from_json
+from deepen.train.divergence import LossTrend
 from deepen.train.flops import flops_of
 from deepen.train.groups import RowRate, freeze, rate_multiples
 from deepen.train.learning_rate import resolve_peak
-from deepen.train.loop import CHECKPOINTS, DECISIONS, METRICS, SCORES, Calendar, Progress, Run
+from deepen.train.loop import Calendar, Progress, Run
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import build_optimizer
 from deepen.train.prefetch import Prefetch
@@ -63,18 +67,24 @@ def prepare_run(
     takes, a loss or an attention that is not what we think. Raises ``DeepenError`` for each.
     """
     process = set_up(compute, mesh)
-    found = newest_intact(_checkpoints(job), say)
-    changes = changes_in_force(job.out, job.inputs["mix"].path, found)
+    newest = newest_intact(_checkpoints(job), say)
+    ledger = _ledger(job, newest)
+    found = resume_point(_checkpoints(job), ledger, newest)
+    changes = changes_in_force(job.out, job.inputs["mix"].path, found, newest)
     batches = Batches.open(job.inputs["tokenize"].path, job.inputs["mix"].path, *changes)
     _check_batches(config, batches)
     resolved = _resolve(config, job, base, process)
     tokenized = job.inputs["tokenize"].counts
-    model = starting_model(config, job, base).to(process.device)
+    model = starting_model(config, job, base)
+    if resolved.precision == "pure_bf16":
+        keep_in_bf16(model)
+    model.to(process.device)
     loss_model = LossModel(model, z_loss=config.z_loss)
+    choose_kernels(loss_model, compute, process, resolved.precision)
     _check_model(loss_model, batches.sequence_length)
     row_rate = _parts(config, job, model)
     flops = flops_of(model, process.device)  # before new rows go first, which freezes the rest for a while
-    add_recompute(model, compute.recompute)
+    prepare_layers(loss_model, compute, process)
     loss_model = spread(loss_model, process, resolved.precision)
     optimizer, new_rows = _new_rows_first(config, job, resolved, _optimizer(config, model), model, found)
     trainee = Trainee(
@@ -105,6 +115,9 @@ def prepare_run(
         new_rows=new_rows,
         skip_spikes=config.skip_spikes,
         progress=_resume(job, trainee, names, found, RecentSteps((config.skip_spikes or SkipSpikes()).window)),
+        ledger=ledger,
+        mix=job.inputs["mix"].path,
+        divergence=config.divergence,
         watch=watch,
         flops=flops,
         prefetch=Prefetch(compute.prefetch_batches, pin=process.device.type == "cuda"),
@@ -248,6 +261,28 @@ def _checkpoints(job: StageJob) -> Path:
     return directory
 
 
+def _ledger(job: StageJob, newest: CheckpointInfo | None) -> Ledger:
+    """What earlier starts of the run decided and what of it is in force, given their newest checkpoint."""
+    reached = newest.step if newest else 0
+    ledger, void = open_ledger(job.out / DECISIONS, reached)
+    for decision in void:
+        say(f"train: `{decision.action}`, decided at step {decision.step}, is void")
+    for rewind in ledger.rewinds():
+        if reached < rewind.step:
+            set_aside(job.out, rewind)
+    forget_rolled_back(job.out, ledger)
+    remove_rolled_back(_checkpoints(job), ledger, reached)
+    return ledger
+
+
+def resume_point(directory: Path, ledger: Ledger, newest: CheckpointInfo | None) -> CheckpointInfo | None:
+    """The checkpoint to go on from: the newest, or an earlier one where that was being rolled back."""
+    if newest is None:
+        return None
+    limit = ledger.resume_limit(newest.step)
+    return newest if limit == newest.step else checkpoint_before(directory, limit + 1, good_only=False)
+
+
 def _resume(
     job: StageJob, trainee: Trainee, names: tuple[str, ...], found: CheckpointInfo | None, recent: RecentSteps
 ) -> Progress:
@@ -262,7 +297,7 @@ def _resume(
     def is_kept(record: dict[str, Any]) -> bool:
         return bool(record["step"] <= step)
 
-    for name in (METRICS, SCORES, DECISIONS):
+    for name in (METRICS, SCORES):
         keep_records(job.out / name, is_kept)
     if found is None:
         return Progress([SourceCounts() for _ in names], recent=recent)
@@ -277,5 +312,8 @@ def _resume(
         skips_in_a_row=state["skips_in_a_row"],
         last_loss=state["last_loss"],
         recent=RecentSteps.from_json(recent.window, state["recent"]),
+        trend=LossTrend.from_json(state.get("trend")),
+        rate_factor=state.get("rate_factor", 1.0),
+        saved_step=step,
         elapsed_seconds=last.get("elapsed_seconds", 0.0),
     )

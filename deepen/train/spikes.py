@@ -9,11 +9,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from deepen.formats.decisions import Decision
 from deepen.settings import Settings
+
+if TYPE_CHECKING:
+    from deepen.train.loop import Progress
+
+MOST_NOT_FINITE = 5
+"""Steps in a row that may be not finite before the run ends, where going back does not help."""
+
+
+class SpikeRewind(Settings):
+    """When skipping one batch after the other is not enough: back to a checkpoint, passing over what came after it."""
+
+    after: int = Field(default=8, ge=1)
+    """Skipped steps within ``within`` steps; what is not finite in 5 steps in a row leads back, too. Our choice: PaLM
+    (arXiv 2204.02311) saw about 20 spikes in a whole run, so so many at once are not a matter of single batches."""
+    within: int = Field(default=128, ge=1)
+    """Steps that are looked at. Our choice: as many as the spikes are told from."""
+    steps_before: int = Field(default=100, ge=0)
+    """How many steps before the first of these spikes the checkpoint must be at least (PaLM, arXiv 2204.02311: roughly
+    100; there 200 to 500 batches were passed over)."""
+    most: int = Field(default=2, ge=0)
+    """How often a run goes back. Our choice: what does not help twice is not a matter of the batches."""
 
 
 class SkipSpikes(Settings):
@@ -31,6 +53,8 @@ class SkipSpikes(Settings):
     believe_after: int = Field(default=5, ge=2)
     """Spikes in a row after which it is no longer one bad batch but where the run now is (new data in a curriculum, for
     example): the past is forgotten and training goes on. Our choice."""
+    rewind: SpikeRewind | None = SpikeRewind()
+    """When skipping is not enough; null: never goes back."""
 
 
 class RecentSteps:
@@ -96,3 +120,23 @@ def _moments(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation of a sample; the module ``statistics`` is exact and takes ten times as long."""
     mean = math.fsum(values) / len(values)
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def rewind_from_spikes(
+    settings: SkipSpikes | None, progress: Progress, decisions: Sequence[Decision]
+) -> tuple[Decision, ...]:
+    """The way back when there were too many skipped steps of late; nothing when there were not, or it was tried."""
+    rule = settings.rewind if settings is not None else None
+    mine = [decision for decision in decisions if decision.by == "spikes" and decision.action == "rewind"]
+    if rule is None or any(decision.step == progress.step for decision in mine):
+        return ()
+    last = max((decision.step for decision in mine if decision.cannot is None), default=0)
+    first = max(last, progress.step - rule.within)
+    skips = [d.step for d in decisions if d.action == "skip_batch" and d.step > first]
+    stuck = progress.skips_in_a_row >= MOST_NOT_FINITE and decisions[-1].reason == NOT_FINITE
+    if (len(skips) < rule.after and not stuck) or sum(d.cannot is None for d in mine) >= rule.most:
+        return ()
+    begin = progress.step - progress.skips_in_a_row + 1 if stuck else skips[0]
+    reason = f"{len(skips)} steps were skipped from step {skips[0]} on"
+    details = {"before": begin - rule.steps_before, "suspect_from": begin}
+    return (Decision(step=progress.step, action="rewind", by="spikes", reason=reason, details=details),)

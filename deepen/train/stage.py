@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deepen.formats.atomic import FileEntry, entry_of
 from deepen.formats.checkpoints import list_checkpoints, read_checkpoint
 from deepen.formats.manifest import MANIFEST, Manifest, StageJob, begin_stage, check_unchanged, finish_stage
+from deepen.formats.order import Order, appended_files
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.progress import readable, say, track
@@ -82,20 +83,25 @@ def _follow(steps: Iterator[dict[str, Any]], run: Run, tokens_per_step: int) -> 
 
 
 def _counts(config: TrainConfig, run: Run, job: StageJob) -> dict[str, Any]:
+    from deepen.train.changes import ORDER, describe_changes
     from deepen.train.counts import counts_to_json
     from deepen.train.start import counts_of_method
 
     progress = run.progress
     roles = job.inputs["mix"].counts["sources"]
     sources: dict[str, dict[str, Any]] = {**counts_to_json(run.names, progress.counts)}
-    if run.order_changes:
-        planned = run.batches.order.rows_by_source()
+    stop = run.ledger.stop_until(progress.step)
+    files = appended_files(run.out / ORDER)  # all of them are in force now, also those of this very start
+    if files or stop is not None:
+        order = Order.open(job.inputs["mix"].path, *files)
+        planned = order.rows_by_source(progress.batch_index if stop is not None else None)
         for name, rows in zip(run.names, planned.tolist(), strict=True):
             sources[name]["order_rows"] = rows
     return {
         "sources": {name: {"role": roles[name]["role"], **counts} for name, counts in sources.items()},
-        "order_changes": list(run.order_changes),
+        "order_changes": describe_changes(run.out, files),
         "steps": progress.step,
+        **({"ended": stop.reason} if stop is not None else {}),
         "skipped_batches": progress.skipped_steps,
         "final_loss": progress.last_loss,
         "tokens": progress.tokens,
@@ -121,7 +127,7 @@ def _summary(run: Run) -> str:
 def _files(out: Path) -> list[FileEntry]:
     """Everything the stage wrote; hashes of checkpoint files come from their own manifests."""
     files = [entry_of(out / SCHEDULE, out)]
-    for name in ("metrics.jsonl", "scores.jsonl", "decisions.jsonl"):
+    for name in ("metrics.jsonl", "scores.jsonl", "decisions.jsonl", "rolled_back.jsonl"):
         if (out / name).is_file():
             files.append(entry_of(out / name, out))
     for path in sorted((out / "order").glob("[0-9][0-9][0-9].*")):

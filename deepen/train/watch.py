@@ -1,22 +1,32 @@
-"""What goes on beside the updates of a run: scoring, telling others, and a limit of time.
+"""What goes on beside the updates of a run: scoring, deciding, telling others, and a limit of time.
 
-Plain callables, made by whoever starts the run; none of them can change a bit of what is trained.
+Plain callables, made by whoever starts the run. None of them changes a bit of what is trained by itself: what they
+decide is written down first, and then done by the loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deepen.settings import Interval
 
 if TYPE_CHECKING:
-    from deepen.formats.scores import Score
+    from deepen.formats.decisions import Decision
+    from deepen.formats.scores import CheckpointScores, Score
     from deepen.model.loss import LossModel
 
     Evaluate = Callable[[LossModel, int, int], list[Score]]
     """Scores of (model, step, tokens trained)."""
+
+    Decide = Callable[[Sequence[CheckpointScores], Sequence[Decision]], Sequence[Decision]]
+    """What to do, given all scores and all decisions so far. A pure function; asked right after each evaluation, and
+    again when nothing of what it wanted could be done (the decisions then say why)."""
+
+    Remix = Callable[[Decision], None]
+    """Appends a changed rest to the training order, from ``decision.batch`` on, with ``decision.details["by"]`` more of
+    the tokens from replay; raises ``DeepenError`` where that cannot be."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,10 @@ class Watch:
     evaluate: Evaluate | None = None
     evaluate_every: Interval | None = None
     """Besides at the end, where it always is."""
+    decide: Decide | None = None
+    """Decides on what the scores say."""
+    remix: Remix | None = None
+    """Changes the mixture of the rest of the run."""
     forgetting_budget: float | None = None
     """Largest relative rise of the kept ability in a checkpoint that counts as good; None: any."""
     log: Callable[[dict[str, Any]], None] | None = None
