@@ -106,14 +106,13 @@ def _pretrained_model(folder: Path, dtype: torch.dtype | str, num_layers: int | 
             hint="convert the weights to safetensors; pickled ones are not read",
         )
     config.use_cache = False
-    attention = "eager" if config.model_type in _NO_SDPA else "sdpa"
     show_progress = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # what it would report is checked, and raised, below
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True,
+            folder, config=config, dtype=dtype, attn_implementation=attention_of(config), use_safetensors=True,
             local_files_only=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -132,6 +131,11 @@ def _pretrained_model(folder: Path, dtype: torch.dtype | str, num_layers: int | 
             hint="download the model again; nothing is filled in with random weights",
         )
     return model
+
+
+def attention_of(config: PretrainedConfig) -> str:
+    """The attention that a family is loaded with, in transformers' names."""
+    return "eager" if config.model_type in _NO_SDPA else "sdpa"
 
 
 def read_config(folder: Path) -> PretrainedConfig:

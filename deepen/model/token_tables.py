@@ -48,7 +48,7 @@ def put_new_rows(model: PreTrainedModel, file: Path) -> None:
     All old rows stay as they are, except the repaired ones that the file lists. Raises ``DamageError`` when the file
     belongs to another model.
     """
-    stored = _read(file)
+    stored = read_new_rows(file)
     base_rows = model.get_input_embeddings().weight.shape[0]
     ids = stored["ids"]
     rows = rows_for(base_rows, int(ids.max()) + 1 if len(ids) else 0)
@@ -71,10 +71,11 @@ def put_new_rows(model: PreTrainedModel, file: Path) -> None:
 
 def new_row_ids(file: Path) -> Tensor:
     """Ids of the new tokens in ``new_rows.safetensors``: int64[k], ascending."""
-    return _read(file)["ids"]
+    return read_new_rows(file)["ids"]
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+def read_new_rows(file: Path) -> dict[str, Tensor]:
+    """Everything in a ``new_rows.safetensors``; raises ``DamageError`` when it cannot be read."""
     try:
         with safe_open(file, framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
