@@ -108,7 +108,7 @@ class _Gather(torch.autograd.Function):
         """[2, B, K, Q, D] to [2, B, K, C Q, D]."""
         ctx.group = group
         parts = mine.new_empty(group.size() * len(mine), *mine.shape[1:])
-        dist.all_gather_into_tensor(parts, mine.contiguous(), group=group)
+        dist.all_gather_single(parts, mine.contiguous(), group=group)
         return torch.cat(parts.chunk(group.size()), 3)
 
     @staticmethod
@@ -116,5 +116,5 @@ class _Gather(torch.autograd.Function):
         """What all processes say about this process's keys and values, added up."""
         parts = torch.cat(gradient.chunk(ctx.group.size(), 3))
         mine = parts.new_empty(len(gradient), *parts.shape[1:])
-        dist.reduce_scatter_tensor(mine, parts, group=ctx.group)
+        dist.reduce_scatter_single(mine, parts, group=ctx.group)
         return mine, None

@@ -63,16 +63,19 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterable[list[Tensor]]:
 
 
 @torch.no_grad()
-def clip_spread(gradients: Sequence[Tensor], largest_norm: float, process: Process) -> float:
+def clip_spread(
+    gradients: Sequence[Tensor], largest_norm: float, process: Process, repeated: Sequence[Tensor] = ()
+) -> float:
     """Scale gradients of any layout down to ``largest_norm`` if they are longer together; returns the norm before.
 
-    Each number counts once: squares are added up over the mesh dimensions along which a gradient is cut, not over those
-    along which it is repeated.
+    Each number counts once: squares are added up over the mesh dimensions along which a gradient is cut, and over the
+    stages of a pipeline, not over those along which it is repeated. ``repeated``: those that another stage counts.
     """
     assert process.mesh is not None, "a process alone has no mesh"
     shards: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for gradient in gradients:
-        shards.setdefault(_cut_along(gradient), []).append(local(gradient))
+        if not any(gradient is other for other in repeated):
+            shards.setdefault(_cut_along(gradient), []).append(local(gradient))
     square = torch.zeros((), dtype=torch.float64, device=process.device)
     for groups in sorted(shards, key=len):
         norms = torch.stack(torch._foreach_norm(shards[groups], 2.0, dtype=_wide(shards[groups][0])))
@@ -80,11 +83,14 @@ def clip_spread(gradients: Sequence[Tensor], largest_norm: float, process: Proce
         for group in groups:
             dist.all_reduce(part, group=group)
         square += part
+    if process.mesh.sizes.pipeline > 1:
+        dist.all_reduce(square, group=process.mesh.devices.get_group("pipeline"))
     dist.broadcast(square, src=0)  # the same bits everywhere, since decisions hang on them
     norm = math.sqrt(float(square)) if square.isfinite() else float(square)
     if norm > largest_norm:
-        for members in shards.values():
-            torch._foreach_mul_(members, largest_norm / (norm + 1e-6))
+        for members in (*shards.values(), [local(gradient) for gradient in repeated]):
+            if members:
+                torch._foreach_mul_(members, largest_norm / (norm + 1e-6))
     return norm
 
 

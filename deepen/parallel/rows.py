@@ -38,7 +38,7 @@ def collect(values: Tensor, num_rows: int, process: Process) -> Tensor:
         return values
     shares, rows = process.num_data, len(values)
     gathered = values.new_empty(shares * rows, *values.shape[1:])
-    dist.all_gather_into_tensor(gathered, values.contiguous(), group=process.mesh.data)
+    dist.all_gather_single(gathered, values.contiguous(), group=process.mesh.data)
     return gathered.unflatten(0, (shares, rows)).transpose(0, 1).flatten(0, 1)[:num_rows]
 
 

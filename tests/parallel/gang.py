@@ -11,8 +11,6 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 
-from deepen.parallel.process import leave, set_up
-
 Cell = Callable[..., Any]
 
 
@@ -27,8 +25,9 @@ def run_gang(world_size: int, cells: Mapping[str, tuple[Cell, tuple[Any, ...]]],
 
     Cells are functions of a module; rank, world size and the rest come from the environment, as with torchrun.
     """
+    multiprocessing.set_forkserver_preload(["tests.parallel.networks"])  # what takes longest is imported once for all
     multiprocessing.start_processes(
-        _work, args=(world_size, free_port(), dict(cells), str(folder)), nprocs=world_size, start_method="spawn"
+        _work, args=(world_size, free_port(), dict(cells), str(folder)), nprocs=world_size, start_method="forkserver"
     )
     per_rank = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(world_size)]
     return {name: [found[name] for found in per_rank] for name in cells}
@@ -44,6 +43,3 @@ def _work(rank: int, world_size: int, port: int, cells: dict[str, tuple[Cell, tu
     torch.save(found, Path(folder) / f"rank-{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-__all__ = ["leave", "run_gang", "set_up"]
