@@ -25,7 +25,6 @@ from deepen.model.adapters import adapters_record
 from deepen.train.actions import CHECKPOINTS as CHECKPOINTS
 from deepen.train.actions import METRICS, SCORES, pass_over, remove_rolled_back
 from deepen.train.batches import IGNORED, Batch, Batches
-from deepen.train.checkpoint import snapshot_of
 from deepen.train.counts import SourceCounts, count_batch, counts_to_json
 from deepen.train.deciding import by_scores, diverged, faults
 from deepen.train.divergence import Divergence, LossTrend
@@ -158,7 +157,8 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
             record["scores"] = scores
         progress.elapsed_seconds += time.perf_counter() - started - seconds
         yield record
-        if stop.requested and progress.step < total_steps:
+        stops = due.stops if run.trainee.process.mesh is not None else stop.requested
+        if stops and progress.step < total_steps:
             if not due.saves:  # the signal came after the decision above
                 save_now(run, None, milestone=False, wait=True)
             raise stopped(stop, progress.step, total_steps)
@@ -173,6 +173,8 @@ class Due:
     saves: bool
     waits: bool
     """The checkpoint is to be on the disk before anything else happens."""
+    stops: bool
+    """Some process was asked to stop."""
 
 
 def _due(run: Run, stop: StopRequest) -> Due:
@@ -181,8 +183,10 @@ def _due(run: Run, stop: StopRequest) -> Due:
     evaluates = run.watch.evaluate is not None and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
     is_milestone = (evaluates and run.calendar.evaluated_stay) or is_last or _is_milestone(run, progress.step)
     stop.heed_limit(progress.elapsed_seconds, run.watch.stop_after_seconds)
-    saves = is_milestone or evaluates or stop.requested or _is_time_to_save(run.calendar, progress)
-    return Due(evaluates, is_milestone, saves, is_last or stop.requested)
+    process = run.trainee.process  # signals and clocks differ between processes
+    stop.requested, is_time = process.any_of(stop.requested, _is_time_to_save(run.calendar, progress))
+    saves = is_milestone or evaluates or stop.requested or is_time
+    return Due(evaluates, is_milestone, saves, is_last or stop.requested, stop.requested)
 
 
 def finish_step(run: Run, due: Due, *, decides: bool = True) -> tuple[Run, list[Score] | None]:
@@ -287,7 +291,7 @@ def save_now(run: Run, scores: list[Score] | None, *, milestone: bool, wait: boo
         "fingerprint": run.fingerprint, **adapters_record(run.trainee.model.model),
     }  # fmt: skip
     marks = marks_of(run, scores, milestone=milestone)
-    run.saver.save(snapshot_of(trainee.model.model, trainee.optimizer, state, marks))
+    run.saver.save(run.saver.take(trainee.model.model, trainee.optimizer, state, marks))
     progress.last_save = time.monotonic()
     progress.saved_step = progress.step
     if wait:

@@ -24,7 +24,7 @@ from deepen.model.neftune import add_noise
 from deepen.model.precision import keep_in_bf16
 from deepen.model.token_tables import new_row_ids, token_tables
 from deepen.parallel.apply import spread
-from deepen.parallel.config import Compute, Mesh
+from deepen.parallel.config import Compute
 from deepen.parallel.kernels import choose_kernels, prepare_layers
 from deepen.parallel.process import Process, resolve_precision, set_up
 from deepen.progress import readable, say
@@ -45,6 +45,7 @@ from deepen.train.optimizer import build_optimizer
 from deepen.train.prefetch import Prefetch
 from deepen.train.resolved import Resolved, read_resolved, write_resolved
 from deepen.train.saving import Keeping, Saver, write_and_prune
+from deepen.train.sharded import Shards
 from deepen.train.spikes import RecentSteps, SkipSpikes
 from deepen.train.start import starting_model
 from deepen.train.step import Trainee
@@ -57,23 +58,26 @@ def prepare_run(
     base: ResolvedBase,
     compute: Compute,
     watch: Watch = UNWATCHED,
-    mesh: Mesh | None = None,
+    process: Process | None = None,
 ) -> Run:
     """A run that is ready to go, at its newest intact checkpoint or at the beginning.
 
-    With ``mesh`` the model is spread over the processes that a launcher started beside this one.
+    The model is spread over the mesh of ``process``; without one this process is alone.
 
     Checks first what would be noticed late or never: batches that do not fit the settings, rows longer than the model
     takes, a loss or an attention that is not what we think. Raises ``DeepenError`` for each.
     """
-    process = set_up(compute, mesh)
-    newest = newest_intact(_checkpoints(job), say)
-    ledger = _ledger(job, newest)
-    found = resume_point(_checkpoints(job), ledger, newest)
-    changes = changes_in_force(job.out, job.inputs["mix"].path, found, newest)
-    batches = Batches.open(job.inputs["tokenize"].path, job.inputs["mix"].path, *changes)
-    _check_batches(config, batches)
-    resolved = _resolve(config, job, base, process)
+    process = process or set_up(compute)
+    with process.main_first():  # it tidies up, the others find it done
+        newest = newest_intact(_checkpoints(job), say)
+        ledger = _ledger(job, newest)
+        found = resume_point(_checkpoints(job), ledger, newest)
+        changes = changes_in_force(job.out, job.inputs["mix"].path, found, newest)
+        batches = Batches.open(job.inputs["tokenize"].path, job.inputs["mix"].path, *changes)
+        _check_batches(config, batches)
+        resolved = _resolve(config, job, base, process)
+        _forget_later(job, found)
+    ledger.writes = process.is_main
     tokenized = job.inputs["tokenize"].counts
     model = starting_model(config, job, base)
     if resolved.precision == "pure_bf16":
@@ -251,8 +255,9 @@ def _new_rows_steps(config: TrainConfig, job: StageJob) -> int:
 
 def _saver(config: TrainConfig, job: StageJob, compute: Compute, process: Process) -> Saver:
     keeping = Keeping(config.save.keep, weights_only=config.save.milestones_weights_only)
-    write = partial(write_and_prune, _checkpoints(job), keeping, job.out / METRICS)
-    return Saver(write, process.device, background=compute.background_saves)
+    shards = Shards(process) if process.mesh is not None else None
+    write = partial(shards.write if shards else write_and_prune, _checkpoints(job), keeping, job.out / METRICS)
+    return Saver(write, process.device, background=compute.background_saves, shards=shards)
 
 
 def _checkpoints(job: StageJob) -> Path:
@@ -283,27 +288,27 @@ def resume_point(directory: Path, ledger: Ledger, newest: CheckpointInfo | None)
     return newest if limit == newest.step else checkpoint_before(directory, limit + 1, good_only=False)
 
 
-def _resume(
-    job: StageJob, trainee: Trainee, names: tuple[str, ...], found: CheckpointInfo | None, recent: RecentSteps
-) -> Progress:
-    """Load the checkpoint ``found``, if any, and drop everything that was recorded after it.
-
-    ``recent`` is empty; it is filled with what the checkpoint remembers.
-    """
-    directory = _checkpoints(job)
+def _forget_later(job: StageJob, found: CheckpointInfo | None) -> None:
+    """Drop everything that was recorded or saved after the checkpoint ``found`` (None: the beginning)."""
     step = found.step if found else 0
-    remove_later(directory, step)
+    remove_later(_checkpoints(job), step)
 
     def is_kept(record: dict[str, Any]) -> bool:
         return bool(record["step"] <= step)
 
     for name in (METRICS, SCORES):
         keep_records(job.out / name, is_kept)
+
+
+def _resume(
+    job: StageJob, trainee: Trainee, names: tuple[str, ...], found: CheckpointInfo | None, recent: RecentSteps
+) -> Progress:
+    """Load the checkpoint ``found``, if any; ``recent`` is empty and filled with what it remembers."""
     if found is None:
         return Progress([SourceCounts() for _ in names], recent=recent)
     last = max(read_records(job.out / METRICS), key=lambda record: record["step"], default={})
-    state = load_checkpoint(found, trainee.model.model, trainee.optimizer)
-    say(f"resuming after step {step}")
+    state = load_checkpoint(found, trainee.model.model, trainee.optimizer, trainee.process.rank)
+    say(f"resuming after step {found.step}")
     return Progress(
         counts=counts_from_json(names, state["sources"]),
         step=state["step"],
@@ -314,6 +319,6 @@ def _resume(
         recent=RecentSteps.from_json(recent.window, state["recent"]),
         trend=LossTrend.from_json(state.get("trend")),
         rate_factor=state.get("rate_factor", 1.0),
-        saved_step=step,
+        saved_step=found.step,
         elapsed_seconds=last.get("elapsed_seconds", 0.0),
     )

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from deepen.formats.atomic import FileEntry, entry_of
 from deepen.formats.checkpoints import list_checkpoints, read_checkpoint
-from deepen.formats.manifest import MANIFEST, Manifest, StageJob, begin_stage, check_unchanged, finish_stage
+from deepen.formats.manifest import (
+    MANIFEST,
+    Manifest,
+    StageJob,
+    begin_stage,
+    check_unchanged,
+    finish_stage,
+    read_manifest,
+)
 from deepen.formats.order import Order, appended_files
 from deepen.model.config import ResolvedBase
-from deepen.parallel.config import Compute
+from deepen.parallel.config import Compute, Mesh
 from deepen.progress import readable, say, track
 from deepen.train.config import Save, TrainConfig
 from deepen.train.resolved import SCHEDULE
@@ -30,6 +38,7 @@ def train(
     base: ResolvedBase,
     compute: Compute,
     watch: Watch = UNWATCHED,
+    mesh: Mesh | None = None,
 ) -> Manifest:
     """Train ``base`` on the batches of ``job.inputs["mix"]`` over the shards of ``job.inputs["tokenize"]``.
 
@@ -37,7 +46,11 @@ def train(
     saved as a milestone. When ``job.out`` holds checkpoints, the run goes on from the newest intact one, and every
     later tensor and logged loss is what it would have been without the stop. Raises ``TrainingError`` when the loss
     stays non-finite, and its subclass ``StoppedError`` (exit code 3) after SIGTERM, SIGINT or the limit of time.
+
+    With ``mesh`` the processes that a launcher started beside this one train together; all of them call this. One of
+    them writes what is written once, and all return the same manifest.
     """
+    from deepen.parallel.process import leave, set_up
     from deepen.train.interrupt import stop_on_signal
     from deepen.train.loop import training_steps
     from deepen.train.saving import cannot_write
@@ -46,8 +59,10 @@ def train(
 
     check_unchanged(job.inputs["tokenize"], hashed="tokenizer/")  # another tokenizer would give the ids other meanings
     check_objective(config, job.inputs["tokenize"], job.inputs["mix"])
-    begin_stage(job, stage="train", format_number=FORMAT, config=config)
-    run = prepare_run(config, job, base, compute, watch)
+    process = set_up(compute, mesh)
+    with process.main_first():
+        begin_stage(job, stage="train", format_number=FORMAT, config=config)
+    run = prepare_run(config, job, base, compute, watch, process)
     _check_checkpoints(config.save, run)
     with stop_on_signal() as stop, run.saver:
         steps = training_steps(run, stop)
@@ -57,7 +72,13 @@ def train(
             raise cannot_write(run.progress.step, error) from error
     counts = _counts(config, run, job)
     say(_summary(run))
-    return finish_stage(job, stage="train", format_number=FORMAT, config=config, files=_files(job.out), counts=counts)
+    with process.main_first():
+        made = read_manifest(job.out) if not process.is_main else None
+        if made is None:
+            files = _files(job.out)
+            made = finish_stage(job, stage="train", format_number=FORMAT, config=config, files=files, counts=counts)
+    leave(process)
+    return made
 
 
 def _check_checkpoints(save: Save, run: Run) -> None:

@@ -108,9 +108,11 @@ def _train(setup: Setup, job: StageJob) -> Manifest:
 def train_here(setup: Setup, job: StageJob) -> Manifest:
     """Train in this process, alone or as one of several."""
     from deepen.evaluate.stage import in_loop_evaluator
+    from deepen.parallel.environment import read_environment
     from deepen.train.stage import train
     from deepen.train.tracking import open_trackers
     from deepen.train.watch import Watch
+    from deepen.workflow.remix import replay_changes
 
     evaluate = in_loop_evaluator(
         setup.recipe.evaluate,
@@ -120,6 +122,8 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
         base=setup.base,
         seed=job.seed,
     )
+    started = read_environment()
+    tracking = setup.machine.tracking if started is None or started.rank == 0 else ()
     return train(
         setup.recipe.train,
         job,
@@ -128,10 +132,12 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
         watch=Watch(
             evaluate=evaluate,
             evaluate_every=setup.recipe.evaluate.every,
+            remix=replay_changes(job.inputs["mix"].path, job.out / "order"),
             forgetting_budget=setup.recipe.evaluate.forgetting.budget,
-            log=open_trackers(setup.machine.tracking, job.out, setup.recipe.name),
+            log=open_trackers(tracking, job.out, setup.recipe.name),
             stop_after_seconds=setup.machine.stop_after_seconds,
         ),
+        mesh=setup.machine.mesh,
     )
 
 
