@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from deepen.errors import DamageError
-from deepen.formats.records import read_records, write_records
+from deepen.formats.records import keeps_records, read_records, write_records
 from deepen.settings import Many, Settings
 
 DECISIONS = "decisions.jsonl"
@@ -129,7 +129,7 @@ def open_ledger(path: Path, reached: int) -> tuple[Ledger, list[Decision]]:
     """
     found = read_decisions(path)
     kept = [decision for decision in found if decision.parent_step <= reached]
-    if path.is_file():
+    if path.is_file() and keeps_records():
         write_records(path, [decision.record() for decision in kept], path.parent)
     return Ledger(path, kept), [decision for decision in found if decision.parent_step > reached]
 

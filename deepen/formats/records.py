@@ -10,7 +10,6 @@ from typing import Any
 
 from deepen.formats.atomic import FileEntry, writing
 
-
 _read_only = False
 
 
@@ -18,6 +17,11 @@ def only_read(yes: bool) -> None:
     """Change no record from now on, or again: of many processes that do the same work one keeps the records."""
     global _read_only
     _read_only = yes
+
+
+def keeps_records() -> bool:
+    """Whether this process is the one that changes what a run has on the disk."""
+    return not _read_only
 
 
 def append_record(path: Path, record: dict[str, Any], *, sync: bool = False) -> None:

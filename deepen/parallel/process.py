@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -97,6 +98,14 @@ class Process:
             if self.is_main:
                 self.barrier()
 
+    def from_main(self, value: Any) -> Any:
+        """The ``value`` that rank 0 gives, on all processes: what one of them finds out for all."""
+        if self.mesh is None:
+            return value
+        told = [value]
+        dist.broadcast_object_list(told, src=0, group=self.mesh.control)
+        return told[0]
+
     def any_of(self, *yes: bool) -> tuple[bool, ...]:
         """For each question whether any process says yes; clocks and signals differ, and all must do the same."""
         if self.mesh is None:
@@ -129,7 +138,7 @@ def set_up(compute: Compute, mesh: Mesh | None = None) -> Process:
             device = torch.device("cuda", started.local_rank)
             torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(compute.deterministic, warn_only=True)
         # Filling new memory costs time and changes nothing that is read.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if started is None or mesh is None:
@@ -199,7 +208,7 @@ def leave(process: Process) -> None:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``fp32`` or ``bf16``: what ``auto`` means on ``device`` (bf16 on a GPU that computes in it, else fp32)."""
+    """The precision of a run: what ``auto`` means on ``device`` (bf16 on a GPU that computes in it, else fp32)."""
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -16,7 +16,7 @@ from deepen.errors import RunError
 from deepen.formats.checkpoints import checkpoint_before, list_checkpoints, read_state, remove_checkpoint
 from deepen.formats.decisions import Decision, Ledger
 from deepen.formats.order import Order, appended_files
-from deepen.formats.records import read_records, write_records
+from deepen.formats.records import keeps_records, read_records, write_records
 from deepen.progress import say
 from deepen.train.changes import ORDER, describe_changes
 from deepen.train.checkpoint import load_checkpoint
@@ -102,7 +102,9 @@ def _more_replay(run: Run, decision: Decision) -> Run:
         return run
     if run.watch.remix is None:
         raise RunError("nobody can change the mixture of this run")
-    run.watch.remix(decision)
+    with run.trainee.process.main_first():
+        if run.trainee.process.is_main:
+            run.watch.remix(decision)
     files = appended_files(run.out / ORDER)
     batches = replace(run.batches, order=Order.open(run.mix, *files))
     return replace(run, batches=batches, order_changes=tuple(describe_changes(run.out, files)))
@@ -117,7 +119,7 @@ def _rewind(run: Run, decision: Decision) -> Run:
         raise RunError(f"the checkpoint of step {step} is gone")
     state = read_state(info)
     run.trainee.optimizer.state.clear()
-    load_checkpoint(info, run.trainee.model.model, run.trainee.optimizer)
+    load_checkpoint(info, run.trainee.model.model, run.trainee.optimizer, run.trainee.process.rank)
     progress = run.progress
     for name in ("step", "batch_index", "skipped_steps", "skips_in_a_row", "last_loss"):
         setattr(progress, name, state[name])
@@ -172,6 +174,8 @@ _SAYS = {
 
 def set_aside(out: Path, rewind: Decision) -> None:
     """Move the records of the steps that ``rewind`` rolls back to ``rolled_back.jsonl``; safe to repeat."""
+    if not keeps_records():
+        return
     first, last = int(rewind.details["to"]), rewind.step
 
     def is_rolled_back(record: dict[str, Any]) -> bool:
@@ -195,13 +199,13 @@ def forget_rolled_back(out: Path, ledger: Ledger) -> None:
     """Drop what was set aside by decisions that are void by now."""
     valid = {rewind.step for rewind in ledger.rewinds()}
     records = list(read_records(out / ROLLED_BACK))
-    if any(record["rolled_back_at"] not in valid for record in records):
+    if keeps_records() and any(record["rolled_back_at"] not in valid for record in records):
         write_records(out / ROLLED_BACK, [r for r in records if r["rolled_back_at"] in valid], out)
 
 
 def remove_rolled_back(directory: Path, ledger: Ledger, step: int) -> None:
     """Remove the checkpoints of steps that were rolled back by a run that has reached ``step`` since."""
-    for rewind in ledger.rewinds():
+    for rewind in ledger.rewinds() if keeps_records() else ():
         for info in list_checkpoints(directory):
             if rewind.step <= step and rewind.details["to"] < info.step < rewind.step:
                 remove_checkpoint(info)

@@ -32,6 +32,7 @@ from deepen.formats.checkpoints import (
     remove_checkpoint,
 )
 from deepen.formats.manifest import MANIFEST
+from deepen.formats.records import keeps_records
 from deepen.model.load import load_weights, stored_weights
 from deepen.model.pieces import StoredTensors, local_box, local_part
 from deepen.model.tensor_files import write_tensors
@@ -164,6 +165,8 @@ def _random_state() -> dict[str, Tensor]:
 
 def remove_later(directory: Path, step: int) -> None:
     """Remove what a resume at ``step`` will write again: unfinished, damaged and pruned-half checkpoints."""
+    if not keeps_records():
+        return
     known = {info.path.name for info in list_checkpoints(directory) if info.step <= step}
     for path in sorted(directory.glob("step-*")):
         if path.name not in known:

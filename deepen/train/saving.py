@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -23,8 +23,11 @@ from deepen.errors import DeepenError, TrainingError
 from deepen.formats.atomic import sync_file
 from deepen.formats.roles import prune
 from deepen.progress import readable, say
-from deepen.train.checkpoint import Snapshot, write_checkpoint
+from deepen.train.checkpoint import Snapshot, snapshot_of, write_checkpoint
 from deepen.train.staging import Staging, available_memory_bytes, fits_into_memory
+
+if TYPE_CHECKING:
+    from deepen.train.sharded import Shards
 
 Write = Callable[[Snapshot], object]
 """Writes a checkpoint and removes those that need not stay; returns when all of it is durable."""
@@ -57,10 +60,15 @@ class Saver:
     before it does.
     """
 
-    def __init__(self, write: Write, device: torch.device, *, background: bool = True) -> None:
+    def __init__(
+        self, write: Write, device: torch.device, *, background: bool = True, shards: Shards | None = None
+    ) -> None:
         """``write`` is called with a copy on the CPU, in a thread; with the run's own tensors, at once, if not
-        ``background``."""
+        ``background``. ``shards`` when the state is spread over processes: then ``write`` is its ``write``."""
         self.background = background
+        self.shards = shards
+        self.take: Callable[..., Snapshot] = snapshot_of if shards is None else shards.snapshot
+        """Takes what ``save`` takes; called as ``snapshot_of`` is."""
         self.stall_seconds = 0.0
         """How long training stood still for saving since ``take_stall_seconds`` was called."""
         self._write = write

@@ -22,6 +22,8 @@ from torch.optim import Optimizer
 
 from deepen.errors import DeepenError, TrainingError
 from deepen.formats.checkpoints import CheckpointInfo
+from deepen.model.pieces import local_part
+from deepen.parallel.process import Process
 from deepen.progress import readable, say
 from deepen.train.actions import CHECKPOINTS
 from deepen.train.checkpoint import Marks, Snapshot, load_checkpoint, snapshot_of, write_checkpoint
@@ -37,16 +39,18 @@ def self_test(run: Run) -> None:
     """
     started = time.perf_counter()
     folder = run.out / CHECKPOINTS / _FOLDER
-    model, optimizer = run.trainee.model.model, run.trainee.optimizer
-    with _stand_ins(optimizer), _removed_afterwards(folder):
-        snapshot = snapshot_of(model, optimizer, {"step": 0, "fingerprint": run.fingerprint}, Marks())
-        _check_complete(model, snapshot)
-        before = digests(snapshot)
+    model, optimizer, process = run.trainee.model.model, run.trainee.optimizer, run.trainee.process
+    with _stand_ins(optimizer), _removed_afterwards(folder, process):
+        whole = snapshot_of(model, optimizer, {"step": 0, "fingerprint": run.fingerprint}, Marks())
+        _check_complete(model, whole)
+        before = digests(whole)
+        snapshot, shards = run.saver.take(model, optimizer, whole.state, whole.marks), run.saver.shards
         try:
-            info = write_checkpoint(folder, snapshot)
+            info = write_checkpoint(folder, snapshot) if shards is None else shards.write_into(folder, snapshot)
             _forget_pages(info)
-            _overwrite(snapshot, optimizer)
-            load_checkpoint(info, model, optimizer)
+            _overwrite(whole, optimizer)
+            process.barrier()
+            load_checkpoint(info, model, optimizer, process.rank)
         except (OSError, KeyError, DeepenError, SafetensorError) as error:
             raise _unfit(folder, f"it failed with {type(error).__name__}: {error}") from error
         after = digests(snapshot_of(model, optimizer, {"step": 0}, Marks()))
@@ -58,9 +62,9 @@ def self_test(run: Run) -> None:
 
 
 def digests(snapshot: Snapshot) -> dict[str, str]:
-    """A hash of the bytes, shape and precision of every tensor."""
+    """A hash of the bytes, shape and precision of every tensor, or of what this process has of it."""
     tensors = {**snapshot.weights, **{f"optimizer/{name}": tensor for name, tensor in snapshot.optimizer.items()}}
-    return {name: _digest(tensor.detach()) for name, tensor in tensors.items()}
+    return {name: _digest(local_part(tensor)) for name, tensor in tensors.items()}
 
 
 def _digest(tensor: Tensor) -> str:
@@ -85,12 +89,16 @@ def _stand_ins(optimizer: Optimizer) -> Iterator[None]:
 
 
 @contextmanager
-def _removed_afterwards(folder: Path) -> Iterator[None]:
-    shutil.rmtree(folder, ignore_errors=True)  # of a start that was killed in its test
+def _removed_afterwards(folder: Path, process: Process) -> Iterator[None]:
+    with process.main_first():
+        if process.is_main:
+            shutil.rmtree(folder, ignore_errors=True)  # of a start that was killed in its test
     try:
         yield
+        process.barrier()  # until all have read it
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if process.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_complete(model: nn.Module, snapshot: Snapshot) -> None:
@@ -120,7 +128,7 @@ def _forget_pages(info: CheckpointInfo) -> None:
 def _overwrite(snapshot: Snapshot, optimizer: Optimizer) -> None:
     """Leave nothing of the state in memory that loading could be mistaken for having brought."""
     for tensor in snapshot.weights.values():
-        tensor.zero_()
+        local_part(tensor).zero_()
     optimizer.state.clear()
 
 

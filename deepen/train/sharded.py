@@ -104,21 +104,33 @@ class Shards:
 
         Returns on all processes when all of it is durable, and raises on all of them when one could not write.
         """
+
+        def finish() -> tuple[FileEntry, ...]:
+            if self._rank == 0:
+                prune(directory, keeping.newest, weights_only=keeping.weights_only)
+            return ()
+
+        self.write_into(directory, snapshot, metrics)
+        self._on_all(finish)
+
+    def write_into(self, directory: Path, snapshot: Snapshot, metrics: Path | None = None) -> CheckpointInfo:
+        """Write a snapshot together with the others, and nothing else; ``metrics`` is on the disk before it is."""
         snapshot = cast(SharedSnapshot, snapshot)
-        final = directory / checkpoint_name(int(snapshot.state["step"]))
+        step = int(snapshot.state["step"])
+        final = directory / checkpoint_name(step)
         aside = final.with_name(final.name + ".tmp")
         written = self._on_all(lambda: self._write_mine(aside, snapshot))
         entries = [entry for found in written for entry in found]
 
-        def finish() -> tuple[FileEntry, ...]:
+        def commit() -> tuple[FileEntry, ...]:
             if self._rank == 0:
-                if metrics.is_file():
+                if metrics is not None and metrics.is_file():
                     sync_file(metrics)
                 _commit(aside, final, snapshot, entries)
-                prune(directory, keeping.newest, weights_only=keeping.weights_only)
             return ()
 
-        self._on_all(finish)
+        self._on_all(commit)
+        return CheckpointInfo(step, final)
 
     def _write_mine(self, aside: Path, snapshot: SharedSnapshot) -> tuple[FileEntry, ...]:
         aside.mkdir(parents=True, exist_ok=True)

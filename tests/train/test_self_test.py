@@ -96,7 +96,7 @@ def test_a_moment_that_saving_forgets_is_found(
 ) -> None:
     run = prepare()
 
-    def load_without(info: Any, model: Any, optimizer: Any) -> Any:
+    def load_without(info: Any, model: Any, optimizer: Any, rank: int = 0) -> Any:
         state = load(info, model, optimizer)
         for moments in optimizer.state.values():
             moments[forgotten] = torch.zeros_like(moments[forgotten])
