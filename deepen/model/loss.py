@@ -130,7 +130,10 @@ class LossModel(nn.Module):
 
         A label belongs to its own position: ``labels_BT[b, t]`` is what should follow ``tokens_BT[b, :t + 1]``.
         """
-        hidden_BTD = self.hidden(tokens_BT, positions_BT)
+        return self.loss_of(self.hidden(tokens_BT, positions_BT), labels_BT)
+
+    def loss_of(self, hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``forward``, from the last hidden states."""
         head = self.model.get_output_embeddings()
         total, nll_N = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden_BTD.flatten(0, 1), head.weight, head.bias, labels_BT.flatten(), self.loss
@@ -140,7 +143,11 @@ class LossModel(nn.Module):
     @torch.no_grad()
     def token_nll(self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """Nats per token without gradients, 0 where the label is ignored."""
-        hidden_ND = self.hidden(tokens_BT, positions_BT).flatten(0, 1)
+        return self.nll_of(self.hidden(tokens_BT, positions_BT), labels_BT)
+
+    def nll_of(self, hidden_BTD: Tensor, labels_BT: Tensor) -> Tensor:
+        """As ``token_nll``, from the last hidden states; to be called without gradients."""
+        hidden_ND = hidden_BTD.flatten(0, 1)
         labels_N = labels_BT.flatten()
         head = self.model.get_output_embeddings()
         compute_dtype = _compute_dtype(hidden_ND)
@@ -153,22 +160,21 @@ class LossModel(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """The last hidden states, after the final norm."""
-        if self.takes_boundaries:
-            return self._hidden_end_to_end(tokens_BT, positions_BT)
-        output = self.model.base_model(input_ids=tokens_BT, position_ids=positions_BT, use_cache=False)
-        assert isinstance(output.last_hidden_state, Tensor)
-        return output.last_hidden_state
+        return self.run_body(positions_BT, input_ids=tokens_BT)
 
-    def _hidden_end_to_end(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
-        """The same with all rows laid end to end, and boundaries beside them."""
-        self._room_for_documents = max(self._room_for_documents, room_for(positions_BT))  # grows: few are compiled
-        documents = boundaries(positions_BT, self._room_for_documents)
-        tokens_1N, positions_1N = tokens_BT.view(1, -1), positions_BT.view(1, -1)
-        output = self.model.base_model(
-            input_ids=tokens_1N, position_ids=positions_1N, use_cache=False, **documents.keywords()
-        )
+    def run_body(self, positions_BT: Tensor, **values: Tensor) -> Tensor:
+        """What the decoder makes of ``input_ids=`` [B, T] or ``inputs_embeds=`` [B, T, D]: hidden states [B, T, D]."""
+        keywords: dict[str, Any] = {}
+        shape = positions_BT.shape
+        if self.takes_boundaries:  # all rows laid end to end, and boundaries beside them
+            self._room_for_documents = max(self._room_for_documents, room_for(positions_BT))  # grows: few are compiled
+            keywords = boundaries(positions_BT, self._room_for_documents).keywords()
+            values = {name: value.flatten(0, 1).unsqueeze(0) for name, value in values.items()}
+            positions_BT = positions_BT.reshape(1, -1)
+        output = self.model.base_model(position_ids=positions_BT, use_cache=False, **values, **keywords)
         assert isinstance(output.last_hidden_state, Tensor)
-        return output.last_hidden_state.view(*tokens_BT.shape, -1)
+        hidden: Tensor = output.last_hidden_state
+        return hidden.view(*shape, -1) if self.takes_boundaries else hidden
 
 
 def logit_rules(model: PreTrainedModel, z_loss: float) -> LogitRules:

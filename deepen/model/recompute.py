@@ -30,7 +30,7 @@ _KEPT = (
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The blocks of a decoder, in order; raises ``DeepenError`` when the model has no list of that many modules."""
-    text_config = model.config.get_text_config(decoder=True)
+    text_config = model.base_model.config.get_text_config(decoder=True)
     for module in model.base_model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == text_config.num_hidden_layers:
             return list(module)

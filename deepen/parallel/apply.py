@@ -22,6 +22,7 @@ from deepen.model.loss import IGNORED, LossModel
 from deepen.model.recompute import decoder_layers
 from deepen.parallel.context import SharedRows, attend_together, begin_rows
 from deepen.parallel.gradients import add_up
+from deepen.parallel.pipeline import PipelinedModel
 from deepen.parallel.process import Process, ProcessMesh
 from deepen.parallel.rows import NO_ROW, collect, rows_of
 from deepen.parallel.tensor import share_matrices
@@ -104,7 +105,13 @@ def spread(loss_model: LossModel, process: Process, precision: str = "fp32") -> 
     """
     if process.mesh is None:
         return loss_model
-    model, mesh = SpreadModel(loss_model, process), process.mesh
+    mesh = process.mesh
+    if mesh.sizes.pipeline > 1:
+        stage = PipelinedModel(loss_model, process)
+        if process.is_sharded:
+            _shard(stage, mesh, precision)
+        return stage
+    model = SpreadModel(loss_model, process)
     # Tensor first: FSDP then cuts what is left of each matrix, and gathers no more than that.
     if mesh.sizes.tensor > 1:
         model.partial = share_matrices(model.model, mesh.devices["tensor"])
@@ -117,7 +124,7 @@ def spread(loss_model: LossModel, process: Process, precision: str = "fp32") -> 
     return model
 
 
-def _shard(model: SpreadModel, mesh: ProcessMesh, precision: str) -> None:
+def _shard(model: SpreadModel | PipelinedModel, mesh: ProcessMesh, precision: str) -> None:
     """FSDP2 on each layer and on the rest, which is the loss model itself: the head is then at hand when the loss is
     computed. An untied embedding is a unit of its own, since two tables in one would double the largest buffer."""
     settings = mesh.settings
@@ -136,11 +143,12 @@ def _shard(model: SpreadModel, mesh: ProcessMesh, precision: str) -> None:
     layers = decoder_layers(model.model)
     for layer in layers:
         shard(layer, reshard=settings.reshard)
-    embedding = model.model.get_input_embeddings()
-    if embedding.weight is not model.model.get_output_embeddings().weight:
+    embedding, head = model.model.get_input_embeddings(), model.model.get_output_embeddings()
+    if embedding is not None and (head is None or embedding.weight is not head.weight):
         shard(embedding, reshard=settings.reshard)
     shard(model, reshard=False)  # needed at once for the backward pass of the head
-    register_fsdp_forward_method(model, "token_nll")
+    if isinstance(model, SpreadModel):
+        register_fsdp_forward_method(model, "token_nll")
     _prefetch(layers, settings.prefetch)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -104,12 +104,22 @@ def problems(
     mesh: Mesh, *, world_size: int, architecture: Architecture | None = None, sequence_lengths: tuple[int, ...] = ()
 ) -> list[Problem]:
     """Everything about a mesh that cannot work with so many processes, this model and rows of these lengths."""
-    found = list(_size_problems(mesh, world_size))
+    found = [*_size_problems(mesh, world_size), *_combination_problems(mesh)]
     if architecture is not None:
         found += _model_problems(mesh, architecture)
     for length in sorted(set(sequence_lengths)):
         found += _length_problems(mesh, length)
     return found
+
+
+def _combination_problems(mesh: Mesh) -> Iterator[Problem]:
+    for name in ("context", "tensor"):
+        size = getattr(mesh, name)
+        if mesh.pipeline > 1 and size > 1:
+            message = f"stages of a pipeline share neither rows nor matrices (`mesh.{name}: {size}`)"
+            yield Problem("mesh.pipeline", message, f"use `{name}: 1`, or `pipeline: 1`", str(mesh.pipeline))
+    if mesh.pipeline > 1 and mesh.offload:
+        yield Problem("mesh.pipeline", "does not go with `mesh.offload`", "use one of them", str(mesh.pipeline))
 
 
 def _size_problems(mesh: Mesh, world_size: int) -> Iterator[Problem]:

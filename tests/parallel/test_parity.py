@@ -32,12 +32,15 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2xDDP2": (4, {"tensor": 2, "replicate": 2}),
     "CP2xFSDP2": (4, {"context": 2, "shard": 2}),
     "CP2xTP2": (4, {"context": 2, "tensor": 2}),
+    "PP2": (2, {"pipeline": 2}),
+    "PP2xFSDP2": (4, {"pipeline": 2, "shard": 2}),
+    "PP2xDDP2": (4, {"pipeline": 2, "replicate": 2}),
 }
 QUICK = [
-    ("DDP2", "llama"), ("FSDP2", "qwen2"), ("ZeRO-2", "llama"), ("TP2", "qwen2"), ("CP2", "llama"),
-    ("HSDP-2x2", "qwen2"), ("TP2xFSDP2", "llama"), ("CP2xFSDP2", "qwen2"),
+    ("DDP2", "llama"), ("FSDP2", "qwen2"), ("TP2", "qwen2"), ("CP2", "llama"), ("PP2", "qwen2"),
+    ("HSDP-2x2", "qwen2"), ("TP2xFSDP2", "llama"), ("PP2xFSDP2", "llama"),
 ]  # fmt: skip
-MORE_FAMILIES = [(layout, family) for layout in ("FSDP2", "TP2", "CP2") for family in ("qwen3", "gemma3_text")]
+MORE_FAMILIES = [(layout, family) for layout in ("FSDP2", "TP2", "CP2", "PP2") for family in ("qwen3", "gemma3_text")]
 SLOW = [
     pair for pair in [(layout, family) for layout in LAYOUTS for family in ("llama", "qwen2")] if pair not in QUICK
 ] + MORE_FAMILIES  # fmt: skip
