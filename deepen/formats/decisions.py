@@ -63,12 +63,10 @@ class Ledger:
     path: Path
     decisions: list[Decision] = field(default_factory=list)
     """By step; of one step as they were made."""
-    writes: bool = True
-    """Whether this process is the one that writes; of several that decide alike only one does."""
 
     def write(self, new: Sequence[Decision]) -> None:
         """Append decisions, all in one piece, and return when they are on the disk."""
-        if self.writes:
+        if keeps_records():  # of several processes that decide alike one writes
             lines = "".join(json.dumps(decision.record(), ensure_ascii=False) + "\n" for decision in new)
             with self.path.open("ab") as file:
                 file.write(lines.encode())

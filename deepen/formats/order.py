@@ -67,6 +67,8 @@ class Segments(Settings):
     parent_step: int = Field(default=0, ge=0)
     """In a file that was appended: the newest checkpoint when it was made; void when training goes back beyond it."""
     reason: str = ""
+    domain_share: float | None = None
+    """In a file that was appended: the share of tokens from domain sources in it."""
     notes: Many[str] = ()
     """Where what was asked could not be had, and why."""
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from deepen.errors import RunError, SourceError
 from deepen.formats.atomic import write_json
-from deepen.formats.order import Order, Segments, appended_files, write_order
+from deepen.formats.order import Order, Segments, appended_files, read_segment_file, write_order
 from deepen.mix.counts import rows_drawn
 from deepen.mix.mixture import Mixture, Stretch, open_supplies, read_mixture, segments_of
 from deepen.mix.order import OrderBuilder
@@ -71,11 +71,29 @@ def remix(mix_directory: Path, order_directory: Path, change: Change) -> tuple[P
         parent=order.digest(change.batch),
         parent_step=change.parent_step,
         reason=change.reason,
+        domain_share=change.domain_share,
         notes=tuple(_notes(builder, stretches, mixture.max_epochs)),
     )
     path = order_directory / f"{number:03d}.json"
     write_json(path, table.model_dump(mode="json"))
     return path, table
+
+
+def domain_share_at(mix_directory: Path, order_directory: Path, batch: int) -> tuple[float, float]:
+    """Shares of tokens from domain sources at a batch: as the mixture was planned, and as it is after the changes.
+
+    Raises ``RunError`` when there is no replay source that could be given more.
+    """
+    mixture = read_mixture(mix_directory)
+    if not any(supply.role == "replay" and supply.rows for supply in mixture.supplies):
+        raise RunError("there is no replay source with text", hint="add a source of `role: replay`")
+    stretches = mixture.phases
+    planned = next((s for s in reversed(stretches) if s.first_batch <= batch), stretches[0])
+    begin, end = planned.domain_share
+    share = begin + (end - begin) * (batch - planned.first_batch) / max(1, planned.num_batches)
+    changes = [read_segment_file(path) for path in appended_files(order_directory)]
+    known = [c.domain_share for c in changes if c.domain_share is not None and c.segments[0].first_batch <= batch]
+    return share, (known[-1] if known else share)
 
 
 def _check(change: Change, mixture: Mixture, num_batches: int, end: int) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepen.errors import RunError
 from deepen.formats.checkpoints import newest_intact
+from deepen.formats.decisions import Decision
 from deepen.formats.manifest import open_artifact
 from deepen.formats.order import Order, Segments, appended_files
-from deepen.mix.remix import Change, remix
+from deepen.mix.remix import Change, domain_share_at, remix
 from deepen.progress import say
 from deepen.workflow.lock import locked
 from deepen.workflow.stages import stage_directory
@@ -71,3 +72,23 @@ def remix_run(run: Path, asked: Remix) -> tuple[Path, Segments]:
             parent_step=reached,
         )
         return remix(mix.path, train / "order", change)
+
+
+def replay_changes(mix: Path, order_directory: Path) -> Callable[[Decision], None]:
+    """What a training calls when it decides on more replay, or on giving some of it back.
+
+    ``decision.details["by"]`` is what replay's share of tokens grows by, from ``decision.batch`` on; it never falls
+    below what the recipe planned there. Raises ``DeepenError`` where the share cannot change.
+    """
+
+    def change(decision: Decision) -> None:
+        planned, now = domain_share_at(mix, order_directory, decision.batch)
+        share = round(min(max(now - float(decision.details["by"]), 0.0), max(planned, now)), 12)
+        if share == now:
+            raise RunError(f"{1 - now:.0%} of the tokens are replay there already, which is as far as it goes")
+        asked = Change(
+            batch=decision.batch, domain_share=share, reason=decision.reason, parent_step=decision.parent_step
+        )
+        remix(mix, order_directory, asked)
+
+    return change
