@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from deepen.errors import DamageError
 from deepen.formats.extension import rows_for
+from deepen.model.pieces import local_box, local_part
 
 
 def token_tables(model: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -29,6 +30,14 @@ def token_tables(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     if getattr(head, "bias", None) is not None:
         tables["output_bias"] = head.bias
     return tables
+
+
+def rows_here(table: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of a table that this process holds (all of it, unless it is sharded), sharing its memory; and those of
+    the rows ``ids`` that lie in it, counted from its first."""
+    box = local_box(table)
+    begin, end = box.offset[0], box.offset[0] + box.shape[0]
+    return local_part(table), ids[(ids >= begin) & (ids < end)] - begin
 
 
 def mean_name(table: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deepen.errors import TrainingError
-from deepen.model.token_tables import token_tables
+from deepen.model.token_tables import rows_here, token_tables
 
 
 def freeze(model: PreTrainedModel, patterns: Sequence[str]) -> int:
@@ -56,16 +56,19 @@ class RowRate:
 
     tables: Sequence[nn.Parameter]
     ids: Tensor
-    """int64[k], on the device of the tables."""
+    """int64[k]"""
     multiple: float
 
     @torch.no_grad()
     def rows(self) -> list[Tensor]:
         """The rows as they are, to be given to ``scale``."""
-        return [table[self.ids].clone() for table in self.tables]
+        return [table[ids].clone() for table, ids in self._here()]
 
     @torch.no_grad()
     def scale(self, before: Sequence[Tensor]) -> None:
         """Stretch what moved the rows since ``before``."""
-        for table, rows in zip(self.tables, before, strict=True):
-            table[self.ids] = torch.lerp(rows, table[self.ids], self.multiple)
+        for (table, ids), rows in zip(self._here(), before, strict=True):
+            table[ids] = torch.lerp(rows, table[ids], self.multiple)
+
+    def _here(self) -> list[tuple[Tensor, Tensor]]:
+        return [rows_here(table, self.ids.to(table.device)) for table in self.tables]

@@ -225,7 +225,7 @@ def _why_skip(run: Run, batch_index: int) -> Callable[[float, float], str | None
 
 def train_everything(run: Run, hold: RowHold) -> Run:
     """The same run from where not only new rows move any more."""
-    trainee = replace(run.trainee, optimizer=hold.release())
+    trainee = replace(run.trainee, optimizer=hold.release(), hold=None)
     run.progress.recent.forget()  # from here on gradients are those of all weights
     return replace(run, trainee=trainee, new_rows=replace(run.new_rows, hold=None))
 
@@ -279,10 +279,10 @@ def evaluate_now(run: Run) -> list[Score]:
     return scores
 
 
-def save_now(run: Run, scores: list[Score] | None, *, milestone: bool, wait: bool) -> None:
-    """Save the present state, scored if ``scores`` are given; with ``wait`` it is on the disk on return."""
-    progress, trainee = run.progress, run.trainee
-    state = {
+def state_of(run: Run) -> dict[str, Any]:
+    """What a checkpoint's ``state.json`` says of where a run stands."""
+    progress = run.progress
+    return {
         "step": progress.step, "batch_index": progress.batch_index, "tokens": progress.tokens,
         "skipped_steps": progress.skipped_steps, "skips_in_a_row": progress.skips_in_a_row,
         "last_loss": progress.last_loss, "recent": progress.recent.to_json(),
@@ -290,8 +290,14 @@ def save_now(run: Run, scores: list[Score] | None, *, milestone: bool, wait: boo
         "sources": counts_to_json(run.names, progress.counts), "order": list(run.order_changes),
         "fingerprint": run.fingerprint, **adapters_record(run.trainee.model.model),
     }  # fmt: skip
-    marks = marks_of(run, scores, milestone=milestone)
-    run.saver.save(run.saver.take(trainee.model.model, trainee.optimizer, state, marks))
+
+
+def save_now(run: Run, scores: list[Score] | None, *, milestone: bool, wait: bool) -> None:
+    """Save the present state, scored if ``scores`` are given; with ``wait`` it is on the disk on return."""
+    progress, trainee = run.progress, run.trainee
+    with run.saver.standing_still():
+        marks = marks_of(run, scores, milestone=milestone)
+        run.saver.save(run.saver.take(trainee.model.model, trainee.optimizer, state_of(run), marks))
     progress.last_save = time.monotonic()
     progress.saved_step = progress.step
     if wait:

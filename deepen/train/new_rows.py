@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from deepen.model.token_tables import token_tables
+from deepen.model.token_tables import rows_here, token_tables
 from deepen.train.schedules import Shape
 
 
@@ -27,17 +28,33 @@ class RowHold:
         """``everything`` is the unused optimizer over all parameters, for the time after; its settings are used."""
         tables = token_tables(model)
         in_tables = {id(table) for table in tables.values()}
+        whole = [table for table in tables.values() if not isinstance(table, DTensor)]
+        self._sharded = [table for table in tables.values() if isinstance(table, DTensor)]
+        self._ids = ids
+        # FSDP computes the gradients of all weights of a unit once it has begun to: there the optimizer alone decides.
         self._frozen = [
-            parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in in_tables
+            parameter
+            for parameter in model.parameters()
+            if parameter.requires_grad and id(parameter) not in in_tables and not self._sharded
         ]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
-        self._hooks = [_keep_rows(table, ids.to(table.device)) for table in tables.values()]
+        self._hooks = [_keep_rows(table, ids.to(table.device)) for table in whole]
         settings = everything.defaults
         self.optimizer = AdamW(
             tables.values(), lr=0.0, betas=settings["betas"], eps=settings["eps"], weight_decay=0.0, fused=True
         )
         self._everything = everything
+
+    @torch.no_grad()
+    def keep_rows(self) -> None:
+        """Zero the gradients of other rows of sharded tables, which no hook is told of; before they are clipped."""
+        for table in self._sharded:
+            if table.grad is not None:
+                gradient, ids = rows_here(table.grad, self._ids.to(table.grad.device))
+                others = torch.ones(len(gradient), *[1] * (gradient.ndim - 1), dtype=torch.bool, device=gradient.device)
+                others[ids] = False
+                gradient.masked_fill_(others, 0.0)
 
     def release(self) -> AdamW:
         """Let everything move again; returns the optimizer over all parameters."""

@@ -77,7 +77,6 @@ def prepare_run(
         _check_batches(config, batches)
         resolved = _resolve(config, job, base, process)
         _forget_later(job, found)
-    ledger.writes = process.is_main
     tokenized = job.inputs["tokenize"].counts
     model = starting_model(config, job, base)
     if resolved.precision == "pure_bf16":
@@ -86,7 +85,7 @@ def prepare_run(
     loss_model = LossModel(model, z_loss=config.z_loss)
     choose_kernels(loss_model, compute, process, resolved.precision)
     _check_model(loss_model, batches.sequence_length)
-    row_rate = _parts(config, job, model)
+    _parts(config, model)
     flops = flops_of(model, process.device)  # before new rows go first, which freezes the rest for a while
     prepare_layers(loss_model, compute, process)
     loss_model = spread(loss_model, process, resolved.precision)
@@ -98,7 +97,8 @@ def prepare_run(
         compute=compute,
         precision=resolved.precision,
         process=process,
-        row_rate=row_rate,
+        row_rate=_row_rate(config, job, model),
+        hold=new_rows.hold,
     )
     names = batches.order.sources
     shards = {**tokenized["sources"], **job.inputs["mix"].counts.get("fixed_rows", {})}
@@ -142,12 +142,16 @@ def _optimizer(config: TrainConfig, model: PreTrainedModel) -> AdamW:
     return build_optimizer(model, config, rate_multiples(model, embeddings=multiples.embeddings, head=multiples.head))
 
 
-def _parts(config: TrainConfig, job: StageJob, model: PreTrainedModel) -> RowRate | None:
-    """Freeze what is to stay, make embeddings noisy, and find the rows that have a rate of their own."""
+def _parts(config: TrainConfig, model: PreTrainedModel) -> None:
+    """Freeze what is to stay, and make embeddings noisy."""
     if config.freeze:
         say(f"train: {readable(freeze(model, config.freeze))} parameters are frozen")
     if config.neftune_alpha:
         add_noise(model.get_input_embeddings(), config.neftune_alpha)
+
+
+def _row_rate(config: TrainConfig, job: StageJob, model: PreTrainedModel) -> RowRate | None:
+    """The rows that have a rate of their own, in the tables as they are spread."""
     file = new_rows_file(job.inputs["tokenize"].path)
     if config.rate_multiples.new_rows == 1 or file is None:
         return None
