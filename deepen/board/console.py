@@ -42,6 +42,21 @@ def print_status(run: Path, stages: Iterable[StageStatus]) -> None:
     print_table(str(run), "stage, state, identity, made from, bytes, when or where", rows)
 
 
+def print_checkpoints(records: Iterable[Mapping[str, Any]]) -> None:
+    """Print what each checkpoint of a run is kept for; nothing where there are none."""
+    rows = [
+        (
+            one["checkpoint"],
+            ", ".join(one["roles"]).replace("_", " "),
+            "weights only" if one["weights_only"] else "weights, optimizer",
+            readable(one["bytes"]),
+        )
+        for one in records
+    ]
+    if rows:
+        print_table("checkpoints", "checkpoint, kept as, holds, bytes", rows)
+
+
 def print_account(lines: Iterable[AccountLine]) -> None:
     """Print the token account."""
     rows = [(e.source, e.what, f"{e.left:,}", f"{e.right:,}", e.terms, "yes" if e.balances else "NO") for e in lines]

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from deepen.board.console import print_account, print_pair, print_row, print_status, print_table
+from deepen.board.console import print_account, print_checkpoints, print_pair, print_row, print_status, print_table
 from deepen.cli.options import JsonOption, RunArgument, print_json, write_report
 from deepen.errors import DeepenError
 
 
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show which stages of a run are done and what they were made from."""
+    from deepen.workflow.lineage import checkpoints
     from deepen.workflow.lineage import status as stage_status
 
     rows = stage_status(run)
@@ -22,6 +23,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
         print_json([{**vars(row), "inputs": {k: v.fingerprint for k, v in row.inputs.items()}} for row in rows])
     else:
         print_status(run, rows)
+        print_checkpoints(checkpoints(run))
 
 
 def account(run: RunArgument, as_json: JsonOption = False) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -77,6 +78,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._may_move = threading.Event()
         self._copying = False
+        self._depth = 0
         self._hook: RemovableHandle | None = None
         self._failure: tuple[int, Exception] | None = None
 
@@ -85,8 +87,7 @@ class Saver:
 
         Raises what ``check`` raises, for the checkpoint before and, in the foreground, for this one.
         """
-        started = time.perf_counter()
-        try:
+        with self.standing_still():
             self.wait()
             if self.background and not self._has_memory(snapshot):
                 self.background = False
@@ -95,8 +96,6 @@ class Saver:
             else:
                 self._try_to_write(snapshot)
                 self.check()
-        finally:
-            self.stall_seconds += time.perf_counter() - started
 
     def check(self) -> None:
         """Raise ``TrainingError`` if a checkpoint could not be written; costs nothing, so ask at every step."""
@@ -110,15 +109,14 @@ class Saver:
 
     def wait(self) -> None:
         """Return when nothing is being written any more; raises as ``check`` does."""
-        started = time.perf_counter()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            self._before_update()
-        if self._hook is not None:  # not in the hook itself: PyTorch goes through its hooks while they run
-            self._hook.remove()
-            self._hook = None
-        self.stall_seconds += time.perf_counter() - started
+        with self.standing_still():
+            if self._thread is not None:
+                self._thread.join()
+                self._thread = None
+                self._before_update()
+            if self._hook is not None:  # not in the hook itself: PyTorch goes through its hooks while they run
+                self._hook.remove()
+                self._hook = None
         self.check()
 
     def close(self) -> None:
@@ -140,6 +138,17 @@ class Saver:
         """Close; but who interrupts from the keyboard once more is not made to wait."""
         if kind is not KeyboardInterrupt:
             self.close()
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Count the time of the block as one in which training stands still; blocks within it count once."""
+        started, self._depth = time.perf_counter(), self._depth + 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self.stall_seconds += time.perf_counter() - started
 
     def take_stall_seconds(self) -> float:
         """How long training stood still for saving since this was called last."""
@@ -186,12 +195,11 @@ class Saver:
         """Called before any optimizer steps while a copy may be under way: the copy comes first."""
         if not self._copying:
             return
-        started = time.perf_counter()
-        self._may_move.wait()
-        if self._stream is not None:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-        self._copying = False
-        self.stall_seconds += time.perf_counter() - started
+        with self.standing_still():
+            self._may_move.wait()
+            if self._stream is not None:
+                torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+            self._copying = False
 
 
 def cannot_write(step: int, error: OSError) -> TrainingError:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from deepen.errors import RunError
 from deepen.formats.manifest import InputEntry, open_artifact, read_manifest
 from deepen.formats.records import read_records
+from deepen.formats.roles import role_records
+from deepen.train.config import Save
 from deepen.workflow.lock import locked
 from deepen.workflow.references import refuse_if_referenced
 from deepen.workflow.run import record_of
@@ -69,6 +71,15 @@ def _how_far(directory: Path, name: str) -> str:
         steps = [record["step"] for record in read_records(directory / "metrics.jsonl")]
         return f"at step {steps[-1]}" if steps else "before step 1"
     return f"since {record['started']}" if (record := record_of(directory)) else ""
+
+
+def checkpoints(run: Path) -> list[dict[str, Any]]:
+    """The checkpoints of a run, finished or not: ``checkpoint``, ``roles``, ``bytes``, ``weights_only``."""
+    directory = stage_directory(run, "train")
+    record, artifact = record_of(directory), open_artifact(directory)
+    settings = (record or {}).get("config", {}).get("train", {}).get("save", {})
+    where = directory if artifact is None else artifact.path
+    return role_records(where / "checkpoints", int(settings.get("keep", Save().keep)))
 
 
 def remove(target: Path) -> None:

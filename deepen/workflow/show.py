@@ -20,6 +20,7 @@ from deepen.formats.manifest import Artifact, open_artifact
 from deepen.formats.records import read_records
 from deepen.progress import say
 from deepen.workflow.batches import show_batch
+from deepen.workflow.lineage import checkpoints
 from deepen.workflow.show_turns import document_record, masked_documents
 from deepen.workflow.stages import STAGES, finished_stages
 
@@ -44,6 +45,8 @@ def show(path: Path, options: ShowOptions) -> Iterator[dict[str, Any]]:
         return iter([json.loads(path.read_text())])
     if path.suffix == ".parquet" and path.is_file():
         return _rows([path], options.sample)
+    if path.name == "checkpoints" and path.is_dir():
+        return iter(checkpoints(path.parent.parent))
     artifact = open_artifact(path) if path.is_dir() else None
     if artifact is not None and artifact.manifest.stage in STAGES:
         return _show_stage(path, artifact, options)
@@ -51,7 +54,8 @@ def show(path: Path, options: ShowOptions) -> Iterator[dict[str, Any]]:
         return ({"stage": name, **item.counts} for name, item in finished_stages(path).items())
     raise RunError(
         f"`{path}` is no artifact that can be shown",
-        hint="give a run, a stage directory (runs/NAME/curate), or a .parquet or .jsonl file",
+        hint="give a run, a stage directory (runs/NAME/curate), its checkpoints (runs/NAME/train/checkpoints), or a "
+        ".parquet or .jsonl file",
     )
 
 

@@ -1,6 +1,7 @@
 """Looking at a finished run: account, verify, show, trace, report, status."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -190,3 +191,20 @@ def test_looking_loads_neither_torch_nor_transformers(run_copy, command):
     arguments = command.replace("RUN", str(run_copy)).split()
     done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "set()"), done.stderr
+
+
+def test_checkpoints_and_what_they_are_kept_for_are_shown(finished_run, tmp_path):
+    records = {record["checkpoint"]: record for record in show(finished_run / "train/checkpoints", ShowOptions())}
+    last = max(records)
+    assert {"latest", "newest", "milestone"} <= set(records[last]["roles"]) and records[last]["bytes"] > 1000
+    assert sum("newest" in record["roles"] for record in records.values()) == 2  # `save.keep` of the recipe
+    assert all(record["roles"] for record in records.values())
+    unfinished = shutil.copytree(finished_run, tmp_path / "unfinished")
+    manifest = json.loads((unfinished / "train" / MANIFEST).read_text())
+    (unfinished / "train" / MANIFEST).rename(unfinished / "train/unfinished.json")
+    assert manifest["config"]["train"]["save"]["keep"] == 2
+    assert list(show(unfinished / "train/checkpoints", ShowOptions())) == list(records.values())
+    command = [sys.executable, "-m", "deepen.cli", "status", str(unfinished)]
+    shown = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "140"})
+    line = next(line for line in shown.stdout.splitlines() if last in line)
+    assert "latest, newest, milestone" in line and "weights, optimizer" in line
