@@ -144,6 +144,8 @@ def together(run: Path) -> Iterator[Gang | None]:
     if started is None:
         yield None
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with_parent()
     name, restarts = process_name(started.rank), _restarts()
     name_of_launch = os.environ.get("TORCHELASTIC_RUN_ID") or os.environ.get("SLURM_JOB_ID") or "launcher"
     folder = launch_folder(run, name_of_launch)
@@ -207,7 +209,7 @@ def _restarts() -> int:
 
 
 def _die_with_parent() -> None:
-    """Be killed when the process that watches this one is: training must not go on without the run's lock."""
+    """Be killed when the agent that watches this process is: nobody would end it when its partners die."""
     parent = os.getppid()
     with_parent = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
     if sys.platform == "linux":

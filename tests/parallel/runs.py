@@ -1,0 +1,140 @@
+"""Tiny runs started as users start them, as processes of their own that a test can wait for and surely ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tests.parallel.gang import free_port
+
+TIMEOUT_SECONDS = 240
+WORDS = "time person year way day thing man world life hand part child eye woman place work week case".split()
+TIMES = {
+    "tokens_per_second", "data_wait_seconds", "elapsed_seconds", "memory_bytes", "checkpoint_stall_seconds",
+    "model_flops_per_second", "mfu",
+}  # fmt: skip
+RECIPE = """\
+name: tiny
+base: {init: random, hidden_size: 32, layers: 2, heads: 4, kv_heads: 2, intermediate_size: 64, max_length: 32}
+ingest:
+  sources:
+    - {name: code, role: domain, path: code.jsonl}
+    - {name: prose, role: replay, path: prose.jsonl}
+curate: {steps: [normalize], held_out: {share: 5%, at_least: 5 documents, cap: 1k tokens}}
+tokenize: {vocabulary: {train: 400}}
+mix: {sequence_length: 32, domain_share: 0.6, max_epochs: 16}
+train:
+  tokens: 1920
+  batch_tokens: 192
+  learning_rate: 1e-2
+  schedule: {use: wsd, warmup: 1 steps, decay: 20%}
+  save: {every: 2 steps, keep: 2}
+evaluate: {every: 50%}
+"""
+
+
+def write_inputs(root: Path) -> None:
+    """Recipe and sources of a run of 10 steps."""
+    root.mkdir(parents=True, exist_ok=True)
+    generator = random.Random(5)
+    for name in ("code", "prose"):
+        lines = []
+        for index in range(50):
+            words = [f"{generator.choice(WORDS)}{name[0] * generator.randint(0, 3)}" for _ in range(40)]
+            lines.append(json.dumps({"text": f"{name} {index} " + " ".join(words)}) + "\n")
+        (root / f"{name}.jsonl").write_text("".join(lines))
+    (root / "recipe.yaml").write_text(RECIPE)
+
+
+def machine(root: Path, text: str) -> Path:
+    """A machine file with more lines of the test's own."""
+    path = root / "machine.yaml"
+    path.write_text("workers: 1\ncompute: {threads: 1, device: cpu}\n" + text)
+    return path
+
+
+def deepen(*words: str) -> list[str]:
+    return [sys.executable, "-m", "deepen.cli", *words]
+
+
+def torchrun(processes: int, *options: str) -> list[str]:
+    """The beginning of a command line of torchrun; what follows is a module with its arguments."""
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    return [*run, *(options or (f"--master-port={free_port()}",)), "-m", "deepen.cli"]
+
+
+@contextmanager
+def started(command: Sequence[str], root: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A process with its output in ``output``; at the end all that came from it are killed."""
+    mark = f"DEEPEN_TEST={uuid.uuid4()}"
+    values = {**os.environ, **environment, **dict([mark.split("=")]), "PYTHONUNBUFFERED": "1"}
+    with (root / "output").open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=root, env=values, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            for number in marked(mark):
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
+            process.wait()
+
+
+def marked(text: str) -> list[int]:
+    """Processes that have this in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if text.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def finish(command: Sequence[str], root: Path, code: int = 0, **environment: str) -> str:
+    """Run to the end, which must come in time and with this exit code; returns the output."""
+    with started(command, root, **environment) as process:
+        return end(process, root, code)
+
+
+def end(process: subprocess.Popen[str], root: Path, code: int = 0) -> str:
+    try:
+        process.wait(TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"it hangs:\n{(root / 'output').read_text()[-5000:]}") from None
+    output = (root / "output").read_text()
+    assert process.returncode == code, output[-8000:]
+    return output
+
+
+def wait_for_step(root: Path, step: int, run: str = "tiny") -> None:
+    """Until ``metrics.jsonl`` has a step."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(FileNotFoundError):
+            if any(record["step"] >= step for record in metrics(root, run)):
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} never came:\n{(root / 'output').read_text()[-5000:]}")
+
+
+def metrics(root: Path, run: str = "tiny") -> list[dict[str, Any]]:
+    """The records of a run without what depends on the clock."""
+    lines = (root / "runs" / run / "train/metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
+
+
+def losses(root: Path) -> list[float]:
+    found = metrics(root)
+    assert [record["step"] for record in found] == list(range(1, 11)), "no step is missing, none comes twice"
+    return [record["loss"] for record in found]
