@@ -178,6 +178,14 @@ def drop_optimizer(info: CheckpointInfo) -> None:
 
 
 def remove_checkpoint(info: CheckpointInfo) -> None:
-    """Delete a checkpoint; its manifest goes first, so that a kill half-way leaves nothing that looks complete."""
+    """Delete a checkpoint; its manifest goes first, so that a kill half-way leaves nothing that looks complete.
+
+    What another thread removes at the same time (pruning behind training does) is no error.
+    """
     (info.path / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(info.path)
+    shutil.rmtree(info.path, onexc=_unless_gone)
+
+
+def _unless_gone(_function: Any, _path: str, error: BaseException) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
