@@ -41,5 +41,6 @@ def _work(rank: int, world_size: int, port: int, cells: dict[str, tuple[Cell, tu
     }  # fmt: skip
     found = {name: function(*arguments) for name, (function, arguments) in cells.items()}
     torch.save(found, Path(folder) / f"rank-{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():  # a whole run leaves by itself
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
