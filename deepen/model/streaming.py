@@ -72,21 +72,32 @@ def _of_config(config: PretrainedConfig, device: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def stream_weights(
-    model: PreTrainedModel, base: ResolvedBase, tokenize: Artifact, make_room: Callable[[], object]
+    model: PreTrainedModel,
+    base: ResolvedBase,
+    tokenize: Artifact,
+    make_room: Callable[[], object],
+    *,
+    read: bool = True,
 ) -> None:
     """Give the placeholders of ``model``, spread or not, their numbers: those of the base, with rows for the tokens
     that ``tokenize`` added.
 
     ``make_room`` puts empty memory in place of every placeholder (``to_empty`` of what the model was spread in).
+    Without ``read`` weights are left for others to fill in.
     """
     assert base.path is not None, "only a folder has weights to stream"
     tied = _tied_names(model)
     make_room()
     for name, kept in tied.items():
         _set_parameter(model, name, model.get_parameter(kept))
-    file = new_rows_file(tokenize.path)
+    if read:
+        _read_weights(model, base.path / _WEIGHTS, new_rows_file(tokenize.path))
+    _compute_buffers(model)
+
+
+def _read_weights(model: PreTrainedModel, weights: Path, file: Path | None) -> None:
     tables = {id(table): name for name, table in token_tables(model).items()} if file is not None else {}
-    with StoredTensors(base.path / _WEIGHTS) as stored:
+    with StoredTensors(weights) as stored:
         for name, tensor in unique_weights(model).items():
             source = _name_in(stored, model, name)
             assert source is not None, "asked before: can_stream"
@@ -94,7 +105,6 @@ def stream_weights(
                 _fill_grown(tensor, stored, source, tables[id(tensor)], file)
             else:
                 fill(tensor, stored, source)
-    _compute_buffers(model)
 
 
 def _name_in(stored: StoredTensors, model: PreTrainedModel, name: str) -> str | None:

@@ -22,6 +22,7 @@ from deepen.model.config import ResolvedBase
 from deepen.model.loss import LossModel, check_loss
 from deepen.model.neftune import add_noise
 from deepen.model.precision import keep_in_bf16
+from deepen.model.streaming import placeholders
 from deepen.model.token_tables import new_row_ids, token_tables
 from deepen.parallel.apply import spread
 from deepen.parallel.config import Compute
@@ -49,6 +50,7 @@ from deepen.train.sharded import Shards
 from deepen.train.spikes import RecentSteps, SkipSpikes
 from deepen.train.start import starting_model
 from deepen.train.step import Trainee
+from deepen.train.streamed import checked_in_place_of, fill_in, streams
 from deepen.train.watch import UNWATCHED, Watch
 
 
@@ -78,17 +80,22 @@ def prepare_run(
         resolved = _resolve(config, job, base, process)
         _forget_later(job, found)
     tokenized = job.inputs["tokenize"].counts
-    model = starting_model(config, job, base)
+    streamed = streams(config, job, base, process)
+    model = placeholders(base, job.inputs["tokenize"]) if streamed else starting_model(config, job, base)
     if resolved.precision == "pure_bf16":
         keep_in_bf16(model)
-    model.to(process.device)
+    if not streamed:
+        model.to(process.device)
     loss_model = LossModel(model, z_loss=config.z_loss)
     choose_kernels(loss_model, compute, process, resolved.precision)
-    _check_model(loss_model, batches.sequence_length)
+    checked = checked_in_place_of(loss_model, base, compute, process) if streamed else loss_model
+    _check_model(checked, batches.sequence_length)
     _parts(config, model)
     flops = flops_of(model, process.device)  # before new rows go first, which freezes the rest for a while
     prepare_layers(loss_model, compute, process)
     loss_model = spread(loss_model, process, resolved.precision)
+    if streamed:
+        fill_in(loss_model, job, base, process, resumes=found is not None)
     optimizer, new_rows = _new_rows_first(config, job, resolved, _optimizer(config, model), model, found)
     trainee = Trainee(
         model=loss_model,
