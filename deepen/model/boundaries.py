@@ -7,12 +7,17 @@ list has one of few lengths (documents of no tokens fill it up), because compile
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from deepen.errors import DeepenError
 
@@ -20,6 +25,8 @@ Attention = Literal["auto", "sdpa", "varlen", "flash", "flex"]
 
 VARLEN = "deepen_varlen"
 """Our function's name among transformers' attention functions."""
+
+_GIVEN: ContextVar[bool] = ContextVar("boundaries are given", default=False)
 
 _KNOWN = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"}
 """Families in which packed documents were found equal to separate ones this way; ``auto`` uses it for them."""
@@ -66,6 +73,21 @@ def room_for(positions_BT: Tensor) -> int:
     return max(_FEWEST_DOCUMENTS, 1 << (documents - 1).bit_length())
 
 
+@contextmanager
+def given() -> Iterator[None]:
+    """Inside, a model is called with boundaries: its masks are left out."""
+    token = _GIVEN.set(True)
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
+
+
+def _mask(**settings: Any) -> Tensor | None:
+    """transformers' mask function beside ``varlen_attention``."""
+    return None if _GIVEN.get() else sdpa_mask(**settings)
+
+
 def varlen_attention(  # noqa: PLR0913 - transformers' signature
     module: nn.Module,
     query: Tensor,
@@ -82,12 +104,17 @@ def varlen_attention(  # noqa: PLR0913 - transformers' signature
 ) -> tuple[Tensor, None]:
     """transformers' attention function over PyTorch's variable-length kernel; heads come as [1, H, N, D].
 
+    Called by others, who give no boundaries (a text that is generated), it is ``sdpa`` with transformers' masks.
     Numbers that the kernel does not take (fp32, a CPU) are computed with a mask per row, which is exact and slow.
     """
     if cu_seq_lens_q is None or max_length_q is None:
-        raise DeepenError(
-            "this architecture does not hand document boundaries on to its attention",
-            hint="set `compute.attention: sdpa` in the machine file",
+        if _GIVEN.get():
+            raise DeepenError(
+                "this architecture does not hand document boundaries on to its attention",
+                hint="set `compute.attention: sdpa` in the machine file",
+            )
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **others
         )
     if attention_mask is not None or dropout or others.get("softcap") is not None:
         raise DeepenError(
@@ -148,6 +175,7 @@ def use_attention(model: PreTrainedModel, wanted: Attention, device: torch.devic
     if wanted == "flash" and not half:
         raise DeepenError("`compute.attention: flash` computes in bfloat16 only", hint="set `train.precision: bf16`")
     AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionMaskInterface.register(VARLEN, _mask)
     try:
         model.set_attn_implementation(names[wanted])
     except (ImportError, ValueError) as error:

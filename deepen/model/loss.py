@@ -9,6 +9,7 @@ product. Sums, exponentials and logarithms are in fp32 (fp64 for fp64 models).
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deepen.errors import DeepenError
-from deepen.model.boundaries import boundaries, room_for
+from deepen.model.boundaries import boundaries, given, room_for
 from deepen.model.loss_kernels import (
     IGNORED,
     ChunkGradient,
@@ -171,7 +172,8 @@ class LossModel(nn.Module):
             keywords = boundaries(positions_BT, self._room_for_documents).keywords()
             values = {name: value.flatten(0, 1).unsqueeze(0) for name, value in values.items()}
             positions_BT = positions_BT.reshape(1, -1)
-        output = self.model.base_model(position_ids=positions_BT, use_cache=False, **values, **keywords)
+        with given() if keywords else nullcontext():
+            output = self.model.base_model(position_ids=positions_BT, use_cache=False, **values, **keywords)
         assert isinstance(output.last_hidden_state, Tensor)
         hidden: Tensor = output.last_hidden_state
         return hidden.view(*shape, -1) if self.takes_boundaries else hidden

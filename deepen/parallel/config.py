@@ -31,6 +31,18 @@ class Compute(Settings):
     """What decoder layers compute again in the backward pass instead of keeping it: ``full`` keeps each layer's input
     alone (arXiv 1604.06174; about a third more work), ``selective`` the results of matrix products and attention, too
     (after arXiv 2205.05198). The numbers stay the same."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile decoder layers and the loss (`torch.compile`; +16 % in torchtitan's tables): makes the first step slow and
+    the others fast. ``auto``: on a GPU, when a model is not spread over several and a C compiler is there."""
+    attention: Literal["auto", "sdpa", "varlen", "flash", "flex"] = "auto"
+    """Kernel of attention. ``varlen`` (PyTorch's) and ``flash`` (package flash-attn) are told where documents begin and
+    need no mask of tokens x tokens, but bfloat16; ``flex`` compiles a mask of blocks; ``sdpa`` takes any model.
+    ``auto``: varlen on a GPU in bfloat16 for families where it was tested, else sdpa."""
+    loss_kernel: Literal["auto", "chunked", "liger"] = "auto"
+    """What turns chunks of logits into loss and gradients: ``chunked`` is ours, one kernel where layers are compiled;
+    ``liger`` is Liger's (arXiv 2410.10989; extra ``gpu``). ``auto``: chunked."""
+    deterministic: bool = True
+    """Only kernels on a GPU that give the same bits each time: bit-equal resume needs them. ``false`` may be faster."""
     prefetch_batches: Annotated[int, Field(ge=0)] = 2
     """Batches that a thread reads ahead while a step runs (our choice: one may be slow); 0: none."""
 

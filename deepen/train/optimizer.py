@@ -6,14 +6,20 @@ the embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
 from deepen.parallel.gradients import mesh_of
 from deepen.train.config import TrainConfig
+
+_NUMBERS_AT_ONCE = 1 << 26
+"""Of a parameter, while it is moved in fp32: so much memory is needed besides."""
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig, multiples: Mapping[int, float] | None = None) -> AdamW:
@@ -30,6 +36,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig, multiples: Mapping[in
             alike.setdefault((multiple, mesh_of(parameter)), []).append(parameter)
         for (multiple, _), members in alike.items():
             groups.append({"params": members, "weight_decay": weight_decay, "rate_multiple": multiple})
+    if config.precision == "pure_bf16":
+        return StochasticAdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon)
     return AdamW(groups, lr=0.0, betas=config.betas, eps=config.epsilon, fused=True)
 
 
@@ -61,3 +69,75 @@ def clip_gradients(optimizer: AdamW, largest_norm: float) -> float:
     if value > largest_norm:
         torch._foreach_mul_(gradients, largest_norm / (value + 1e-6))
     return value
+
+
+class StochasticAdamW(AdamW):
+    """AdamW for bfloat16 weights and moments: computes in fp32 and rounds weights up or down at random, without bias.
+
+    Rounding to the nearest loses every update below 1/256 of a weight, which most updates of a late run are. The random
+    numbers are a function of step and parameter: a resumed run and every copy of a parameter draw the same.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move all parameters that have gradients."""
+        del closure
+        index = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                index += 1
+                if parameter.grad is not None:
+                    self._move(parameter, group, index)
+
+    def _move(self, parameter: Tensor, group: dict[str, Any], index: int) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        step = int(state["step"])
+        random = torch.Generator(parameter.device).manual_seed(step * 1_000_003 + index)
+        assert parameter.grad is not None, "only parameters with gradients move"
+        tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        flat = [_local(tensor).view(-1) for tensor in tensors]
+        for begin in range(0, len(flat[0]), _NUMBERS_AT_ONCE):
+            part = slice(begin, begin + _NUMBERS_AT_ONCE)
+            _adamw_(flat[0][part], flat[1][part], (flat[2][part], flat[3][part]), group, step, random)
+
+
+def _adamw_(
+    weights: Tensor,
+    gradient: Tensor,
+    moments: tuple[Tensor, Tensor],
+    group: dict[str, Any],
+    step: int,
+    random: torch.Generator,
+) -> None:
+    """One update (Loshchilov & Hutter, arXiv 1711.05101) in fp32, written back in the tensors' own precision."""
+    mean, square = moments
+    beta1, beta2 = group["betas"]
+    gradient = gradient.float()
+    new_mean = mean.float().lerp_(gradient, 1 - beta1)
+    new_square = square.float().mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    mean.copy_(new_mean)
+    square.copy_(new_square)
+    spread = new_square.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+    moved = weights.float().mul_(1 - group["lr"] * group["weight_decay"])
+    moved.addcdiv_(new_mean, spread, value=-group["lr"] / (1 - beta1**step))
+    weights.copy_(round_stochastically_(moved, random) if weights.dtype == torch.bfloat16 else moved)
+
+
+def round_stochastically_(values: Tensor, random: torch.Generator) -> Tensor:
+    """Round fp32 ``values`` in place to numbers of bfloat16, up or down with the chances that keep the mean.
+
+    bfloat16 is the upper half of fp32's bits: a random number is added to the lower half, which is then cut off.
+    """
+    bits = values.view(torch.int32)
+    bits += torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=random)
+    bits &= -(1 << 16)
+    return values
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -124,6 +124,19 @@ def outcome(model: LossModel, *batch: Tensor) -> dict[str, Tensor]:
     return {"nll": nll} | {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3_text"])
+def test_without_boundaries_it_is_sdpa_with_its_masks(family: str) -> None:
+    """What others call on the same model: generation with its cache, rows with padding, packed rows."""
+    reference, model = model_of(family, "sdpa"), model_of(family, "sdpa")
+    use_attention(model, "varlen", CPU, half=False)
+    tokens, places = torch.arange(1, 13)[None], positions([5, 7])
+    with torch.no_grad():
+        for named in ({}, {"position_ids": places}, {"attention_mask": (torch.arange(12) > 3)[None].long()}):
+            torch.testing.assert_close(model(tokens, **named).logits, reference(tokens, **named).logits)
+    said = [each.generate(tokens, max_new_tokens=6, do_sample=False, pad_token_id=0) for each in (model, reference)]
+    assert torch.equal(*said)
+
+
 def test_no_mask_of_tokens_by_tokens_is_handed_to_the_layers() -> None:
     model = LossModel(model_of("qwen3", "sdpa"))
     model.takes_boundaries = use_attention(model.model, "varlen", CPU, half=False)

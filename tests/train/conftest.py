@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 from deepen.formats.document_ids import pack_ids
@@ -113,10 +114,12 @@ def settings() -> Callable[..., TrainConfig]:
 
 def read_tensors(directory: Path, step: int) -> dict[str, bytes]:
     """Bytes of all tensors of a checkpoint, by file and name."""
-    found = {}
+    found: dict[str, bytes] = {}
     for file in ("model.safetensors", "optimizer.safetensors"):
-        with safe_open(directory / f"checkpoints/step-{step:06d}" / file, framework="np") as stored:
-            found |= {f"{file}:{name}": stored.get_tensor(name).tobytes() for name in stored.keys()}  # noqa: SIM118
+        with safe_open(directory / f"checkpoints/step-{step:06d}" / file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                numbers = stored.get_tensor(name).reshape(-1).view(torch.uint8)  # NumPy knows no bfloat16
+                found[f"{file}:{name}"] = numbers.numpy().tobytes()
     return found
 
 
