@@ -183,9 +183,8 @@ def remove_checkpoint(info: CheckpointInfo) -> None:
     What another thread removes at the same time (pruning behind training does) is no error.
     """
     (info.path / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(info.path, onexc=_unless_gone)
-
-
-def _unless_gone(_function: Any, _path: str, error: BaseException) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
+    while info.path.exists():
+        try:
+            shutil.rmtree(info.path)
+        except FileNotFoundError:
+            continue
