@@ -14,8 +14,12 @@ from deepen.model.config import ResolvedBase
 from deepen.model.load import load_run_model
 from deepen.model.token_tables import token_tables
 from deepen.progress import readable, say
-from deepen.train.config import TrainConfig
+from deepen.train.config import TrainConfig, base_rates
+from deepen.train.learning_rate import resolve_peak
 from deepen.train.methods import Start
+
+_LOW_RATE_OF_ADAPTERS = 5e-5
+"""Half of the lowest rate that arXiv 2405.09673 found good for adapters."""
 
 
 def starting_model(config: TrainConfig, job: StageJob, base: ResolvedBase) -> PreTrainedModel:
@@ -29,7 +33,15 @@ def starting_model(config: TrainConfig, job: StageJob, base: ResolvedBase) -> Pr
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         whole = sum(parameter.numel() for parameter in model.parameters())
         say(f"train: {adapters.title}; {readable(trained)} of {readable(whole)} parameters are trained")
+        _advise_rate(config, base)
     return model
+
+
+def _advise_rate(config: TrainConfig, base: ResolvedBase) -> None:
+    """Adapters at the rate of a full training learn next to nothing, and nothing else would say so."""
+    peak = resolve_peak(config.learning_rate, base_rates(config, None if base.init else base.name))
+    if peak is not None and peak < _LOW_RATE_OF_ADAPTERS:
+        say(f"train: a peak learning rate of {peak:g} is low for adapters: 1e-4 to 2e-4 is usual (see docs/train.md)")
 
 
 def counts_of_method(config: TrainConfig, model: PreTrainedModel) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def problems(recipe: Path, *sets: str) -> dict[str, str]:
 
 
 LORA = "train.method={use: lora}"
+RANDOM = "{init: random, hidden_size: 32, layers: 1, heads: 2, max_length: 64}"
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,7 @@ LORA = "train.method={use: lora}"
             "train.method.train_head",
         ),
         (["train.objective=sft"], "ingest.sources[0].conversations"),
-        ([LORA, "base={init: random, hidden_size: 32, layers: 1, heads: 2, max_length: 64}", "tokenize.vocabulary={train: 300}"],
-         "train.method"),
+        ([LORA, f"base={RANDOM}", "tokenize.vocabulary={train: 300}"], "train.method"),
         (["train.method={use: lora, rank: 0}"], "train.method.rank"),
         (["train.method={use: lora, targets: q_proj}"], "train.method.targets"),
         (["train.method=qlora"], "train.method"),

@@ -241,3 +241,18 @@ def test_sft_refuses_domain_documents_without_answers(settings: Configure, tmp_p
         check_objective(sft, tokenize, mix)
     mix.counts["fixed_rows"]["rows"]["targets"] = 20
     check_objective(sft, tokenize, mix)
+
+
+@pytest.mark.parametrize(("rate", "is_low"), [(2e-5, True), (2e-4, False)])
+def test_a_rate_that_is_low_for_adapters_is_said(
+    job: Callable[..., StageJob],
+    folder: ResolvedBase,
+    settings: Configure,
+    capsys: pytest.CaptureFixture[str],
+    rate: float,
+    is_low: bool,
+) -> None:
+    prepare_run(settings(method=LORA, learning_rate=rate), job("lora"), folder, CPU)
+    assert ("is low for adapters" in capsys.readouterr().err) == is_low
+    prepare_run(settings(learning_rate=rate), job("full"), folder, CPU)
+    assert "adapters" not in capsys.readouterr().err
