@@ -113,9 +113,10 @@ def varlen_attention(  # noqa: PLR0913 - transformers' signature
                 "this architecture does not hand document boundaries on to its attention",
                 hint="set `compute.attention: sdpa` in the machine file",
             )
-        return sdpa_attention_forward(
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **others
         )
+        return plain
     if attention_mask is not None or dropout or others.get("softcap") is not None:
         raise DeepenError(
             "attention with dropout, soft caps or a mask of its own cannot use document boundaries",

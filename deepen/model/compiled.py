@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from deepen.model.recompute import decoder_layers
+from deepen.progress import say
 
 
 def compile_layers(model: PreTrainedModel) -> None:
@@ -36,7 +37,27 @@ def _compiled_in_training(layer: nn.Module, forward: Callable[..., Any]) -> Call
     return run
 
 
-def num_compiled() -> int:
+class Compilations:
+    """How many graphs were compiled since one last asked; says so when that does not end."""
+
+    warm_up: ClassVar[int] = 2
+    """Questions after which nothing new should be compiled: a step each, and all kinds of micro-batch in each."""
+
+    def __init__(self) -> None:
+        self._before = _num_graphs()
+        self._questions = 0
+
+    def take(self) -> int:
+        """Graphs compiled since the last call."""
+        now = _num_graphs()
+        new, self._before = now - self._before, now
+        self._questions += 1
+        if new and self._questions > self.warm_up:
+            say(f"train: {new} graphs were compiled again in step {self._questions} of this start: some shape varies")
+        return new
+
+
+def _num_graphs() -> int:
     """Graphs that this process has compiled so far, whatever they were for."""
     from torch._dynamo.utils import counters
 

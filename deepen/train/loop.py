@@ -22,6 +22,7 @@ from deepen.formats.decisions import Ledger
 from deepen.formats.records import append_record
 from deepen.formats.scores import CheckpointScores, Score
 from deepen.model.adapters import adapters_record
+from deepen.model.compiled import Compilations
 from deepen.train.actions import CHECKPOINTS as CHECKPOINTS
 from deepen.train.actions import METRICS, SCORES, pass_over, remove_rolled_back
 from deepen.train.batches import IGNORED, Batch, Batches
@@ -39,6 +40,7 @@ from deepen.train.schedules import Schedule, Shape
 from deepen.train.spikes import RecentSteps, SkipSpikes, spike
 from deepen.train.step import StepResult, Trainee, train_step
 from deepen.train.watch import Watch
+from deepen.train.watchdog import Watching
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,18 @@ class Run:
     divergence: Divergence | None
     saver: Saver
     prefetch: Prefetch
+    compilations: Compilations | None = None
+    """Where layers are compiled."""
     order_changes: tuple[dict[str, Any], ...] = ()
     """Changes of the mixture that are in force, as ``describe_changes`` gives them."""
 
 
-def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
-    """Train from where ``run.progress`` stands to the end, yielding the record of each step once all of it is done."""
+def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None) -> Iterator[dict[str, Any]]:
+    """Train from where ``run.progress`` stands to the end, yielding the record of each step once all of it is done.
+
+    ``watching`` is told when a step begins and ends, so that it notices one that does not.
+    """
+    watching = watching or Watching(None, run.out)
     progress, total_steps = run.progress, run.shape.total_steps
     while progress.step < total_steps and not has_ended(run):
         run.saver.check()
@@ -127,6 +135,7 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
             continue
         if progress.step == run.new_rows.steps and run.new_rows.hold is not None:
             run = train_everything(run, run.new_rows.hold)
+        watching.step_begins(progress.step + 1)
         started, stalled = time.perf_counter(), run.saver.stall_seconds
         batch_index = run.batches.order.next_batch(progress.batch_index)
         batch = run.prefetch.take(run.batches, batch_index)
@@ -137,6 +146,7 @@ def training_steps(run: Run, stop: StopRequest) -> Iterator[dict[str, Any]]:
         why_skip = _why_skip(run, batch_index)
         result = train_step(run.trainee, batch, learning_rate, why_skip)
         _advance(run, batch_index, batch, result)
+        watching.step_ends()
 
         seconds = time.perf_counter() - started - (run.saver.stall_seconds - stalled)
         progress.elapsed_seconds += seconds

@@ -39,12 +39,14 @@ def speed_record(run: Run, batch: Batch, seconds: float) -> dict[str, Any]:
     """Speed of a step without evaluation and saving: tokens (no padding), and FLOP/s as a share of the peak (MFU)."""
     num_tokens = int((batch.documents_BT >= 0).sum())
     flops_per_second = run.flops.of(num_tokens, batch.tokens_BT.shape[1], seconds)
+    compiled = {} if run.compilations is None else {"recompiles": run.compilations.take()}
     return {
         "tokens_per_second": num_tokens / seconds,
         "model_flops_per_second": flops_per_second,
         "mfu": flops_per_second / run.flops.peak if flops_per_second and run.flops.peak else None,
         "memory_bytes": memory_bytes(run.trainee.device),
         "elapsed_seconds": run.progress.elapsed_seconds,
+        **compiled,
     }
 
 

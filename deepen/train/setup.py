@@ -18,6 +18,7 @@ from deepen.formats.extension import new_rows_file
 from deepen.formats.manifest import StageJob
 from deepen.formats.records import keep_records, read_records
 from deepen.model.attention import check_isolation
+from deepen.model.compiled import Compilations
 from deepen.model.config import ResolvedBase
 from deepen.model.loss import LossModel, check_loss
 from deepen.model.neftune import add_noise
@@ -26,7 +27,7 @@ from deepen.model.streaming import placeholders
 from deepen.model.token_tables import new_row_ids, token_tables
 from deepen.parallel.apply import spread
 from deepen.parallel.config import Compute
-from deepen.parallel.kernels import choose_kernels, prepare_layers
+from deepen.parallel.kernels import choose_kernels, compiles, prepare_layers
 from deepen.parallel.process import Process, resolve_precision, set_up
 from deepen.progress import readable, say
 from deepen.settings import Interval
@@ -132,6 +133,7 @@ def prepare_run(
         watch=watch,
         flops=flops,
         prefetch=Prefetch(compute.prefetch_batches, pin=process.device.type == "cuda"),
+        compilations=Compilations() if compiles(compute, process) else None,
         saver=_saver(config, job, compute, process),
         order_changes=tuple(describe_changes(job.out, changes)),
     )

@@ -125,7 +125,7 @@ def read_tensors(directory: Path, step: int) -> dict[str, bytes]:
 
 TIMES = {
     "tokens_per_second", "data_wait_seconds", "memory_bytes", "elapsed_seconds", "checkpoint_stall_seconds",
-    "model_flops_per_second", "mfu",
+    "model_flops_per_second", "mfu", "recompiles",
 }  # fmt: skip
 
 
