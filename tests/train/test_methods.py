@@ -128,7 +128,8 @@ def test_a_checkpoint_holds_what_is_trained_and_says_what_it_is(
     [
         {"method": LORA},
         {"method": LORA | {"dora": True, "dropout": 0.1, "train_embeddings": True}, "neftune_alpha": 5},
-        {"method": LORA | {"train_embeddings": True}, "rate_multiples": {"embeddings": 0.5}},
+        {"method": LORA | {"train_embeddings": True}, "rate_multiples": {"embeddings": 0.5}, "precision": "bf16"},
+        {"method": LORA | {"dora": True}, "precision": "pure_bf16"},
     ],
 )
 def test_a_killed_run_goes_on_bit_by_bit(
