@@ -6,13 +6,16 @@ most are neighbours: tensor groups first, then context, then the shards of one c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import product
+from typing import Any
 
 from deepen.errors import Problem
-from deepen.formats.architecture import Architecture
+from deepen.formats.architecture import Architecture, architecture_from_config
 from deepen.parallel.config import Mesh
+from deepen.parallel.families import CONTEXT, PIPELINE, TENSOR
 
 DIMENSIONS = ("pipeline", "replicate", "shard", "context", "tensor")
 
@@ -100,19 +103,23 @@ def data_index(sizes: Grid, here: Grid) -> int:
     return here.replicate * sizes.shard + here.shard
 
 
-def problems(
-    mesh: Mesh, *, world_size: int, architecture: Architecture | None = None, sequence_lengths: tuple[int, ...] = ()
-) -> list[Problem]:
-    """Everything about a mesh that cannot work with so many processes, this model and rows of these lengths."""
-    found = [*_size_problems(mesh, world_size), *_combination_problems(mesh)]
-    if architecture is not None:
-        found += _model_problems(mesh, architecture)
+def problems(mesh: Mesh, *, world_size: int) -> list[Problem]:
+    """Everything about a mesh that cannot work with so many processes."""
+    return [*_size_problems(mesh, world_size), *combination_problems(mesh)]
+
+
+def model_problems(mesh: Mesh, config: Mapping[str, Any], sequence_lengths: Iterable[int]) -> list[Problem]:
+    """Everything about a mesh that cannot work with the model of this ``config.json`` and rows of these lengths."""
+    found = list(_family_problems(mesh, str(config.get("model_type"))))
+    with suppress(KeyError, TypeError):  # of a shape that we cannot read, only the family is known
+        found += _shape_problems(mesh, architecture_from_config(config))
     for length in sorted(set(sequence_lengths)):
         found += _length_problems(mesh, length)
     return found
 
 
-def _combination_problems(mesh: Mesh) -> Iterator[Problem]:
+def combination_problems(mesh: Mesh) -> Iterator[Problem]:
+    """Dimensions of a mesh that do not go together."""
     for name in ("context", "tensor"):
         size = getattr(mesh, name)
         if mesh.pipeline > 1 and size > 1:
@@ -137,23 +144,21 @@ def _size_problems(mesh: Mesh, world_size: int) -> Iterator[Problem]:
         yield Problem("mesh", message, f"start {counts}, or make replicate, context, tensor or pipeline smaller")
 
 
-def _model_problems(mesh: Mesh, architecture: Architecture) -> Iterator[Problem]:
+def _family_problems(mesh: Mesh, model_type: str) -> Iterator[Problem]:
+    for name, known in (("tensor", TENSOR), ("context", CONTEXT), ("pipeline", PIPELINE)):
+        size = getattr(mesh, name)
+        if size > 1 and model_type not in known:
+            message = f"`{model_type}` is not among the families that can be spread so: {', '.join(sorted(known))}"
+            yield Problem(f"mesh.{name}", message, f"use `shard` and `{name}: 1`", str(size))
+
+
+def _shape_problems(mesh: Mesh, architecture: Architecture) -> Iterator[Problem]:
     heads, kv_heads = architecture.num_heads, architecture.num_kv_heads
-    if heads % mesh.tensor or kv_heads % mesh.tensor or architecture.intermediate_size % mesh.tensor:
-        valid = [
-            size
-            for size in range(1, kv_heads + 1)
-            if heads % size == 0 and kv_heads % size == 0 and architecture.intermediate_size % size == 0
-        ]
-        message = (
-            f"does not divide {heads} heads, {kv_heads} key-value heads and a feed-forward of "
-            f"{architecture.intermediate_size:,}"
-        )
+    counts = (heads, kv_heads, architecture.intermediate_size)
+    if any(count % mesh.tensor for count in counts):
+        valid = [size for size in range(1, kv_heads + 1) if not any(count % size for count in counts)]
+        message = f"does not divide {heads} heads, {kv_heads} key-value heads and a feed-forward of {counts[2]:,}"
         yield Problem("mesh.tensor", message, _nearest(valid, mesh.tensor), str(mesh.tensor))
-    if architecture.gpt2 and mesh.tensor > 1:
-        yield Problem(
-            "mesh.tensor", "GPT-2 has no plan for sharing matrices in transformers", "use `shard`", str(mesh.tensor)
-        )
     if mesh.pipeline > architecture.num_layers:
         message = f"there are {architecture.num_layers} layers, each process needs one at least"
         yield Problem("mesh.pipeline", message, f"at most {architecture.num_layers}", str(mesh.pipeline))

@@ -21,14 +21,9 @@ from transformers import PreTrainedModel
 from deepen.errors import DeepenError
 from deepen.model.loss import LossModel
 from deepen.model.recompute import decoder_layers
+from deepen.parallel.families import PIPELINE
 from deepen.parallel.gradients import add_up
 from deepen.parallel.process import Process, ProcessMesh
-
-FAMILIES = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2", "phi3"}
-)
-"""Model types whose body takes ``inputs_embeds`` and runs its list of layers in order, with nothing between that
-belongs to one of them only. Gemma scales embeddings: its table does that in transformers 5, so it happens once."""
 
 _MOST_SCHEDULES = 8
 """Shapes of which the schedule is kept: a run has a few, an evaluation one for each length of a text."""
@@ -174,10 +169,10 @@ def cut(model: PreTrainedModel, place: int, num_stages: int) -> Any:
 
     Raises ``DeepenError`` for a family that we do not know how to cut.
     """
-    if model.config.model_type not in FAMILIES:
+    if model.config.model_type not in PIPELINE:
         raise DeepenError(
             f"`{model.config.model_type}` cannot be cut into a pipeline",
-            hint=f"set `mesh.pipeline: 1`, or use one of {', '.join(sorted(FAMILIES))}",
+            hint=f"set `mesh.pipeline: 1`, or use one of {', '.join(sorted(PIPELINE))}",
         )
     body = model.base_model
     kept = layers_of(len(decoder_layers(model)), place, num_stages)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from deepen.errors import Problem, RecipeError
 from deepen.formats.yaml_text import Key, YamlText, dotted_path, read_yaml, set_value, write_yaml
 from deepen.plug import field_names
 from deepen.recipe.checks import check, key_of, salvage, sections_of
+from deepen.recipe.layouts import config_of, layout_problems
 from deepen.recipe.models import Machine, Recipe
 from deepen.settings import Settings
 
@@ -49,6 +50,12 @@ def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str
         wrong = [key_of(problem.path) for problem in problems]
         known = {problem.path for problem in problems}
         problems += [problem for problem in check(salvage(text.data, wrong), text) if problem.path not in known]
+    if recipe is not None and machine is not None and not problems:
+        found = layout_problems(recipe, machine, config_of(recipe.base))
+        places = {"mesh": machine_text, "train": text}
+        problems += [
+            replace(problem, place=places[problem.path.split(".")[0]].place(key_of(problem.path))) for problem in found
+        ]
     if problems or recipe is None or machine is None:
         raise RecipeError(sorted(problems, key=_line))
     return Loaded(recipe, machine, text)

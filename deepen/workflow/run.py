@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deepen.engine.map_parts import SharePendingError
-from deepen.errors import RunError
+from deepen.errors import RecipeError, RunError
 from deepen.formats.manifest import (
     UNFINISHED,
     Artifact,
@@ -31,6 +31,7 @@ from deepen.formats.manifest import (
 from deepen.formats.workers import Share, Workers
 from deepen.parallel.gang import Gang
 from deepen.progress import say
+from deepen.recipe.layouts import layout_problems, read_config_json
 from deepen.recipe.models import Machine, Recipe
 from deepen.recipe.reading import write_machine, write_recipe
 from deepen.workflow.continuing import can_continue, continue_training, is_extension
@@ -92,6 +93,7 @@ def _run_stages(
 ) -> dict[str, Artifact]:
     """Bring the stages up to date one after the other, noting each in ``artifacts``."""
     setup = replace(resolve_setup(recipe, machine, run, offline=options.offline), gang=options.gang)
+    _refuse_impossible(setup)
     for name in STAGES:
         recover_swap(stage_directory(run, name))
     write_recipe(run / "recipe.yaml", recipe)
@@ -103,6 +105,15 @@ def _run_stages(
         plan = plan_stage(stage, setup, run, artifacts)
         artifacts[name] = bring_up_to_date(replace(plan, workers=workers), options, remade)
     return artifacts
+
+
+def _refuse_impossible(setup: Setup) -> None:
+    """Raise ``RecipeError`` for a mesh that the base, which is here by now, cannot be spread over."""
+    base = setup.base
+    if base.path is not None:
+        problems = layout_problems(setup.recipe, setup.machine, read_config_json(base.path))
+        if problems:
+            raise RecipeError(problems)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ VOCABULARY, LENGTH = 96, 32
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 8,
+    "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
 }  # fmt: skip
 
 
