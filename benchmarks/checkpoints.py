@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from train_data import Size, random_data
 from train_loops import SAVE_EVERY, our_run
@@ -40,8 +41,8 @@ class Blocks:
     """How long training stood still, by the step after the save."""
     clones: dict[int, float]
     """A plain copy of the state in the same run, by step."""
-    steps_seconds: float
-    """All steps, checkpoints included, copies left out."""
+    step_seconds: dict[int, float]
+    """Every step, checkpoints included, copies left out."""
     last_wait: float
     """For the last checkpoint to be on the disk, when nothing was left to train meanwhile."""
     state_bytes: int
@@ -49,7 +50,14 @@ class Blocks:
     @property
     def share(self) -> float:
         """Part of the run's time that checkpoints took from training."""
-        return sum(self.blocks.values()) / self.steps_seconds
+        return sum(self.blocks.values()) / sum(self.step_seconds.values())
+
+    @property
+    def slowdown(self) -> float:
+        """How much longer than the others the steps take beside which a checkpoint is copied and written (medians)."""
+        beside = [self.step_seconds[step] - block for step, block in self.blocks.items()]
+        others = [seconds for step, seconds in self.step_seconds.items() if step % SAVE_EVERY > SAVE_EVERY // 2]
+        return median(beside) / median(others) - 1
 
 
 def measure(root: Path, size: Size, num_steps: int, *, background: bool = True) -> Blocks:
@@ -60,11 +68,12 @@ def measure(root: Path, size: Size, num_steps: int, *, background: bool = True) 
         run.saver.background = False
     blocks: dict[int, float] = {}
     clones: dict[int, float] = {}
-    seconds, steps = 0.0, training_steps(run, StopRequest())
+    seconds: dict[int, float] = {}
+    steps = training_steps(run, StopRequest())
     for step in range(1, num_steps):
         started = time.perf_counter()
         record = next(steps)
-        seconds += time.perf_counter() - started
+        seconds[step] = time.perf_counter() - started
         if step > SAVE_EVERY and step % SAVE_EVERY == 1:
             blocks[step] = record["checkpoint_stall_seconds"]
         elif step % SAVE_EVERY == SAVE_EVERY // 2:
@@ -84,10 +93,11 @@ def clone_seconds(run: Run) -> tuple[float, int]:
 
 def report(name: str, found: Blocks) -> bool:
     """Print every block beside the plain copy before it; whether the bar was met."""
-    print(f"{name}: state of {found.state_bytes / 1e6:.1f} MB, steps took {found.steps_seconds:.1f} s")
+    print(f"{name}: state of {found.state_bytes / 1e6:.1f} MB, steps took {sum(found.step_seconds.values()):.1f} s")
     for (step, block), clone in zip(found.blocks.items(), found.clones.values(), strict=False):
         print(f"  after step {step - 1:>5}: stood still {1e3 * block:8.2f} ms, a plain copy {1e3 * clone:8.2f} ms")
     print(f"  at the end: waited {1e3 * found.last_wait:.0f} ms for the last checkpoint (nothing left to train)")
+    print(f"  steps beside which a checkpoint is written take {found.slowdown:+.0%} (medians)")
     passed = found.share <= BAR
     print(f"  {'PASS' if passed else 'FAIL'}: {found.share:.3%} of the time of the steps (bar {BAR:.0%})")
     return passed
