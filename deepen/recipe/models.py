@@ -25,6 +25,7 @@ from deepen.settings import Amount, AmountSetting, Many, Settings
 from deepen.tokenize.config import TokenizeConfig
 from deepen.train.config import TrainConfig
 from deepen.train.tracking import TRACKERS, Tracker
+from deepen.train.watchdog import Watchdog
 
 
 def _is_time(amount: Amount | None) -> Amount | None:
@@ -99,6 +100,8 @@ class Machine(Settings):
     """For `deepen plan` and `limit.money`."""
     limit: Limit = Limit()
     """Time or money after which training stops."""
+    watchdog: Watchdog | None = Watchdog()
+    """What notices a step of training that does not end; null: nothing does."""
     tracking: Many[Annotated[Tracker, plug_from(TRACKERS)]] = ()
     """Where metrics go besides `metrics.jsonl`: `tensorboard`, `wandb`, `mlflow`. A tracker that fails is left out."""
 

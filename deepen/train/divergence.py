@@ -69,6 +69,7 @@ class LossTrend:
     since: int = 0
     """The step in which that began."""
     rise_then: float = 0.0
+    """The rise that it must be below by the end of the count: that of its beginning, or half of what was answered."""
 
     def add(self, settings: Divergence, step: int, nll_S: npt.NDArray[Any], labels_S: npt.NDArray[Any]) -> None:
         """Take in an applied step: sums of negative log-likelihoods (nats) and numbers of labels by source."""
@@ -123,8 +124,9 @@ class LossTrend:
         return self.steps_above >= settings.steps and self.rise >= self.rise_then
 
     def wait_again(self) -> None:
-        """Something was done about it: count anew."""
-        self.steps_above = 0
+        """Something was done about it: count anew, and expect that half of the rise goes by then."""
+        self.steps_above = min(self.steps_above, 1)
+        self.rise_then = self.rise / 2
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint keeps; infinity stands as null."""

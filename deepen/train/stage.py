@@ -56,6 +56,7 @@ def train(
     from deepen.train.saving import cannot_write
     from deepen.train.setup import prepare_run
     from deepen.train.start import check_objective
+    from deepen.train.watchdog import Watching
 
     check_unchanged(job.inputs["tokenize"], hashed="tokenizer/")  # another tokenizer would give the ids other meanings
     check_objective(config, job.inputs["tokenize"], job.inputs["mix"])
@@ -64,8 +65,9 @@ def train(
         begin_stage(job, stage="train", format_number=FORMAT, config=config)
     run = prepare_run(config, job, base, compute, watch, process)
     _check_checkpoints(config.save, run)
-    with stop_on_signal() as stop, run.saver:
-        steps = training_steps(run, stop)
+    watched = Watching(watch.watchdog, job.out, rank=process.rank)
+    with stop_on_signal() as stop, run.saver, watched as watching:
+        steps = training_steps(run, stop, watching)
         try:
             _follow(steps, run, config.batch_tokens)
         except OSError as error:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deepen.formats.decisions import Decision
     from deepen.formats.scores import CheckpointScores, Score
     from deepen.model.loss import LossModel
+    from deepen.train.watchdog import Watchdog
 
     Evaluate = Callable[[LossModel, int, int], list[Score]]
     """Scores of (model, step, tokens trained)."""
@@ -46,6 +47,8 @@ class Watch:
     """Gets the record of every step once all of it is done, with ``scores`` when the model was scored."""
     stop_after_seconds: float | None = None
     """Training time, earlier starts of the same run included, after which it saves and stops."""
+    watchdog: Watchdog | None = None
+    """What tells a step that is stuck; None: nothing does."""
 
 
 UNWATCHED = Watch()

@@ -132,6 +132,7 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
         watch=Watch(
             evaluate=evaluate,
             evaluate_every=setup.recipe.evaluate.every,
+            watchdog=setup.machine.watchdog,
             remix=replay_changes(job.inputs["mix"].path, job.out / "order"),
             forgetting_budget=setup.recipe.evaluate.forgetting.budget,
             log=open_trackers(tracking, job.out, setup.recipe.name),
