@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,8 +70,8 @@ def launch(command: Sequence[str], num_local: int, settings: Launch, folder: Pat
             raise _explained(folder, "stopped before the first step; nothing is lost", exit_code=3) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            text = f"rank {rank} ended by {_ended(failure.exitcode)}"
-            raise _explained(folder, f"{text}, and so did its {settings.max_restarts} restarts", 1) from None
+            text = f"rank {rank} on {socket.gethostname()} ended by {_ended(failure.exitcode)}"
+            raise _explained(folder, f"{text}; restarts: {settings.max_restarts}", 1) from None
     stopped = final_outcome(folder)
     if stopped is not None:
         raise RankError(stopped)
@@ -91,7 +92,7 @@ def cause_of(folder: Path) -> RankError | None:
 
 def _explained(folder: Path, otherwise: str, exit_code: int) -> Exception:
     found = cause_of(folder)
-    if found is not None:
+    if found is not None and not found.outcome.is_echo:
         return found
     error = TrainingError(otherwise, hint="run the same command again: it goes on from the last checkpoint")
     error.exit_code = exit_code

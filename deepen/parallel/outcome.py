@@ -36,6 +36,12 @@ class Outcome:
     at: float = 0.0
     """Seconds since the epoch."""
 
+    @property
+    def is_echo(self) -> bool:
+        """Whether it only says that a partner is gone."""
+        text = (self.message + self.details).lower()
+        return not self.final and any(word in text for word in _ECHOES)
+
 
 class RankError(DeepenError):
     """What one process of a training reported; carries its exit code."""
@@ -43,6 +49,7 @@ class RankError(DeepenError):
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(f"{outcome.name}: {outcome.message}" + outcome.details, hint=outcome.hint)
         self.exit_code = outcome.exit_code
+        self.outcome = outcome
 
 
 def outcome_of(error: BaseException, name: str, rank: int, restarts: int) -> Outcome:
@@ -72,7 +79,6 @@ def cause(outcomes: list[Outcome]) -> Outcome | None:
     first. None when nobody could say anything (killed)."""
 
     def weight(outcome: Outcome) -> tuple[bool, bool, bool, float]:
-        echo = any(word in (outcome.message + outcome.details).lower() for word in _ECHOES)
-        return (not outcome.final, bool(outcome.details), echo, outcome.at)
+        return (not outcome.final, outcome.is_echo, bool(outcome.details), outcome.at)
 
     return min(outcomes, key=weight, default=None)

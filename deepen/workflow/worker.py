@@ -193,7 +193,8 @@ def main() -> None:
         return
     if restarts and started.rank == 0:
         why = cause([outcome for outcome in read_outcomes(folder) if outcome.restarts == restarts - 1])
-        reason = f"{why.name}: {why.message}" if why is not None else "a process was killed"
+        known = why is not None and not why.is_echo
+        reason = f"{why.name}: {why.message}" if why is not None and known else "a process was killed or lost"
         say(f"train: all processes start again ({restarts}) after {reason}")
     try:
         carry_out(Path(sys.argv[1]))

@@ -117,24 +117,25 @@ def end(process: subprocess.Popen[str], root: Path, code: int = 0) -> str:
     return output
 
 
-def wait_for_step(root: Path, step: int, run: str = "tiny") -> None:
+def wait_for_step(root: Path, step: int) -> None:
     """Until ``metrics.jsonl`` has a step."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError):
-            if any(record["step"] >= step for record in metrics(root, run)):
+            if any(record["step"] >= step for record in metrics(root)):
                 return
         time.sleep(0.05)
     raise AssertionError(f"step {step} never came:\n{(root / 'output').read_text()[-5000:]}")
 
 
-def metrics(root: Path, run: str = "tiny") -> list[dict[str, Any]]:
+def metrics(root: Path, runs: str = "runs") -> list[dict[str, Any]]:
     """The records of a run without what depends on the clock."""
-    lines = (root / "runs" / run / "train/metrics.jsonl").read_text().splitlines()
+    lines = (root / runs / "tiny/train/metrics.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
 
 
-def losses(root: Path) -> list[float]:
-    found = metrics(root)
+def losses(root: Path, runs: str = "runs") -> list[float]:
+    """Of the ten steps of a run."""
+    found = metrics(root, runs)
     assert [record["step"] for record in found] == list(range(1, 11)), "no step is missing, none comes twice"
     return [record["loss"] for record in found]

@@ -88,7 +88,7 @@ def test_under_torchrun_rank_0_makes_the_data_stages_once(tmp_path: Path, alone:
 def test_accelerate_launch(root: Path, alone: list[float]) -> None:
     machine(root, TWO)
     accelerate = str(Path(sys.executable).with_name("accelerate"))
-    options = ["--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
     command = [accelerate, "launch", *options, f"--main_process_port={free_port()}", "-m", "deepen.cli", *TRAIN]
     output = finish(command, root)
     assert "starting 2 processes" not in output
