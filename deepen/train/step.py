@@ -6,7 +6,9 @@ model. Nothing here knows of runs, files or schedules.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +18,16 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from deepen.model.loss import LossModel
+from deepen.model.precision import bf16_copies
 from deepen.parallel.apply import SpreadModel
 from deepen.parallel.config import Compute
 from deepen.parallel.gradients import clip_spread
+from deepen.parallel.pipeline import PipelinedModel
 from deepen.parallel.process import Process
-from deepen.parallel.rows import agree, collect, rows_of, take
+from deepen.parallel.rows import NO_ROW, agree, collect, rows_of, take
 from deepen.train.batches import IGNORED, PADDING_TOKEN, Batch
 from deepen.train.groups import RowRate
+from deepen.train.new_rows import RowHold
 from deepen.train.optimizer import clip_gradients, set_learning_rate
 from deepen.train.spikes import not_finite
 
@@ -41,6 +46,8 @@ class Trainee:
     """Where it computes, and with whom."""
     row_rate: RowRate | None = None
     """Moves the rows of new tokens faster or slower than the rest."""
+    hold: RowHold | None = None
+    """While it is there, only the rows of new tokens move."""
 
     @property
     def device(self) -> torch.device:
@@ -74,11 +81,13 @@ def train_step(
     """
     num_valid = int((batch.labels_BT != IGNORED).sum())
     nll_B = gradients(trainee, batch, num_valid)
+    if trainee.hold is not None:
+        trainee.hold.keep_rows()
     gradient_norm = _clip(trainee)
     skipped = why_skip(float(nll_B.sum()) / max(1, num_valid), gradient_norm)
     if skipped is None:
         update(trainee, learning_rate)
-    trainee.optimizer.zero_grad(set_to_none=True)
+    trainee.model.zero_grad(set_to_none=True)  # also of what the optimizer does not move
     return StepResult(nll_B, num_valid, gradient_norm, skipped)
 
 
@@ -94,19 +103,43 @@ def gradients(trainee: Trainee, batch: Batch, num_valid: int) -> npt.NDArray[np.
     at_once = trainee.compute.rows_per_micro_batch(
         rows_per_batch=len(mine), sequence_length=sequence_length, device=process.device.type
     )
-    nll_rows: list[Tensor] = []
-    for begin in range(0, len(mine), at_once):
-        inputs = _inputs(batch, mine[begin : begin + at_once], process.device)
-        if isinstance(model, SpreadModel):
-            model.before_backward(is_last=begin + at_once >= len(mine))
-        with torch.autocast(process.device.type, torch.bfloat16, enabled=_autocasts(trainee)):
-            total, nll_BT = model(*inputs)
-        (total / max(1, num_valid)).backward()
-        nll_rows.append(nll_BT.sum(1, dtype=torch.float64))
-    if isinstance(model, SpreadModel):
+    if isinstance(model, PipelinedModel):
+        nll_mine = _through_stages(trainee, batch, mine, at_once, num_valid)
+    else:
+        nll_mine = _one_after_another(trainee, batch, mine, at_once, num_valid)
+    if isinstance(model, SpreadModel | PipelinedModel):
         model.finish_gradients()
-    nll_B = collect(torch.cat(nll_rows), num_rows, process)
-    return agree(nll_B, process).cpu().numpy()
+    return agree(collect(nll_mine, num_rows, process), process).cpu().numpy()
+
+
+def _one_after_another(
+    trainee: Trainee, batch: Batch, mine: npt.NDArray[np.int64], at_once: int, num_valid: int
+) -> Tensor:
+    """Micro-batches through the whole model; nats of each of ``mine``."""
+    model, device = trainee.model, trainee.device
+    nll_rows: list[Tensor] = []
+    with bf16_copies(model.model) if _makes_bf16(trainee) else nullcontext():
+        for begin in range(0, len(mine), at_once):
+            inputs = _inputs(batch, mine[begin : begin + at_once], device)
+            if isinstance(model, SpreadModel):
+                model.before_backward(is_last=begin + at_once >= len(mine))
+            total, nll_BT = model(*inputs)
+            (total / max(1, num_valid)).backward()
+            nll_rows.append(nll_BT.sum(1, dtype=torch.float64))
+    return torch.cat(nll_rows)
+
+
+def _through_stages(
+    trainee: Trainee, batch: Batch, mine: npt.NDArray[np.int64], at_once: int, num_valid: int
+) -> Tensor:
+    """Micro-batches of one size through a pipeline; nats of each of ``mine``."""
+    assert isinstance(trainee.model, PipelinedModel)
+    num_micro_batches = math.ceil(len(mine) / at_once)
+    padded = np.full(num_micro_batches * at_once, NO_ROW)
+    padded[: len(mine)] = mine
+    inputs = _inputs(batch, padded, trainee.device)
+    with bf16_copies(trainee.model.model) if _makes_bf16(trainee) else nullcontext():
+        return trainee.model.accumulate(inputs, num_micro_batches, num_valid)[: len(mine)]
 
 
 def _inputs(batch: Batch, rows: npt.NDArray[np.int64], device: torch.device) -> tuple[Tensor, ...]:
@@ -115,8 +148,8 @@ def _inputs(batch: Batch, rows: npt.NDArray[np.int64], device: torch.device) -> 
     return tuple(take(values, rows, padding).to(device, non_blocking=True) for values, padding in arrays)
 
 
-def _autocasts(trainee: Trainee) -> bool:
-    """Whether products are made bf16 as they come; FSDP gathers weights in bf16 instead."""
+def _makes_bf16(trainee: Trainee) -> bool:
+    """Whether weights are rounded to bf16 here for each step; FSDP gathers them so."""
     return trainee.precision == "bf16" and not trainee.process.is_sharded
 
 
@@ -126,7 +159,9 @@ def _clip(trainee: Trainee) -> float:
         return clip_gradients(trainee.optimizer, trainee.clip)
     parameters = (parameter for group in trainee.optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return clip_spread(gradients, trainee.clip, trainee.process)
+    repeated = trainee.model.repeated() if isinstance(trainee.model, PipelinedModel) else []
+    counted_elsewhere = [parameter.grad for parameter in repeated if parameter.grad is not None]
+    return clip_spread(gradients, trainee.clip, trainee.process, counted_elsewhere)
 
 
 def update(trainee: Trainee, learning_rate: float) -> None:
