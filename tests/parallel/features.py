@@ -1,0 +1,106 @@
+"""Short runs with one feature each, on any mesh: what a feature does must not depend on the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from deepen.evaluate.held_out import Encoded, likelihoods
+from deepen.formats.adapters import Adapters
+from deepen.model.adapters import add_adapters
+from deepen.model.loss import LossModel
+from deepen.model.neftune import add_noise
+from deepen.model.precision import keep_in_bf16
+from deepen.model.recompute import add_recompute
+from deepen.model.token_tables import token_tables
+from deepen.parallel.config import Compute, Mesh
+from deepen.parallel.process import set_up
+from deepen.train.groups import RowRate, freeze, rate_multiples
+from deepen.train.new_rows import RowHold
+from deepen.train.optimizer import build_optimizer
+from deepen.train.step import Trainee, train_step
+from tests.parallel.networks import CONFIG, VOCABULARY, batch_of, network, trainee_of
+
+STEPS = 6
+NEW_IDS = torch.tensor([3, 50, VOCABULARY + 1, VOCABULARY + 4])
+
+
+def grown(model: PreTrainedModel) -> None:
+    """A vocabulary of five more tokens, so that no number of processes divides it."""
+    with torch.random.fork_rng():
+        model.resize_token_embeddings(VOCABULARY + 5, mean_resizing=False)
+        torch.manual_seed(11)
+        for table in token_tables(model).values():
+            table.data[VOCABULARY:] = 0.1 * torch.randn_like(table.data[VOCABULARY:])
+
+
+def adapters(model: PreTrainedModel) -> None:
+    add_adapters(model, Adapters(rank=4, alpha=8.0, tables=("input",), base="x"), seed=3)
+    model.to(torch.float64)
+
+
+def frozen(model: PreTrainedModel) -> None:
+    freeze(model, ["model.layers.0.*", "model.embed_tokens.*"])
+
+
+FEATURES: dict[str, Callable[[PreTrainedModel], Any]] = {
+    "plain": lambda model: None,
+    "grown": grown,
+    "new_rows_first": grown,
+    "row_rate": grown,
+    "multiples": lambda model: None,
+    "lora": adapters,
+    "freeze": frozen,
+    "recompute": lambda model: add_recompute(model, "full"),
+    "selective": lambda model: add_recompute(model, "selective"),
+    "pure_bf16": keep_in_bf16,
+    "bf16": lambda model: None,
+    "neftune": lambda model: add_noise(model.get_input_embeddings(), 5.0),
+}
+
+
+def run_feature(feature: str, family: str, mesh: dict[str, Any] | None) -> dict[str, list[float]]:
+    """Losses, norms, nats of each row of the last batch, and held-out likelihoods after ``STEPS`` steps."""
+    process = set_up(Compute(device="cpu", threads=1), None if mesh is None else Mesh.model_validate(mesh))
+    model = network(family, torch.float32 if "bf16" in feature else torch.float64)
+    FEATURES[feature](model)
+    trainee = trainee_of(model, process, feature if "bf16" in feature else "fp32")
+    trainee = _with_groups(feature, trainee)
+    results = []
+    for step in range(STEPS):
+        if step == STEPS // 2 and trainee.hold is not None:
+            trainee = replace(trainee, optimizer=trainee.hold.release(), hold=None)
+        results.append(train_step(trainee, batch_of(step % 3, 5), 1e-2))
+    return {
+        "losses": [result.loss for result in results],
+        "norms": [result.gradient_norm for result in results],
+        "rows": results[-1].nll_B.tolist(),
+        "held_out": held_out(trainee.model),
+    }
+
+
+def _with_groups(feature: str, trainee: Trainee) -> Trainee:
+    """Optimizer and rows as the feature has them."""
+    model = trainee.model.model
+    if feature == "multiples":
+        multiples = rate_multiples(model, embeddings=0.5, head=2.0)
+        return replace(trainee, optimizer=build_optimizer(model, CONFIG, multiples))
+    if feature == "row_rate":
+        return replace(trainee, row_rate=RowRate(list(token_tables(model).values()), NEW_IDS, 3.0))
+    if feature == "new_rows_first":
+        hold = RowHold(model, NEW_IDS, trainee.optimizer)
+        return replace(trainee, optimizer=hold.optimizer, hold=hold)
+    return trainee
+
+
+def held_out(model: LossModel) -> list[float]:
+    """Nats of documents of many lengths, in windows, as the probe measures them."""
+    random = np.random.default_rng(9)
+    documents = [Encoded(random.integers(1, 90, length).astype(np.int32), 1, length) for length in (2, 9, 31, 40, 77)]
+    found: list[float] = likelihoods(model, documents, context=24, stride=0.5).tolist()
+    return found

@@ -1,0 +1,70 @@
+"""Every feature gives the same numbers on every layout that is not refused (docs/parallel.md has the table)."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parallel.features import FEATURES, run_feature
+from tests.parallel.gang import run_gang
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "DDP2": {"replicate": 2}, "FSDP2": {"shard": 2}, "TP2": {"tensor": 2}, "CP2": {"context": 2},
+}  # fmt: skip
+REFUSED = {("lora", "TP2"), ("neftune", "CP2")}
+RANDOM = {"neftune"}
+"""Other rows get other noise, so numbers are near and not equal."""
+ROUNDED = {"bf16", "pure_bf16"}
+CELLS = [
+    (feature, layout, "qwen2" if number % 2 else "llama")
+    for number, feature in enumerate(FEATURES)
+    for layout in LAYOUTS
+    if (feature, layout) not in REFUSED
+]
+QUICK = [("new_rows_first", "FSDP2", "qwen2"), ("lora", "FSDP2", "llama"), ("row_rate", "TP2", "llama")]
+
+
+@cache
+def alone(feature: str, family: str) -> dict[str, list[float]]:
+    return run_feature(feature, family, None)
+
+
+def bound_of(feature: str, values: str) -> float:
+    """fp64 without luck or rounding: 1e-9. bfloat16 has 8 bits: 2e-2 of a loss, more of a norm."""
+    if feature in RANDOM | ROUNDED:
+        return 0.2 if values == "norms" else 3e-2
+    return 1e-9
+
+
+def check(cells: list[tuple[str, str, str]], folder: Path) -> None:
+    if any(feature == "lora" for feature, *_ in cells):
+        pytest.importorskip("peft")
+    jobs = {"/".join(cell): (run_feature, (cell[0], cell[2], LAYOUTS[cell[1]])) for cell in cells}
+    found = run_gang(2, jobs, folder)
+    wrong = []
+    for cell in cells:
+        expected = alone(cell[0], cell[2])
+        for rank in found["/".join(cell)]:
+            for name, values in expected.items():
+                if rank[name] != pytest.approx(values, rel=bound_of(cell[0], name)):
+                    wrong.append(f"{'/'.join(cell)}: {name} {rank[name]} instead of {values}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_features_give_the_same_numbers_on_every_layout(tmp_path: Path) -> None:
+    check(QUICK, tmp_path)
+
+
+@pytest.mark.slow
+def test_all_features_give_the_same_numbers_on_every_layout(tmp_path: Path) -> None:
+    check(CELLS, tmp_path)
+
+
+def test_features_do_something() -> None:
+    """No feature would pass by being left out."""
+    plain = alone("plain", "llama")
+    for feature in ("row_rate", "multiples", "new_rows_first", "freeze"):
+        assert alone(feature, "llama")["losses"] != pytest.approx(plain["losses"], rel=1e-6), feature
