@@ -23,6 +23,9 @@ class Compute(Settings):
     """CPU threads of the matrix products; ``auto``: one per core. Bit-equal resume needs the same number."""
     micro_batch_rows: Literal["auto"] | _Positive = "auto"
     """Rows per forward pass; ``auto``: about 4,096 tokens on a CPU, 16,384 on a GPU. Smaller needs less memory."""
+    shrink_on_oom: bool = True
+    """When memory runs out in a step, do it again with half as many rows at once, and go on so: the same results up to
+    rounding. ``false``: stop, saying what takes the memory. One process only."""
     background_saves: bool = True
     """Write checkpoints while training goes on. Takes host memory for a copy of weights and moments (12 bytes per
     parameter); the files are the same in every byte, so it is the machine's matter and not the recipe's."""

@@ -32,13 +32,14 @@ from deepen.train.divergence import Divergence, LossTrend
 from deepen.train.flops import Flops
 from deepen.train.interrupt import StopRequest, stopped
 from deepen.train.marks import marks_of
+from deepen.train.memory import step_within_memory
 from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.prefetch import Prefetch
 from deepen.train.records import speed_record, step_record
 from deepen.train.saving import Saver
 from deepen.train.schedules import Schedule, Shape
 from deepen.train.spikes import RecentSteps, SkipSpikes, spike
-from deepen.train.step import StepResult, Trainee, train_step
+from deepen.train.step import StepResult, Trainee
 from deepen.train.watch import Watch
 from deepen.train.watchdog import Watching
 
@@ -144,7 +145,7 @@ def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None
         learning_rate = run.peak_learning_rate * run.schedule.multiplier(progress.step, run.shape)
         learning_rate *= run.new_rows.factor(progress.step, run.shape) * progress.rate_factor
         why_skip = _why_skip(run, batch_index)
-        result = train_step(run.trainee, batch, learning_rate, why_skip)
+        run, result = step_within_memory(run, batch, learning_rate, why_skip)
         _advance(run, batch_index, batch, result)
         watching.step_ends()
 
