@@ -5,10 +5,17 @@ FSDP and whole copies take any model with a list of layers; sharing matrices, ro
 
 from __future__ import annotations
 
-TENSOR = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"})
+_PLAIN = frozenset(
+    {
+        "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "smollm3", "granite", "starcoder2", "cohere",
+        "cohere2", "olmo", "phi", "arcee", "nemotron", "ernie4_5",
+    }
+)  # fmt: skip
+
+TENSOR = _PLAIN
 """Model types whose plan in transformers cuts attention by heads and nothing else that is special."""
 
-CONTEXT = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"})
+CONTEXT = _PLAIN
 """Model types in which only attention looks from one position to another, through transformers' attention interface."""
 
 PIPELINE = frozenset(

@@ -39,15 +39,16 @@ class Flops:
         return num_tokens * per_token / seconds
 
 
-def flops_of(model: PreTrainedModel, device: torch.device) -> Flops:
-    """The arithmetic of ``model``, frozen as it now is, on ``device``."""
+def flops_of(model: PreTrainedModel, device: torch.device, num_devices: int = 1) -> Flops:
+    """The arithmetic of ``model``, frozen as it now is, on ``num_devices`` like ``device``."""
     try:
         architecture = architecture_from_config(model.config.to_dict())
     except (KeyError, TypeError):
         architecture = None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     added = sum(parameter.numel() for name, parameter in model.named_parameters() if is_adapter(name))
-    return Flops(architecture, peak_bf16(name), _frozen(model), added)
+    peak = peak_bf16(name)
+    return Flops(architecture, peak and num_devices * peak, _frozen(model), added)
 
 
 def _frozen(model: PreTrainedModel) -> int:

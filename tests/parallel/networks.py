@@ -31,7 +31,8 @@ _SHAPE: dict[str, Any] = {
 def network(family: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     """A random model of ``family``; qwen2 with a tied head."""
     tied = family in {"qwen2", "gemma3_text"}
-    config = AutoConfig.for_model(family, **_SHAPE, tie_word_embeddings=tied, use_cache=False)
+    window = {"sliding_window": 7} if family in {"mistral", "starcoder2", "gemma3_text", "cohere2"} else {}
+    config = AutoConfig.for_model(family, **_SHAPE, **window, tie_word_embeddings=tied, use_cache=False)
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
     for parameter in model.parameters():  # as after some training: nothing is zero, norms are not one
