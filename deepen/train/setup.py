@@ -92,7 +92,8 @@ def prepare_run(
     checked = checked_in_place_of(loss_model, base, compute, process) if streamed else loss_model
     _check_model(checked, batches.sequence_length)
     _parts(config, model)
-    flops = flops_of(model, process.device, process.world_size)  # before new rows go first, which freezes the rest for a while
+    # Before new rows go first, which freezes the rest for a while.
+    flops = flops_of(model, process.device, process.world_size)
     prepare_layers(loss_model, compute, process)
     loss_model = spread(loss_model, process, resolved.precision)
     if streamed:
