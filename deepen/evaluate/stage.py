@@ -19,6 +19,7 @@ from deepen.evaluate.compare import compare, status
 from deepen.evaluate.config import EvaluateConfig, Probe
 from deepen.evaluate.likelihoods import NOT_FINITE, read_likelihoods, summary, write_likelihoods
 from deepen.evaluate.material import Material, for_the_base, material_of
+from deepen.evaluate.statistics import adjusted
 from deepen.formats.atomic import FileEntry, entry_of
 from deepen.formats.checkpoints import (
     CheckpointInfo,
@@ -123,7 +124,7 @@ def in_loop_evaluator(
             found += compare(
                 table, measured, material.abilities, probe=probe.use, seed=seed, resamples=_IN_LOOP_RESAMPLES
             )
-        return found
+        return adjusted(found)
 
     return score
 
@@ -183,7 +184,7 @@ def _compared(config: EvaluateConfig, job: StageJob, material: Material, info: C
         ours = read_likelihoods(job.out / likelihood_file(probe, info.step))
         _say_not_finite(ours, info.step)
         scores += compare(theirs, ours, material.abilities, probe=probe.use, seed=job.seed)
-    return CheckpointScores(step=info.step, tokens=read_state(info)["tokens"], scores=tuple(scores))
+    return CheckpointScores(step=info.step, tokens=read_state(info)["tokens"], scores=tuple(adjusted(scores)))
 
 
 def _statuses(

@@ -22,6 +22,12 @@ class Score(Settings):
     """Relative to the baseline, for example -0.12: 12 % fewer bits per byte."""
     interval: tuple[float, float] | None = None
     """95 % bootstrap interval of ``difference``, clustered by document; None when it was not computed."""
+    minimum_detectable: float | None = None
+    """The smallest change that these items would show 8 times in 10 at a level of 5 %; None without an interval."""
+    p_value: float | None = None
+    """Two-sided p-value of no change, from the same redraws as the interval."""
+    significant: bool | None = None
+    """Whether the change is one when all tasks of the checkpoint are tested together (Holm, 5 %)."""
     higher_is_better: bool
     items: int
     """Documents (or questions) behind the value."""
