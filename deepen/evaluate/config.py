@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from deepen.errors import Problem
+from deepen.evaluate.forgetting import Forgetting
 from deepen.evaluate.probes.answers import ExactAnswer, Facts
 from deepen.evaluate.probes.choices import Cloze, MultipleChoice
 from deepen.evaluate.probes.held_out import HeldOut
@@ -22,15 +23,6 @@ PROBES: dict[str, type[Probe]] = {
     "exact_answer": ExactAnswer,
     "facts": Facts,
 }
-
-
-class Forgetting(Settings):
-    """How much of the kept ability may be lost."""
-
-    budget: Share = 0.03
-    """Largest allowed relative rise of the kept sources' bits per byte, or drop of the accuracy of a kept probe. 3 % is
-    deepen's own default: far above the noise of a few hundred held-out documents, below what users of the model notice
-    first. Answers in the literature range from none to much more, so state your own."""
 
 
 ProbeSetting = Annotated[Probe, plug_from(PROBES)]

@@ -214,9 +214,9 @@ class Forgetting(Settings):
     """How much of the kept ability may be lost, and what is done about it during training."""
 
     budget: Share = 0.03
-    """Largest allowed relative rise of the kept sources' bits per byte. 3 % is deepen's own default: far above the
-    noise of a few hundred held-out documents, below what users of the model notice first. Answers in the literature
-    range from none to much more, so state your own."""
+    """Largest allowed relative rise of the kept sources' bits per byte, or drop of the accuracy of a kept probe. 3 % is
+    deepen's own default: far above the noise of a few hundred held-out documents, below what users of the model notice
+    first. Answers in the literature range from none to much more, so state your own."""
     actions: Many[Annotated[Action, plug_from(ACTIONS)]] = ()
     """What the monitor does when the budget is broken, in this order; empty: it only watches."""
     patience: Annotated[Count, Field(ge=1)] = 2
