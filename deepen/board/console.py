@@ -17,6 +17,7 @@ from deepen.progress import readable
 if TYPE_CHECKING:
     from deepen.recipe.explain import Explanation
     from deepen.workflow.account import AccountLine
+    from deepen.workflow.diagnosis import Finding
     from deepen.workflow.lineage import StageStatus
 
 _EXAMPLE_CHARACTERS = 100
@@ -40,6 +41,15 @@ def print_status(run: Path, stages: Iterable[StageStatus]) -> None:
         for s in stages
     ]
     print_table(str(run), "stage, state, identity, made from, bytes, when or where", rows)
+
+
+def print_findings(run: Path, findings: Sequence[Finding], looked_for: Iterable[str]) -> None:
+    """Print what went wrong in a run, or that nothing did."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not findings:
+        console.print(f"{run}: nothing found; looked for {', '.join(looked_for)}")
+    for finding in findings:
+        console.print(f"{finding.name}\n  evidence: {finding.evidence}\n  remedy:   {finding.remedy}")
 
 
 def print_account(lines: Iterable[AccountLine]) -> None:

@@ -46,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "branch": running.branch,
     "demo": running.demo,
     "status": looking.status,
+    "diagnose": looking.diagnose,
     "account": looking.account,
     "verify": looking.verify,
     "show": looking.show,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from deepen.board.console import print_account, print_pair, print_row, print_status, print_table
+from deepen.board.console import print_account, print_findings, print_pair, print_row, print_status, print_table
 from deepen.cli.options import JsonOption, RunArgument, print_json, write_report
 from deepen.errors import DeepenError
 
@@ -22,6 +22,18 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
         print_json([{**vars(row), "inputs": {k: v.fingerprint for k, v in row.inputs.items()}} for row in rows])
     else:
         print_status(run, rows)
+
+
+def diagnose(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Say what went wrong in a run: evidence and remedy for each finding."""
+    from deepen.workflow.diagnosis import RULES, case_of
+    from deepen.workflow.diagnosis import diagnose as findings_of
+
+    findings = findings_of(case_of(run))
+    if as_json:
+        print_json({"findings": [vars(finding) for finding in findings]})
+    else:
+        print_findings(run, findings, RULES)
 
 
 def account(run: RunArgument, as_json: JsonOption = False) -> None:
