@@ -21,11 +21,13 @@ from deepen.formats.yaml_text import read_yaml
 from deepen.progress import readable
 from deepen.workflow.account import account
 from deepen.workflow.batches import open_order, shares_over_time
+from deepen.workflow.diagnosis import RULES, case_of, diagnose
 from deepen.workflow.lineage import StageStatus, status
 from deepen.workflow.preview import examples
 from deepen.workflow.stages import finished_stages
 
 _MOST_STEPS = 200
+_FINDING = ("finding", "evidence", "remedy")
 
 
 def write_report(run: Path) -> Path:
@@ -100,6 +102,7 @@ def _sections(
     if "select" in stages:
         yield from _outcome_sections(run, recipe, stages)
     if "train" in stages:
+        yield _diagnosis_section(run)
         metrics = list(read_records(stages["train"].path / "metrics.jsonl"))
         body = charts.loss_chart(metrics) + charts.learning_rate_chart(metrics)
         yield Section("Training", "Loss of every step and smoothed; learning rate and gradient norm below.", body)
@@ -113,6 +116,14 @@ def _sections(
     yield _lineage_section(rows)
     text = (run / "recipe.yaml").read_text()
     yield Section("Recipe", "With every default written out.", preformatted("show recipe.yaml", text))
+
+
+def _diagnosis_section(run: Path) -> Section:
+    """What went wrong, or what was looked for in vain."""
+    found = [(finding.name, finding.evidence, finding.remedy) for finding in diagnose(case_of(run))]
+    if not found:
+        return Section("Diagnosis", f"Nothing found. Looked for: {', '.join(RULES)}.", "")
+    return Section("Diagnosis", "What went wrong, by what one sees it, and what to do.", table(_FINDING, found))
 
 
 def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str, Artifact]) -> Iterator[Section]:

@@ -224,7 +224,7 @@ def _imbalance(case: Case) -> Iterator[Finding]:
 
 
 def _paid_by(case: Case) -> Iterator[Finding]:
-    """Trained sources that surely got worse while others improved; where all that was kept suffers, it is forgetting."""
+    """Trained sources that surely got worse while others improved; where all of the kept suffers, it is forgetting."""
     last = case.scores[-1] if case.scores and not any(_forgetting(case)) else None
     known = [*_of_sources(last, "new"), *_of_sources(last, "kept")] if last else []
     trained = [score for score in known if score.interval and _token_share(case, _name(score)) > 0]
