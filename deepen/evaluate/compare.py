@@ -129,10 +129,12 @@ def _mean_score(members: list[Score], probe: str, change: Change) -> Score:
 def status(kept: Score | None, budget: float, *, measured: bool) -> str:
     """``ok``, ``warning`` (the estimate is over the budget) or ``breach`` (surely over it).
 
-    Without a score: ``not finite`` if kept documents were ``measured``, else ``not measured``.
+    The budget is a relative rise of bits per byte or drop of accuracy. Without a score: ``not finite`` if the kept
+    ability was ``measured``, else ``not measured``.
     """
     if kept is None:
         return "not finite" if measured else "not measured"
-    if kept.interval is not None and kept.interval[0] > budget:
+    interval = kept.loss_interval
+    if interval is not None and interval[0] > budget:
         return "breach"
-    return "warning" if kept.difference > budget else "ok"
+    return "warning" if kept.loss > budget else "ok"

@@ -13,7 +13,8 @@ class Score(Settings):
     """One probe's result for one model, compared with the base on the same items."""
 
     probe: str
-    """``held_out:SOURCE``: bits per byte of one source's held-out documents; ``held_out``: mean of an ability."""
+    """``held_out:SOURCE``: bits per byte of one source's held-out documents; ``held_out``: mean of an ability. Of other
+    probes ``NAME:TASK`` for each of several tasks, and ``NAME``."""
     ability: Ability
     """Domain sources measure what is new; replay and watch sources what must be kept."""
     value: float
@@ -32,6 +33,20 @@ class Score(Settings):
     items: int
     """Documents (or questions) behind the value."""
     unit: str = "bits per byte"
+    relative: bool = True
+    """Whether ``difference`` is relative to the baseline; False: the plain difference (the base has nothing right)."""
+
+    @property
+    def loss(self) -> float:
+        """``difference`` turned so that more is worse: rise of bits per byte, drop of accuracy."""
+        return -self.difference if self.higher_is_better else self.difference
+
+    @property
+    def loss_interval(self) -> tuple[float, float] | None:
+        """``interval`` of ``loss``."""
+        if self.interval is None or not self.higher_is_better:
+            return self.interval
+        return -self.interval[1], -self.interval[0]
 
 
 class CheckpointScores(Settings):
@@ -41,6 +56,8 @@ class CheckpointScores(Settings):
     tokens: int
     """Tokens trained when the checkpoint was made."""
     scores: Many[Score]
+    failed: dict[str, str] = {}
+    """Probes that could not be measured, with the reason."""
 
     def of(self, probe: str, ability: Ability) -> Score | None:
         """The score of ``probe`` for ``ability``, if it was measured."""

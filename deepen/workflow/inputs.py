@@ -63,7 +63,9 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
     frozen = recipe.curate.held_out.from_run
     if frozen is not None:
         raw_inputs["held_out"] = _held_out_of_run(Path(frozen))
-    raw_inputs |= _probes(recipe, run) | _tokenize_files(recipe, run) | _fixed_rows(recipe, pins, run)
+    raw_inputs |= (
+        _probes(recipe, run) | _probe_files(recipe, run) | _tokenize_files(recipe, run) | _fixed_rows(recipe, pins, run)
+    )
     return Setup(recipe, machine, base, sources, raw_inputs)
 
 
@@ -73,6 +75,19 @@ def _probes(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
     cache = HashCache(hash_cache(run))
     files = [path for step in steps for path in probe_files(step.against)]
     entries = {f"probe:{path}": InputEntry(path=str(path), fingerprint=cache.hash(path)) for path in files}
+    if entries:
+        cache.save()
+    return entries
+
+
+def _probe_files(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
+    """What each probe of the evaluation reads, by the contents of its files."""
+    cache, entries = HashCache(hash_cache(run)), dict[str, InputEntry]()
+    for probe in recipe.evaluate.all_probes:
+        paths = [Path(path).expanduser() for path in probe.files()]
+        if paths:
+            mark = fingerprint("probe_files", 1, [cache.hash(path) for path in paths], {})
+            entries[f"probe_files:{probe.label}"] = InputEntry(path=str(paths[0]), fingerprint=mark)
     if entries:
         cache.save()
     return entries
