@@ -11,6 +11,7 @@ from deepen.errors import Problem
 from deepen.evaluate.forgetting import Forgetting
 from deepen.evaluate.probes.answers import ExactAnswer, Facts
 from deepen.evaluate.probes.choices import Cloze, MultipleChoice
+from deepen.evaluate.probes.harness import LmEval
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.probe import Probe
 from deepen.plug import plug_from
@@ -22,6 +23,7 @@ PROBES: dict[str, type[Probe]] = {
     "cloze": Cloze,
     "exact_answer": ExactAnswer,
     "facts": Facts,
+    "lm_eval": LmEval,
 }
 
 
