@@ -74,6 +74,11 @@ class Action(Plug):
     times: Annotated[int, Field(ge=1)] = 1
     """How often before the next action of the list is taken."""
 
+    @property
+    def action(self) -> str:
+        """Name of what the training loop is told to do."""
+        return self.use
+
     @abstractmethod
     def details(self, situation: Situation) -> dict[str, Any] | str:
         """What is to be done, for the training loop; or, as text, why it cannot be done."""
@@ -96,10 +101,11 @@ class MoreReplay(Action):
     """The domain share is not lowered beyond this, or the run would no longer be about the domain. Our choice."""
 
     def details(self, situation: Situation) -> dict[str, Any] | str:
-        """The new domain share."""
+        """The points, and the domain share that they lead to."""
         if situation.domain_share <= self.at_least:
             return f"the domain share is {situation.domain_share:.0%} already, and {self.at_least:.0%} is the least"
-        return {"domain_share": round(max(self.at_least, situation.domain_share - self.by), 6)}
+        by = min(self.by, situation.domain_share - self.at_least)
+        return {"by": round(by, 6), "domain_share": round(situation.domain_share - by, 6)}
 
     def never(self, circumstances: Circumstances) -> str | None:
         """Without replay, in Megatron's order, or with a small domain share already."""
@@ -123,7 +129,7 @@ class LowerLearningRate(Action):
 
     def details(self, situation: Situation) -> dict[str, Any] | str:
         """The factor."""
-        return {"factor": self.to}
+        return {"to": self.to}
 
     def never(self, circumstances: Circumstances) -> str | None:
         """Always possible."""
@@ -138,9 +144,14 @@ class _Strengthen(Action):
     times: Annotated[int, Field(ge=1)] = 2
     """How often at most."""
 
+    @property
+    def action(self) -> str:
+        """One action for all penalties."""
+        return "strengthen"
+
     def details(self, situation: Situation) -> dict[str, Any] | str:
         """Which penalty, and the factor."""
-        return {"penalty": self.use, "factor": self.by}
+        return {"penalty": self.use, "by": self.by}
 
     def never(self, circumstances: Circumstances) -> str | None:
         """Without the penalty there is nothing to strengthen."""
@@ -160,15 +171,15 @@ class StrengthenKl(_Strengthen):
 
 
 class Rewind(Action):
-    """Back to the last checkpoint inside the budget; the batches since then are passed over."""
+    """Back to the weights of the last checkpoint inside the budget; the batches since then are passed over."""
 
     use: Literal["rewind"] = "rewind"
 
     def details(self, situation: Situation) -> dict[str, Any] | str:
-        """The step to go back to."""
+        """Only a checkpoint inside the budget will do; the loop finds it."""
         if situation.last_good_step is None:
             return "no evaluated checkpoint is inside the budget"
-        return {"to_step": situation.last_good_step}
+        return {"good_only": True}
 
     def never(self, circumstances: Circumstances) -> str | None:
         """Evaluated steps always have a checkpoint."""

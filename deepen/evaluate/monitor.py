@@ -17,7 +17,6 @@ from deepen.formats.scores import CheckpointScores, Score
 State = Literal["ok", "warning", "breach", "unknown"]
 
 BY = "forgetting"
-LESS_REPLAY = "less_replay"
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,15 @@ class Decision:
 
     step: int
     action: str
-    by: str
     reason: str
+    by: str = BY
     details: dict[str, Any] = field(default_factory=dict)
-    skipped: str | None = None
+    cannot: str | None = None
     """Why it could not be done."""
+    batch: int = 0
+    """The first batch that it holds for; filled in by the loop."""
+    parent_step: int = 0
+    """The newest checkpoint then; filled in by the loop."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def decide(
     if not found or not settings.actions or found[-1].loss is None:
         return []
     mine = [one for one in decisions if one.by == BY]
-    applied = [one for one in mine if one.skipped is None]
+    applied = [one for one in mine if one.cannot is None]
     if applied and applied[-1].step >= found[-1].step:
         return []
     reason = why_act(found, applied[-1].step if applied else None, settings, plan)
@@ -191,24 +194,41 @@ def _next_action(
             continue
         details = action.details(situation)
         if not isinstance(details, str):
-            yield Decision(step, action.use, BY, reason, details)
+            yield _decision(step, action, reason, details)
             return
-        yield Decision(step, action.use, BY, reason, {}, skipped=details)
+        yield _decision(step, action, reason, _which(action), cannot=details)
+
+
+def _decision(step: int, action: Action, reason: str, details: dict[str, Any], cannot: str | None = None) -> Decision:
+    return Decision(step=step, action=action.action, by=BY, reason=reason, details=details, cannot=cannot)
+
+
+def _which(action: Action) -> dict[str, Any]:
+    """What tells apart actions that have one name for the loop."""
+    return {"penalty": action.use} if action.action == "strengthen" else {}
 
 
 def uses_left(action: Action, decisions: Sequence[Decision]) -> int:
     """How often the action may still be taken; never again once it could not be."""
-    mine = [one for one in decisions if one.by == BY]
-    if any(one.skipped is not None for one in mine if one.action == action.use):
+    mine = [
+        one
+        for one in decisions
+        if one.by == BY
+        and one.action == action.action
+        and all(one.details.get(key) == value for key, value in _which(action).items())
+    ]
+    if any(one.cannot is not None for one in mine):
         return 0
-    taken = sum(one.action == action.use for one in mine)
-    given_back = sum(one.action == LESS_REPLAY for one in mine) if action.use == "more_replay" else 0
-    return action.times - taken + given_back
+    return action.times - sum(-1 if _gives_back(one) else 1 for one in mine)
+
+
+def _gives_back(decision: Decision) -> bool:
+    return decision.action == "more_replay" and decision.details["by"] < 0
 
 
 def share_in_force(step: int, decisions: Sequence[Decision], plan: Plan) -> float:
     """The share of domain tokens: of the newest decision about it, else as planned."""
-    shares = [one.details["domain_share"] for one in decisions if "domain_share" in one.details and not one.skipped]
+    shares = [one.details["domain_share"] for one in decisions if "domain_share" in one.details and not one.cannot]
     return float(shares[-1]) if shares else plan.domain_share(step)
 
 
@@ -216,7 +236,7 @@ def _relaxed(
     found: Sequence[Reading], decisions: Sequence[Decision], settings: Forgetting, plan: Plan
 ) -> list[Decision]:
     """Replay given back when there was slack for long enough, and enough of the run is left to correct it."""
-    applied = [one for one in decisions if one.by == BY and one.skipped is None]
+    applied = [one for one in decisions if one.by == BY and one.cannot is None]
     give = next((action for action in settings.actions if action.use == "more_replay"), None)
     if give is None or not applied or settings.relax == 0:
         return []
@@ -227,6 +247,7 @@ def _relaxed(
     share, planned = share_in_force(now.step, decisions, plan), plan.domain_share(now.step)
     if calm < settings.relax_after or left < 2 * settings.patience or share >= planned:
         return []
-    back = {"domain_share": round(min(planned, share + getattr(give, "by", 0.0)), 6)}
+    by = min(planned - share, getattr(give, "by", 0.0))
     reason = f"the kept ability lost {now.loss:.2%}, in {calm} evaluations less than {settings.relax:.0%} of the budget"
-    return [Decision(now.step, LESS_REPLAY, BY, reason, back)]
+    back = {"by": round(-by, 6), "domain_share": round(share + by, 6)}
+    return [_decision(now.step, give, reason, back)]

@@ -61,7 +61,7 @@ def test_it_never_acts_inside_the_budget(losses: list[float], width: float | Non
 def test_every_action_follows_an_evaluation_over_the_budget(losses: list[float], width: float | None) -> None:
     for one in followed(history(losses, width), settings()):
         loss = losses[one.step // 10 - 1]
-        assert loss <= BUDGET / 2 if one.action == "less_replay" else loss > BUDGET
+        assert loss <= BUDGET / 2 if one.details.get("by", 1) < 0 else loss > BUDGET
 
 
 @given(LOSSES, WIDTHS, st.floats(0, 0.1))
@@ -88,7 +88,7 @@ def test_nothing_is_decided_twice_for_a_step(losses: list[float], width: float |
     scores = history(losses, width)
     made = followed(scores, settings())
     assert decide(scores, made, settings(), PLAN) == []
-    applied = [one.step for one in made if one.skipped is None]
+    applied = [one.step for one in made if one.cannot is None]
     assert len(set(applied)) == len(applied)
 
 
@@ -104,8 +104,8 @@ def test_the_whole_ladder() -> None:
     made = followed(history([0.01] + [0.06] * 19), settings())
     assert [one.action for one in made] == [*["more_replay"] * 3, *["lower_learning_rate"] * 2, "rewind", "stop"]
     assert [one.details for one in made] == [
-        {"domain_share": 0.8}, {"domain_share": 0.7}, {"domain_share": 0.6}, {"factor": 0.5}, {"factor": 0.5},
-        {"to_step": 10}, {},
+        {"by": 0.1, "domain_share": 0.8}, {"by": 0.1, "domain_share": 0.7}, {"by": 0.1, "domain_share": 0.6},
+        {"to": 0.5}, {"to": 0.5}, {"good_only": True}, {},
     ]  # fmt: skip
     assert [one.step for one in made] == [20, 40, 60, 80, 100, 120, 140]  # two evaluations to work
     assert "6.00%" in made[0].reason and "3.00%" in made[0].reason
@@ -142,8 +142,8 @@ def test_a_warning_ends_well_inside_the_budget() -> None:
 
 def test_replay_is_given_back_when_there_is_slack() -> None:
     made = followed(history([0.05, 0.02, *[0.01] * 12]), settings())
-    assert [(one.step, one.action) for one in made] == [(10, "more_replay"), (50, "less_replay")]
-    assert made[1].details == {"domain_share": 0.9}  # and never more than was planned
+    assert [(one.step, one.action) for one in made] == [(10, "more_replay"), (50, "more_replay")]
+    assert made[1].details == {"by": -0.1, "domain_share": 0.9}  # and never more than was planned
     assert followed(history([0.05, 0.02, *[0.01] * 12]), settings(relax=0)) == made[:1]
 
 
@@ -155,17 +155,19 @@ def test_replay_is_not_given_back_near_the_end() -> None:
 def test_an_action_that_cannot_be_taken_is_told_and_the_next_is_taken() -> None:
     low = Plan(200, ((0, 0.2),))
     made = decide(history([0.05]), [], settings(), low)
-    assert [(one.action, one.skipped is None) for one in made] == [
+    assert [(one.action, one.cannot is None) for one in made] == [
         ("more_replay", False),
         ("lower_learning_rate", True),
     ]
-    assert "30% is the least" in str(made[0].skipped)
+    assert "30% is the least" in str(made[0].cannot)
 
 
 def test_what_the_loop_could_not_do_is_followed_by_the_next_action() -> None:
     scores = history([0.05])
     first = decide(scores, [], settings(), PLAN)[0]
-    refused = Decision(first.step, first.action, first.by, first.reason, first.details, skipped="no replay is left")
+    refused = Decision(
+        step=first.step, action=first.action, by=first.by, reason="", details=first.details, cannot="no rows left"
+    )  # fmt: skip
     assert [one.action for one in decide(scores, [refused], settings(), PLAN)] == ["lower_learning_rate"]
     only = settings(actions=["more_replay"])
     assert len(followed(history([0.05] * 9), only, Plan(200, ((0, 0.1),)))) == 1  # it is told once
@@ -173,18 +175,27 @@ def test_what_the_loop_could_not_do_is_followed_by_the_next_action() -> None:
 
 def test_a_rewind_without_a_good_checkpoint_is_no_rewind() -> None:
     made = decide(history([0.05]), [], settings(actions=["rewind", "stop"]), PLAN)
-    assert [(one.action, bool(one.skipped)) for one in made] == [("rewind", True), ("stop", False)]
+    assert [(one.action, bool(one.cannot)) for one in made] == [("rewind", True), ("stop", False)]
+
+
+def test_each_penalty_is_strengthened_by_its_own_count() -> None:
+    made = followed(history([0.05] * 10), settings(actions=["ewc", {"use": "kl", "by": "3x", "times": 1}]))
+    assert [(one.action, one.details) for one in made] == [
+        ("strengthen", {"penalty": "ewc", "by": 2.0}),
+        ("strengthen", {"penalty": "ewc", "by": 2.0}),
+        ("strengthen", {"penalty": "kl", "by": 3.0}),
+    ]
 
 
 def test_others_decisions_are_not_its_own() -> None:
-    lowered = Decision(10, "lower_learning_rate", "divergence", "loss rises", {"factor": 0.5})
+    lowered = Decision(step=10, action="lower_learning_rate", by="divergence", reason="", details={"to": 0.5})
     assert [one.action for one in decide(history([0.05]), [lowered], settings(), PLAN)] == ["more_replay"]
 
 
 def test_the_share_that_a_curriculum_plans_is_lowered() -> None:
     plan = Plan(200, ((0, 0.4), (20, 0.8)))
-    assert decide(history([0.05]), [], settings(), plan)[0].details == {"domain_share": 0.3}
-    assert decide(history([0.01, 0.05]), [], settings(), plan)[0].details == {"domain_share": 0.7}
+    assert decide(history([0.05]), [], settings(), plan)[0].details == {"by": 0.1, "domain_share": 0.3}
+    assert decide(history([0.01, 0.05]), [], settings(), plan)[0].details == {"by": 0.1, "domain_share": 0.7}
 
 
 def test_an_evaluation_without_scores_says_nothing() -> None:
@@ -211,8 +222,8 @@ def test_without_actions_it_only_watches() -> None:
 def test_units_of_the_settings() -> None:
     how = settings(actions=[{"use": "more_replay", "by": "10 points"}, {"use": "lower_learning_rate", "to": "0.5x"}])
     assert [one.details for one in followed(history([0.06] * 8), settings(actions=how.actions))][::3] == [
-        {"domain_share": 0.8},
-        {"factor": 0.5},
+        {"by": 0.1, "domain_share": 0.8},
+        {"to": 0.5},
     ]
     assert Forgetting.model_validate(how.model_dump(mode="json")) == how
 
