@@ -14,6 +14,7 @@ from deepen.evaluate.probes.choices import Cloze, MultipleChoice
 from deepen.evaluate.probes.harness import LmEval
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.probe import Probe
+from deepen.evaluate.probes.samples import Samples
 from deepen.plug import plug_from
 from deepen.settings import Amount, Interval, IntervalSetting, Many, Settings, Share
 
@@ -24,6 +25,7 @@ PROBES: dict[str, type[Probe]] = {
     "exact_answer": ExactAnswer,
     "facts": Facts,
     "lm_eval": LmEval,
+    "samples": Samples,
 }
 
 

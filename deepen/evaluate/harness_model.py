@@ -31,8 +31,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def __init__(self, model: LossModel, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
+        self.tells_greedy = True
+        """Whether continuations are also checked for being what greedy decoding writes; costs a second pass."""
         self.max_length = int(model.model.config.max_position_embeddings)
-        self.tokenizer_name = tokenizer.name_or_path
 
     @property
     def eot_token_id(self) -> int:
@@ -58,7 +59,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """``(log-likelihood, whether greedy decoding would write it)`` of every continuation."""
         documents = [_cut(context, continuation, self.max_length) for _, context, continuation in requests]
         nll = likelihoods(self.model, documents, context=self.max_length, stride=1.0)
-        greedy = self._is_greedy(documents)
+        greedy = self._is_greedy(documents) if self.tells_greedy else np.zeros(len(documents), dtype=bool)
         return [(-float(value), bool(right)) for value, right in zip(nll, greedy, strict=True)]
 
     def _is_greedy(self, documents: Sequence[Encoded]) -> np.ndarray:

@@ -135,8 +135,10 @@ def _outcomes(one: Loaded, model: Any, wanted: Wanted, only: frozenset[str] | No
     by_type: dict[str, list[Any]] = {}
     for instance in chosen:
         by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
+    model.tells_greedy = one.task.OUTPUT_TYPE != "multiple_choice"  # which looks at likelihoods alone
     for request_type, requests in by_type.items():
-        for response, instance in zip(getattr(model, request_type)(requests), requests, strict=True):
+        responses = getattr(model, request_type)(requests, disable_tqdm=True)
+        for response, instance in zip(responses, requests, strict=True):
             instance.resps.append(response)
     one.task._instances = chosen  # what the harness's filters work on
     one.task.apply_filters()
@@ -155,7 +157,8 @@ def _outcome(one: Loaded, place: int, instances: Sequence[Any], wanted: Wanted) 
         raise DeepenError(f"`{one.name}` has no filter `{key}`", hint=f"its filters are {known}")
     responses = [instance.filtered_resps[key] for instance in instances]
     value = _metric(one, one.task.process_results(document, responses), wanted.metric)
-    nll, answer = (), str(responses[0])
+    nll: tuple[float, ...] = ()
+    answer = str(responses[0])
     if instances[0].request_type == "loglikelihood":
         nll = tuple(-float(response[0]) for response in responses)
         answer = str(instances[min(range(len(nll)), key=nll.__getitem__)].args[1])

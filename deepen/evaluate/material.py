@@ -6,6 +6,7 @@ the base is read through its own tokenizer and checkpoints through theirs; both 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,6 +97,15 @@ def smallest_hashes(material: Material, baseline: pa.Table, *, tokens_per_source
                 ids.append(row["id"])
                 tokens += scored[row["id"]]
     return chosen
+
+
+def smallest_hash_texts(source: HeldOutSource, count: int) -> list[str]:
+    """Texts of the ``count`` documents of a source with the smallest content hashes."""
+    chosen = heapq.nsmallest(count, ((row["content_hash"], row["id"]) for row in _rows(source, ["id", "content_hash"])))
+    texts = {
+        row["id"]: row["text"] for row in _rows(source, ["id", "text"]) if row["id"] in {name for _, name in chosen}
+    }
+    return [texts[name] for _, name in chosen]
 
 
 def _rows(source: HeldOutSource, columns: list[str]) -> Iterator[dict[str, str]]:
