@@ -38,7 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "mix": running.stage_command("mix"),
     "baseline": running.stage_command("baseline"),
     "train": running.stage_command("train"),
-    "evaluate": running.stage_command("evaluate"),
+    "evaluate": running.evaluate,
     "select": running.stage_command("select"),
     "export": running.stage_command("export"),
     "prove": running.prove,

@@ -29,7 +29,6 @@ STAGE_HELP = {
     "mix": "Pack shards into rows and write down the training order.",
     "baseline": "Score the untouched base on the held-out documents.",
     "train": "Train; resumes at the newest intact checkpoint.",
-    "evaluate": "Score every kept checkpoint against the base.",
     "select": "Choose one checkpoint, with the argument for it.",
     "export": "Write the chosen model as a proven Hugging Face folder.",
 }
@@ -107,6 +106,35 @@ def curate(
         print_json(vars(preview))
     else:
         print_preview(preview.counts, preview.examples)
+
+
+@with_stage_options
+def evaluate(
+    recipe: RecipeArgument,
+    options: StageOptions,
+    base_only: Annotated[
+        bool, typer.Option("--base-only", help="Measure the untouched base only: nothing is trained.")
+    ] = False,
+) -> None:
+    """Score every kept checkpoint against the base.
+
+    Earlier stages that are not done are made first; with --base-only they end before training, and the table of what
+    the base can do is printed.
+    """
+    if not base_only:
+        run_stages(recipe, options, "ingest", "evaluate")
+        return
+    from deepen.evaluate.summary_table import baseline_table
+    from deepen.workflow.run import RunOptions, run_pipeline
+
+    loaded = load(recipe, options.machine, options.sets)
+    how = RunOptions(last="baseline", redo=options.redo, offline=options.offline)
+    directory = run_directory(recipe, options.runs, loaded)
+    counts = run_pipeline(loaded.recipe, loaded.machine, directory, how)["baseline"].counts
+    if options.as_json:
+        print_json({"run": str(directory), **counts})
+    else:
+        print(baseline_table({"probes": {}, "failed": {}, **counts}))
 
 
 @with_stage_options

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from deepen.curate.decontaminate import Decontaminate, probe_files
+from deepen.curate.decontaminate import PROBES, Decontaminate, probe_files
 from deepen.errors import DeepenError, OfflineError, RunError, SourceError
 from deepen.formats.atomic import hash_file, write_json
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
@@ -53,6 +53,7 @@ def without_network(offline: bool) -> Iterator[None]:
 
 def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool) -> Setup:
     """Find base and sources (fetching them unless ``offline``) and identify them; raises for what is missing."""
+    recipe = with_probe_items(recipe)
     pins = Pins(run / "pins.json", offline=offline)
     base = resolve_base(recipe.base, pins, run)
     sources = resolve_sources(recipe.ingest, pins)
@@ -67,6 +68,27 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
         _probes(recipe, run) | _probe_files(recipe, run) | _tokenize_files(recipe, run) | _fixed_rows(recipe, pins, run)
     )
     return Setup(recipe, machine, base, sources, raw_inputs)
+
+
+def with_probe_items(recipe: Recipe) -> Recipe:
+    """The recipe with the word ``probes`` in ``decontaminate.against`` replaced by the item files of its probes.
+
+    Raises ``SourceError`` when it stands there and no probe has items in a file.
+    """
+    named = [path for probe in recipe.evaluate.all_probes for path in probe.item_files()]
+    steps = []
+    for step in recipe.curate.steps:
+        if isinstance(step, Decontaminate) and PROBES in step.against:
+            against = tuple(dict.fromkeys([*(path for path in step.against if path != PROBES), *named]))
+            if not against:
+                raise SourceError(
+                    "`decontaminate.against: [probes]`: no probe of `evaluate.probes` has its items in a local file",
+                    hint="name files of test items, or take the step out",
+                )
+            step = step.model_copy(update={"against": against})
+        steps.append(step)
+    curate = recipe.curate.model_copy(update={"steps": tuple(steps)})
+    return recipe.model_copy(update={"curate": curate})
 
 
 def _probes(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
