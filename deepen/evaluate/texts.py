@@ -2,7 +2,8 @@
 
 A continuation is what is left of the whole text's tokens behind those of its prompt, with spaces at the prompt's end
 moved to the continuation: many vocabularies join a space to the word after it, and a prompt that ends in one would ask
-for a token that the model has never seen there (the convention of the lm-evaluation-harness).
+for a token that the model has never seen there. The prompt keeps the tokens that it has by itself, also where a
+vocabulary would join its end with what follows. Both are conventions of the lm-evaluation-harness, so results compare.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Texts:
         if spaces:
             continuation, prompt = prompt[-spaces:] + continuation, prompt[:-spaces]
         before, whole = self.encode(prompt), self.encode(prompt + continuation)
-        return whole[: len(before)], whole[len(before) :]
+        return before, whole[len(before) :]
 
 
 def texts_of(material: Material) -> Texts:

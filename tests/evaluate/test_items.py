@@ -40,6 +40,7 @@ def lines(path: Path, rows: list[Any]) -> str:
 def naive_choice(model: LossModel, tokenizer: Any, prompt: str, choice: str) -> float:
     """Log-likelihood of a choice by one plain forward pass over everything."""
     before, whole = [0, *tokenizer.encode(prompt).ids], [0, *tokenizer.encode(prompt + choice).ids]
+    whole = before + whole[len(before) :]
     with torch.no_grad():
         shares = model.model(input_ids=torch.tensor([whole])).logits[0].double().log_softmax(-1)
     return sum(float(shares[place - 1, whole[place]]) for place in range(len(before), len(whole)))
