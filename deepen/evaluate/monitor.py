@@ -17,6 +17,7 @@ from deepen.formats.scores import CheckpointScores, Score
 State = Literal["ok", "warning", "breach", "unknown"]
 
 BY = "forgetting"
+_UNITS = ("bits per byte", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,21 @@ def readings(history: Sequence[CheckpointScores], settings: Forgetting) -> list[
 
 
 def kept_scores(scores: Sequence[Score]) -> list[Score]:
-    """The scores of the kept ability that no other one summarises."""
-    kept = [score for score in scores if score.ability == "kept"]
+    """The scores of the kept ability that a budget is about and that no other one summarises.
+
+    Rates of samples are for people: they double when they go from 1 to 2 %. A change of a base that has nothing right
+    is relative to nothing.
+    """
+    kept = [score for score in scores if score.ability == "kept" and score.unit in _UNITS and score.relative]
     names = {score.probe for score in kept}
     return [score for score in kept if score.probe.rpartition(":")[0] not in names]
 
 
 def _loss_of(score: Score) -> tuple[float, float, float]:
     """Relative loss, the end of its interval nearer to the base, and the loss in the probe's unit."""
-    sign = -1 if score.higher_is_better else 1
-    ends = score.interval or (score.difference, score.difference)
-    surely = min(sign * end for end in ends) if score.interval else float("-inf")
-    return sign * score.difference, surely, sign * (score.value - score.baseline)
+    surely = score.loss_interval[0] if score.loss_interval is not None else float("-inf")
+    in_units = score.baseline - score.value if score.higher_is_better else score.value - score.baseline
+    return score.loss, surely, in_units
 
 
 def _state(loss: float, surely: float, before: State, settings: Forgetting) -> State:

@@ -1,6 +1,6 @@
-"""The forgetting monitor as the training loop calls it: the plan of a run, the decisions, and what changes its mixture.
+"""The forgetting monitor as the training loop calls it: settings and the plan of a run become one plain function.
 
-Training and evaluation know nothing of each other, nor of mixing: here the three meet, as plain functions.
+Training and evaluation know nothing of each other, nor of mixing: here the three meet.
 """
 
 from __future__ import annotations
@@ -32,23 +32,3 @@ def monitor_of(
         return None
     plan = plan_of(mix, total_steps=total_steps)
     return lambda history, decisions: decide(history, decisions, settings, plan)
-
-
-def remix_of(mix: Path, train: Path) -> Callable[[Decision], None]:
-    """What lays another mixture over the rest of the order: from the decision's batch on, with the share in it.
-
-    Raises ``RunError`` or ``SourceError`` where that cannot be.
-    """
-
-    def change(decision: Decision) -> None:
-        from deepen.mix.remix import Change, remix
-
-        asked = Change(
-            batch=decision.batch,
-            domain_share=float(decision.details["domain_share"]),
-            reason=decision.reason,
-            parent_step=decision.parent_step,
-        )
-        remix(mix, train / "order", asked)
-
-    return change

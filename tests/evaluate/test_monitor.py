@@ -207,7 +207,9 @@ def test_the_worst_kept_probe_counts_and_parts_do_not() -> None:
     scores = (
         kept(0.01),
         kept(0.5, probe="held_out:web"),
-        kept(-0.08, probe="exam", higher_is_better=True, value=0.46, baseline=0.5),
+        kept(-0.08, probe="exam", higher_is_better=True, value=0.46, baseline=0.5, unit="accuracy"),
+        kept(3.0, probe="samples", unit="share"),
+        kept(0.3, probe="facts", higher_is_better=True, relative=False, unit="accuracy"),
         kept(0.9, ability="new", probe="held_out"),
     )
     found = readings([CheckpointScores(step=10, tokens=0, scores=scores)], settings())[0]
