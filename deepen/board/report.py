@@ -13,6 +13,7 @@ from deepen.board import charts
 from deepen.board.console import outcomes_of
 from deepen.board.masking import masked
 from deepen.board.page import Card, Section, fold, preformatted, render, table
+from deepen.board.probes import probe_sections
 from deepen.errors import RunError
 from deepen.formats.atomic import write_bytes
 from deepen.formats.manifest import Artifact
@@ -139,7 +140,7 @@ def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str,
             s["ability"],
             s["baseline"],
             s["value"],
-            f"{s['difference']:+.2%}",
+            f"{s['difference']:+.2%}" + ("" if s.get("relative", True) else " points"),
             _interval(s),
             s["items"],
         )
@@ -154,6 +155,7 @@ def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str,
     chosen, others = [row for row in rows if row[0] == shown], [row for row in rows if row[0] != shown]
     every = fold(f"scores of the other {len(checkpoints) - 1} checkpoints", table(columns, others))
     yield Section("Scores over time", lead, charts.change_chart(checkpoints, budget) + table(columns, chosen) + every)
+    yield from probe_sections(stages)
 
 
 def _interval(score: Mapping[str, Any]) -> str:
