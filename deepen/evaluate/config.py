@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from deepen.errors import Problem
+from deepen.evaluate.blends import Blends
 from deepen.evaluate.forgetting import Forgetting
 from deepen.evaluate.probes.answers import ExactAnswer, Facts
 from deepen.evaluate.probes.choices import Cloze, MultipleChoice
@@ -51,6 +52,8 @@ class EvaluateConfig(Settings):
     the first measurement, and stay so. Not given: the subsets have the sizes that the probes say."""
     forgetting: Forgetting = Forgetting()
     """The budget of the kept ability."""
+    blends: Blends = Blends()
+    """Averages and interpolations that are scored and can be chosen: none, since each costs a full evaluation."""
 
     @property
     def all_probes(self) -> tuple[Probe, ...]:

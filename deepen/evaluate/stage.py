@@ -8,27 +8,30 @@ fails is marked so, and the others go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepen.evaluate.blends import CHOOSING, REPORTING, half_of
 from deepen.evaluate.compare import status
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.guard import Failure, attempt
 from deepen.evaluate.in_loop import in_loop_counts
 from deepen.evaluate.likelihoods import read_likelihoods, summary, write_likelihoods
 from deepen.evaluate.material import Material, for_the_base, material_of
+from deepen.evaluate.models import Models, Subject
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.statistics import RESAMPLES, adjusted
-from deepen.evaluate.summary_table import baseline_table, summary_table
+from deepen.evaluate.summary_table import baseline_table, blend_table, summary_table
 from deepen.evaluate.tables import base_table, readable_file, say_not_finite, table_file
 from deepen.formats.atomic import FileEntry, entry_of, link_or_copy, write_bytes
-from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, read_checkpoint, read_state, verify
+from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, read_checkpoint, verify
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, fingerprint, finish_stage
 from deepen.formats.records import write_records
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.formats.scores import ALL_CANDIDATES, CHOOSE_ON, REPORT_ON, SCORES, CheckpointScores, Score
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.progress import say
@@ -51,7 +54,7 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     settings = config.baseline
     begin_stage(job, stage="baseline", format_number=BASELINE_FORMAT, config=settings)
     material = for_the_base(material_of(job.inputs["curate"], job.inputs["tokenize"], base))
-    model = _Lazy(lambda: _open_base(base, job, compute))
+    model = cache(lambda: _open_base(base, job, compute))
     files: list[FileEntry] = []
     counts: dict[str, Any] = {"sources": {}, "probes": {}, "failed": {}}
     for probe in config.all_probes:
@@ -83,10 +86,15 @@ def evaluate(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     begin_stage(job, stage="evaluate", format_number=FORMAT, config=config)
     material = material_of(job.inputs["curate"], job.inputs["tokenize"], base)
     checkpoints, damaged = _intact_checkpoints(job.inputs["train"].path / "checkpoints")
-    work = Evaluation(config, job, material, _Lazy(lambda: _open_run(base, job, compute)))
-    files = [entry for probe in config.all_probes for entry in work.measure(probe, checkpoints)]
-    scored = [work.compared(info) for info in checkpoints]
-    files.append(write_records(job.out / "scores.jsonl", (one.model_dump(mode="json") for one in scored), job.out))
+    models = Models(base, job, compute)
+    subjects = [models.checkpoint(info) for info in checkpoints]
+    blends = list(models.blends(config.blends, checkpoints))
+    work = Evaluation(config, job, material)
+    files = [entry for probe in config.all_probes for entry in work.measure(probe, [*subjects, *blends])]
+    scored = [work.compared(subject) for subject in subjects]
+    files.append(_write_scores(job.out, SCORES, scored))
+    if blends:
+        files += _write_blends(work, [*subjects, *blends])
     sources = _source_counts(config.all_probes, job.inputs["baseline"].path, material)
     counts: dict[str, Any] = {
         "sources": sources,
@@ -100,29 +108,22 @@ def evaluate(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     return finish_stage(job, stage="evaluate", format_number=FORMAT, config=config, files=files, counts=counts)
 
 
-class _Lazy:
-    """A model that is built when it is first needed: a finished evaluation loads none."""
+def _write_scores(out: Path, name: str, scored: Sequence[CheckpointScores]) -> FileEntry:
+    return write_records(out / name, (one.model_dump(mode="json") for one in scored), out)
 
-    def __init__(self, build: Callable[[], LossModel]) -> None:
-        self._build, self._built = build, list[Any]()
 
-    def __call__(self) -> LossModel:
-        if not self._built:
-            self._built.append(self._build())
-        found: LossModel = self._built[0]
-        return found
+def _write_blends(work: Evaluation, subjects: Sequence[Subject]) -> list[FileEntry]:
+    """Scores of checkpoints and blends: on everything, and on the halves to choose on and to report on."""
+    halves = {ALL_CANDIDATES: None, CHOOSE_ON: CHOOSING, REPORT_ON: REPORTING}
+    found = {name: [work.compared(subject, half) for subject in subjects] for name, half in halves.items()}
+    say(blend_table(found[ALL_CANDIDATES]))
+    return [_write_scores(work.job.out, name, scored) for name, scored in found.items()]
 
 
 def _open_base(base: ResolvedBase, job: StageJob, compute: Compute) -> LossModel:
     from deepen.evaluate.subject import open_base
 
     return open_base(base, job.inputs["tokenize"], seed=job.seed, compute=compute)
-
-
-def _open_run(base: ResolvedBase, job: StageJob, compute: Compute) -> LossModel:
-    from deepen.evaluate.subject import open_run_model
-
-    return open_run_model(base, job.inputs["tokenize"], seed=job.seed, compute=compute)
 
 
 def probe_mark(probe: Probe, job: StageJob) -> str:
@@ -150,11 +151,11 @@ def _measured(probe: Probe, material: Material, model: LossModel, what: str) -> 
     return attempt(probe.label, probe.time_limit.value, lambda: probe.prepare(material)(model, what))
 
 
-def _written(out: Path, probe: Probe, step: int | None, text: str | None) -> list[FileEntry]:
+def _written(out: Path, probe: Probe, key: int | str | None, text: str | None) -> list[FileEntry]:
     """The entry of what there is to read, if anything."""
     if text is None:
         return []
-    path = out / readable_file(probe, step)
+    path = out / readable_file(probe, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, text.encode())
     return [entry_of(path, out)]
@@ -167,55 +168,54 @@ class Evaluation:
     config: EvaluateConfig
     job: StageJob
     material: Material
-    model: Callable[[], LossModel]
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By probe and step, why there is no result."""
+    """By probe and step (or name of a blend), why there is no result."""
 
-    def measure(self, probe: Probe, checkpoints: Sequence[CheckpointInfo]) -> list[FileEntry]:
+    def measure(self, probe: Probe, subjects: Sequence[Subject]) -> list[FileEntry]:
         """Write the tables of a probe that are missing; returns the entries of all."""
         reason = self.job.inputs["baseline"].counts.get("failed", {}).get(probe.label)
         if reason is not None:
             self.failed[probe.label] = {"base": reason}
             return []
         files = []
-        for info in checkpoints:
-            path = self.job.out / table_file(probe, info.step)
-            if not path.is_file() and not self._write_table(probe, info, path):
+        for subject in subjects:
+            path = self.job.out / table_file(probe, subject.key)
+            if not path.is_file() and not self._write_table(probe, subject, path):
                 continue
             files.append(entry_of(path, self.job.out))
             text = probe.readable(read_likelihoods(path), base_table(self.job.inputs["baseline"], probe))
-            files += _written(self.job.out, probe, info.step, text)
+            files += _written(self.job.out, probe, subject.key, text)
         return files
 
-    def _write_table(self, probe: Probe, info: CheckpointInfo, path: Path) -> bool:
-        from deepen.evaluate.subject import put_weights
-
-        model = self.model()
-        put_weights(model, info)
-        measured = _measured(probe, self.material, model, f"evaluate step {info.step}")
+    def _write_table(self, probe: Probe, subject: Subject, path: Path) -> bool:
+        measured = _measured(probe, self.material, subject.open(), f"evaluate {subject.title}")
         if isinstance(measured, Failure):
-            self.failed.setdefault(probe.label, {})[str(info.step)] = measured.reason
+            self.failed.setdefault(probe.label, {})[str(subject.key)] = measured.reason
             return False
         write_likelihoods(path, measured, self.job.out)
         return True
 
-    def compared(self, info: CheckpointInfo) -> CheckpointScores:
-        """All scores of one checkpoint."""
+    def compared(self, subject: Subject, half: int | None = None) -> CheckpointScores:
+        """All scores of one model, on everything or on one half of documents and items."""
         scores: list[Score] = []
         failed: dict[str, str] = {}
         for probe in self.config.all_probes:
             reasons = self.failed.get(probe.label, {})
-            reason = reasons.get("base", reasons.get(str(info.step)))
+            reason = reasons.get("base", reasons.get(str(subject.key)))
             if reason is not None:
                 failed[probe.label] = reason
                 continue
             theirs = base_table(self.job.inputs["baseline"], probe)
             assert theirs is not None, "a probe without a baseline was marked as failed"
-            ours = read_likelihoods(self.job.out / table_file(probe, info.step))
-            say_not_finite(ours, info.step)
+            ours = read_likelihoods(self.job.out / table_file(probe, subject.key))
+            if half is None:
+                say_not_finite(ours, subject.step)
+            else:
+                theirs, ours = half_of(theirs, half), half_of(ours, half)
             scores += probe.compare(theirs, ours, self.material, seed=self.job.seed, resamples=RESAMPLES)
-        tokens = read_state(info)["tokens"]
-        return CheckpointScores(step=info.step, tokens=tokens, scores=tuple(adjusted(scores)), failed=failed)
+        return CheckpointScores(
+            step=subject.step, blend=subject.blend, tokens=subject.tokens, scores=tuple(adjusted(scores)), failed=failed
+        )
 
     def statuses(self, scored: list[CheckpointScores], sources: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """Step, tokens and status of every checkpoint: the worst of the kept abilities that were measured."""

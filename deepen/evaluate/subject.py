@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 from transformers import PreTrainedModel
 
 from deepen.formats.checkpoints import CheckpointInfo
 from deepen.formats.manifest import Artifact
+from deepen.model.blends import blend
 from deepen.model.config import ResolvedBase
 from deepen.model.load import load_base_model, load_run_model, load_weights
 from deepen.model.loss import LossModel
@@ -33,3 +37,15 @@ def _on_device(model: PreTrainedModel, compute: Compute) -> LossModel:
 def put_weights(model: LossModel, checkpoint: CheckpointInfo) -> None:
     """Replace the weights by those of a checkpoint, in place; raises ``DamageError`` when they do not fit."""
     load_weights(model.model, checkpoint.weights)
+
+
+def open_blend(parts: Sequence[tuple[CheckpointInfo | None, float]], fresh: Callable[[], LossModel]) -> LossModel:
+    """The weighted sum of checkpoints; None is the model that ``fresh`` gives, as training begins with it."""
+
+    def load(checkpoint: CheckpointInfo | None) -> PreTrainedModel:
+        model = fresh()
+        if checkpoint is not None:
+            put_weights(model, checkpoint)
+        return model.model
+
+    return LossModel(blend([(partial(load, checkpoint), weight) for checkpoint, weight in parts])).eval()

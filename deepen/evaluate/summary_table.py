@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.formats.scores import CheckpointScores, Score, blend_title
 
 _CHANGE = "change (95 % interval)"
 
@@ -44,6 +44,17 @@ def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapp
             lines.append(f"{scores.step:>8}  {'  '.join(cells)}  {checkpoint['status']}")
     for one in scored:
         lines += [f"step {one.step}: probe `{label}` failed: {reason}" for label, reason in one.failed.items()]
+    return "\n".join(lines)
+
+
+def blend_table(scored: Sequence[CheckpointScores]) -> str:
+    """Checkpoints and blends with the changes of both abilities, on all documents."""
+    names = [blend_title(one.step, one.blend) for one in scored]
+    width = max(len(name) for name in names)
+    lines = [f"{'candidates':<{width}}  {'new':>8}  {_CHANGE:<28}  {'kept':>8}  {_CHANGE:<28}"]
+    for name, one in zip(names, scored, strict=True):
+        cells = [_cells(one.of("held_out", "new")), _cells(one.of("held_out", "kept"))]
+        lines.append(f"{name:<{width}}  {'  '.join(cells)}")
     return "\n".join(lines)
 
 

@@ -12,14 +12,16 @@ from deepen.formats.manifest import Artifact
 from deepen.progress import say
 
 
-def table_file(probe: Probe, step: int | None = None) -> str:
-    """Name of the table of a probe for the base, or for the checkpoint of ``step``."""
-    return f"{probe.label}.parquet" if step is None else f"{probe.label}/{checkpoint_name(step)}.parquet"
+def table_file(probe: Probe, model: int | str | None = None) -> str:
+    """Name of the table of a probe for the base, the checkpoint of a step, or a model by name."""
+    if model is None:
+        return f"{probe.label}.parquet"
+    return f"{probe.label}/{checkpoint_name(model) if isinstance(model, int) else model}.parquet"
 
 
-def readable_file(probe: Probe, step: int | None = None) -> str:
+def readable_file(probe: Probe, model: int | str | None = None) -> str:
     """Name of what people read beside the table."""
-    return table_file(probe, step).removesuffix(".parquet") + ".md"
+    return table_file(probe, model).removesuffix(".parquet") + ".md"
 
 
 def base_table(baseline: Artifact, probe: Probe) -> pa.Table | None:
