@@ -47,6 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": running.demo,
     "status": looking.status,
     "diagnose": looking.diagnose,
+    "compare": looking.compare,
     "account": looking.account,
     "verify": looking.verify,
     "show": looking.show,

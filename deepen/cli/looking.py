@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from deepen.board.console import print_account, print_findings, print_pair, print_row, print_status, print_table
+from deepen.board.console import (
+    print_account,
+    print_comparison,
+    print_findings,
+    print_pair,
+    print_row,
+    print_status,
+    print_table,
+)
 from deepen.cli.options import JsonOption, RunArgument, print_json, write_report
 from deepen.errors import DeepenError
 
@@ -34,6 +42,23 @@ def diagnose(run: RunArgument, as_json: JsonOption = False) -> None:
         print_json({"findings": [vars(finding) for finding in findings]})
     else:
         print_findings(run, findings, RULES)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of evaluated runs, a control among them if any.")],
+    step: Annotated[
+        int | None, typer.Option("--step", help="Checkpoint of every run (default: each one's last).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs: each against the base, seeds of one recipe with each other, all against their control."""
+    from deepen.workflow.comparison import compare_runs
+
+    found = compare_runs(runs, step)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_comparison(found)
 
 
 def account(run: RunArgument, as_json: JsonOption = False) -> None:

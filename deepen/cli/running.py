@@ -41,9 +41,20 @@ def run(
     options: StageOptions,
     first: Annotated[str, typer.Option("--from", help="First stage to make.")] = "ingest",
     last: Annotated[str, typer.Option("--until", help="Last stage to make.")] = "export",
+    control: Annotated[
+        bool, typer.Option("--control", help="Then the same on replay alone, beside it, as NAME-control.")
+    ] = False,
 ) -> None:
     """Run all stages that are not done yet, then write the report."""
     run_stages(recipe, options, first, last)
+    if control:
+        from deepen.workflow.control import run_control
+
+        loaded = load(recipe, options.machine, options.sets)
+        directory = run_directory(recipe, options.runs, loaded)
+        made, _ = run_control(loaded.recipe, loaded.machine, directory, offline=options.offline)
+        if not options.as_json:
+            print(f"control: {made} (`deepen compare {directory} {made}`)")
 
 
 def run_stages(recipe: Path, options: StageOptions, first: str, last: str) -> None:
