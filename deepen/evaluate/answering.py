@@ -38,6 +38,8 @@ class Answering:
     """``all``, ``first_number`` or ``last_number``: what of the answer is compared."""
     begins_with: bool = False
     """Whether it is enough that the answer begins with an accepted one."""
+    to_the_letter: bool = False
+    """Whether nothing but spaces around an answer is forgiven."""
     separator: str = " "
     """Stands between prompt and answer where likelihoods are computed."""
 
@@ -61,6 +63,8 @@ def is_right(answer: str, accepted: Sequence[str], answering: Answering) -> bool
     if answering.extract != "all":
         found = number_in(answer, answering.extract)
         return found != "" and found in {number_in(one, answering.extract) for one in accepted}
+    if answering.to_the_letter:
+        return answer.strip() in accepted
     given, wanted = normalised(answer), [normalised(one) or one.strip().lower() for one in accepted]
     if answering.begins_with:
         return any(f"{given} ".startswith(f"{one} ") for one in wanted)

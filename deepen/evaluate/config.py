@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from deepen.evaluate.blends import Blends
 from deepen.evaluate.forgetting import Forgetting
 from deepen.evaluate.probes.answers import ExactAnswer, Facts
 from deepen.evaluate.probes.choices import Cloze, MultipleChoice
+from deepen.evaluate.probes.generated import PANELS, Arithmetic, Instructions
 from deepen.evaluate.probes.harness import LmEval
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.probe import Probe
@@ -27,6 +28,8 @@ PROBES: dict[str, type[Probe]] = {
     "facts": Facts,
     "lm_eval": LmEval,
     "samples": Samples,
+    "arithmetic": Arithmetic,
+    "instructions": Instructions,
 }
 
 
@@ -47,6 +50,10 @@ class EvaluateConfig(Settings):
     """How often the subset is scored during training: 5 % of the run gives a curve of twenty points."""
     probes: Annotated[Many[ProbeSetting], Field(min_length=1)] = (HeldOut(),)
     """What is measured."""
+    panel: Literal["none", "offline", "default"] = "none"
+    """More probes by one word, of what must be kept: `offline` is `arithmetic` and `instructions`; `default` adds MMLU
+    (5 examples, 1,000 items over all subjects), HellaSwag (1,000 items) and ARC challenge, which need the extra
+    `lm-eval` and data from the hub. The bits per byte of kept text come from `held_out`."""
     overhead: Annotated[Share, Field(gt=0)] | None = None
     """Share of training time that measuring during training may take, such as `3%`: subsets are made smaller, once, at
     the first measurement, and stay so. Not given: the subsets have the sizes that the probes say."""
@@ -57,8 +64,8 @@ class EvaluateConfig(Settings):
 
     @property
     def all_probes(self) -> tuple[Probe, ...]:
-        """The probes."""
-        return self.probes
+        """The probes that are listed, and those of the panel."""
+        return (*self.probes, *PANELS[self.panel])
 
     @property
     def baseline(self) -> BaselineConfig:
@@ -80,4 +87,5 @@ def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) 
         found.append(Problem("evaluate.probes", message, "keep one of them, or give one a `name`", label))
     for index, probe in enumerate(config.probes):
         found += probe.problems(f"evaluate.probes[{index}]")
+    found += [problem for probe in PANELS[config.panel] for problem in probe.problems("evaluate.panel")][:1]
     return found

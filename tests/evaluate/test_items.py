@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from deepen.errors import DeepenError, RunError, SourceError
 from deepen.evaluate.answering import Answering, is_right, until_stop
+from deepen.evaluate.generated_items import arithmetic_items, instruction_items
 from deepen.evaluate.item_files import gold_of
 from deepen.evaluate.items import Kind, Outcome, compare_items, smallest, stratified, subset_of, summary, table_of
 from deepen.evaluate.material import Material
@@ -280,3 +282,31 @@ def test_subsets_do_not_depend_on_other_items() -> None:
 @pytest.mark.parametrize(("answer", "index"), [(1, 1), ("b", 1), ("B", 1), ("1", 1), ("no", 1), ("yes", 0)])
 def test_the_right_choice_is_an_index_a_letter_or_a_text(answer: Any, index: int) -> None:
     assert gold_of(answer, ["yes", "no"]) == index
+
+
+def test_generated_items_are_right_varied_and_the_same_every_time() -> None:
+    sums = arithmetic_items(300, 17)
+    assert sums == arithmetic_items(300, 17) != arithmetic_items(300, 18)
+    assert len({item.id for item in sums}) == 300 and {item.task for item in sums} == {
+        "addition", "subtraction", "multiplication",
+    }  # fmt: skip
+    for item in sums:
+        question = item.prompt.splitlines()[-1].removesuffix("=")
+        assert item.answers == (str(eval(question)),) and int(item.answers[0]) >= 0
+    instructions = instruction_items(80, 17)
+    assert len({item.prompt for item in instructions}) > 60
+    assert is_right(" RIVER", ["RIVER"], Answering(9, (), to_the_letter=True))
+    assert not is_right("river", ["RIVER"], Answering(9, (), to_the_letter=True))
+
+
+def test_a_panel_is_measured_beside_the_probes(model: LossModel, material: MakeMaterial) -> None:
+    from deepen.evaluate.config import EvaluateConfig
+
+    config = EvaluateConfig(panel="offline")
+    assert [probe.label for probe in config.all_probes] == ["held_out", "arithmetic", "instructions"]
+    assert [probe.label for probe in EvaluateConfig(panel="default").all_probes][1:4] == [
+        "mmlu", "hellaswag", "arc_challenge",
+    ]  # fmt: skip
+    made = replace(material(["x"]), only=frozenset({"0:capitals", "1:repeat"}))
+    found = config.all_probes[2].prepare(made)(model, None).to_pylist()
+    assert [row["gold"] for row in found] == [item.answers[0] for item in instruction_items(2, 17)]
