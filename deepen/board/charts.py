@@ -97,7 +97,12 @@ def change_chart(checkpoints: Records, budget: float) -> str:
     """Relative change of bits per byte against the base, per probe, with intervals and the forgetting budget."""
     figure = go.Figure()
     probes = list(
-        dict.fromkeys((s["probe"], s["ability"]) for c in checkpoints for s in c["scores"] if ":" in s["probe"])
+        dict.fromkeys(
+            (s["probe"], s["ability"])
+            for c in checkpoints
+            for s in c["scores"]
+            if ":" in s["probe"] and s["unit"] == "bits per byte"
+        )
     )
     for probe, ability in probes:
         points = [

@@ -15,8 +15,11 @@ from deepen.board.masking import masked
 from deepen.progress import readable
 
 if TYPE_CHECKING:
+    from deepen.formats.scores import Score
     from deepen.recipe.explain import Explanation
     from deepen.workflow.account import AccountLine
+    from deepen.workflow.comparison import Comparison
+    from deepen.workflow.diagnosis import Finding
     from deepen.workflow.lineage import StageStatus
 
 _EXAMPLE_CHARACTERS = 100
@@ -55,6 +58,46 @@ def print_checkpoints(records: Iterable[Mapping[str, Any]]) -> None:
     ]
     if rows:
         print_table("checkpoints", "checkpoint, kept as, holds, bytes", rows)
+
+
+def print_findings(run: Path, findings: Sequence[Finding], looked_for: Iterable[str]) -> None:
+    """Print what went wrong in a run, or that nothing did."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if not findings:
+        console.print(f"{run}: nothing found; looked for {', '.join(looked_for)}")
+    for finding in findings:
+        console.print(f"{finding.name}\n  evidence: {finding.evidence}\n  remedy:   {finding.remedy}")
+
+
+def print_comparison(found: Comparison) -> None:
+    """Print the scores of several runs, the noise between seeds, and changes against the control."""
+    rows = [
+        (one.name, one.scores.step, score.ability, score.probe, f"{score.value:.4g}", f"{score.difference:+.2%}")
+        for one in found.runs
+        for score in one.scores.scores
+    ]
+    print_table("against the base", "run, step, ability, probe, value, change", rows)
+    for group in found.seeds:
+        noise = [
+            (ability, probe, f"{one.mean:+.2%}", f"{one.deviation:.2%}", one.runs)
+            for (ability, probe), one in group.noise.items()
+        ]
+        title = f"one recipe, other seeds: {', '.join(group.names)}"
+        print_table(title, "ability, probe, mean change, standard deviation, runs", noise)
+    for name, scores in found.against_control.items():
+        changes = [
+            (s.ability, s.probe, f"{s.baseline:.4g}", f"{s.value:.4g}", f"{s.difference:+.2%}", _sureness(s))
+            for s in scores
+        ]
+        columns = "ability, probe, control, run, change, 95 % interval"
+        print_table(f"{name} against the control {found.control}", columns, changes)
+
+
+def _sureness(score: Score) -> str:
+    if score.interval is None or score.minimum_detectable is None:
+        return "not known"
+    low, high = score.interval
+    return f"{low:+.2%} to {high:+.2%} (detectable {score.minimum_detectable:.2%})"
 
 
 def print_account(lines: Iterable[AccountLine]) -> None:

@@ -13,6 +13,7 @@ from deepen.board import charts
 from deepen.board.console import outcomes_of
 from deepen.board.masking import masked
 from deepen.board.page import Card, Section, fold, preformatted, render, table
+from deepen.board.probes import probe_sections
 from deepen.errors import RunError
 from deepen.formats.atomic import write_bytes
 from deepen.formats.manifest import Artifact
@@ -21,11 +22,13 @@ from deepen.formats.yaml_text import read_yaml
 from deepen.progress import readable
 from deepen.workflow.account import account
 from deepen.workflow.batches import open_order, shares_over_time
+from deepen.workflow.diagnosis import RULES, case_of, diagnose
 from deepen.workflow.lineage import StageStatus, status
 from deepen.workflow.preview import examples
 from deepen.workflow.stages import finished_stages
 
 _MOST_STEPS = 200
+_FINDING = ("finding", "evidence", "remedy")
 
 
 def write_report(run: Path) -> Path:
@@ -100,6 +103,7 @@ def _sections(
     if "select" in stages:
         yield from _outcome_sections(run, recipe, stages)
     if "train" in stages:
+        yield _diagnosis_section(run)
         metrics = list(read_records(stages["train"].path / "metrics.jsonl"))
         body = charts.loss_chart(metrics) + charts.learning_rate_chart(metrics)
         yield Section("Training", "Loss of every step and smoothed; learning rate and gradient norm below.", body)
@@ -115,6 +119,14 @@ def _sections(
     yield Section("Recipe", "With every default written out.", preformatted("show recipe.yaml", text))
 
 
+def _diagnosis_section(run: Path) -> Section:
+    """What went wrong, or what was looked for in vain."""
+    found = [(finding.name, finding.evidence, finding.remedy) for finding in diagnose(case_of(run))]
+    if not found:
+        return Section("Diagnosis", f"Nothing found. Looked for: {', '.join(RULES)}.", "")
+    return Section("Diagnosis", "What went wrong, by what one sees it, and what to do.", table(_FINDING, found))
+
+
 def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str, Artifact]) -> Iterator[Section]:
     choice, budget = _choice(stages), float(recipe["evaluate"]["forgetting"]["budget"])
     paths = {recipe["name"]: choice["candidates"]} | _neighbours(run, stages)
@@ -128,7 +140,7 @@ def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str,
             s["ability"],
             s["baseline"],
             s["value"],
-            f"{s['difference']:+.2%}",
+            f"{s['difference']:+.2%}" + ("" if s.get("relative", True) else " points"),
             _interval(s),
             s["items"],
         )
@@ -143,6 +155,7 @@ def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str,
     chosen, others = [row for row in rows if row[0] == shown], [row for row in rows if row[0] != shown]
     every = fold(f"scores of the other {len(checkpoints) - 1} checkpoints", table(columns, others))
     yield Section("Scores over time", lead, charts.change_chart(checkpoints, budget) + table(columns, chosen) + every)
+    yield from probe_sections(stages)
 
 
 def _interval(score: Mapping[str, Any]) -> str:

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from deepen.board.console import print_account, print_checkpoints, print_pair, print_row, print_status, print_table
+from deepen.board.console import (
+    print_account,
+    print_checkpoints,
+    print_comparison,
+    print_findings,
+    print_pair,
+    print_row,
+    print_status,
+    print_table,
+)
 from deepen.cli.options import JsonOption, RunArgument, print_json, write_report
 from deepen.errors import DeepenError
 
@@ -24,6 +33,35 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     else:
         print_status(run, rows)
         print_checkpoints(checkpoints(run))
+
+
+def diagnose(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Say what went wrong in a run: evidence and remedy for each finding."""
+    from deepen.workflow.diagnosis import RULES, case_of
+    from deepen.workflow.diagnosis import diagnose as findings_of
+
+    findings = findings_of(case_of(run))
+    if as_json:
+        print_json({"findings": [vars(finding) for finding in findings]})
+    else:
+        print_findings(run, findings, RULES)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of evaluated runs, a control among them if any.")],
+    step: Annotated[
+        int | None, typer.Option("--step", help="Checkpoint of every run (default: each one's last).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs: each against the base, seeds of one recipe with each other, all against their control."""
+    from deepen.workflow.comparison import compare_runs
+
+    found = compare_runs(runs, step)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_comparison(found)
 
 
 def account(run: RunArgument, as_json: JsonOption = False) -> None:

@@ -29,7 +29,6 @@ STAGE_HELP = {
     "mix": "Pack shards into rows and write down the training order.",
     "baseline": "Score the untouched base on the held-out documents.",
     "train": "Train; resumes at the newest intact checkpoint.",
-    "evaluate": "Score every kept checkpoint against the base.",
     "select": "Choose one checkpoint, with the argument for it.",
     "export": "Write the chosen model as a proven Hugging Face folder.",
 }
@@ -42,9 +41,20 @@ def run(
     options: StageOptions,
     first: Annotated[str, typer.Option("--from", help="First stage to make.")] = "ingest",
     last: Annotated[str, typer.Option("--until", help="Last stage to make.")] = "export",
+    control: Annotated[
+        bool, typer.Option("--control", help="Then the same on replay alone, beside it, as NAME-control.")
+    ] = False,
 ) -> None:
     """Run all stages that are not done yet, then write the report."""
     run_stages(recipe, options, first, last)
+    if control:
+        from deepen.workflow.control import run_control
+
+        loaded = load(recipe, options.machine, options.sets)
+        directory = run_directory(recipe, options.runs, loaded)
+        made, _ = run_control(loaded.recipe, loaded.machine, directory, offline=options.offline)
+        if not options.as_json:
+            print(f"control: {made} (`deepen compare {directory} {made}`)")
 
 
 def run_stages(recipe: Path, options: StageOptions, first: str, last: str) -> None:
@@ -113,6 +123,35 @@ def curate(
         print_json(vars(preview))
     else:
         print_preview(preview.counts, preview.examples)
+
+
+@with_stage_options
+def evaluate(
+    recipe: RecipeArgument,
+    options: StageOptions,
+    base_only: Annotated[
+        bool, typer.Option("--base-only", help="Measure the untouched base only: nothing is trained.")
+    ] = False,
+) -> None:
+    """Score every kept checkpoint against the base.
+
+    Earlier stages that are not done are made first; with --base-only they end before training, and the table of what
+    the base can do is printed.
+    """
+    if not base_only:
+        run_stages(recipe, options, "ingest", "evaluate")
+        return
+    from deepen.evaluate.summary_table import baseline_table
+    from deepen.workflow.run import RunOptions, run_pipeline
+
+    loaded = load(recipe, options.machine, options.sets)
+    how = RunOptions(last="baseline", redo=options.redo, offline=options.offline)
+    directory = run_directory(recipe, options.runs, loaded)
+    counts = run_pipeline(loaded.recipe, loaded.machine, directory, how)["baseline"].counts
+    if options.as_json:
+        print_json({"run": str(directory), **counts})
+    else:
+        print(baseline_table({"probes": {}, "failed": {}, **counts}))
 
 
 @with_stage_options

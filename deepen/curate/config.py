@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from deepen.curate.boilerplate_lines import BoilerplateLines
 from deepen.curate.c4 import C4
-from deepen.curate.decontaminate import Decontaminate, probe_files
+from deepen.curate.decontaminate import PROBES, Decontaminate, probe_files
 from deepen.curate.exact_duplicates import ExactDuplicates
 from deepen.curate.fineweb import FineWeb
 from deepen.curate.gopher_quality import GopherQuality
@@ -108,7 +108,7 @@ def problems(config: CurateConfig, sources: Collection[str] | None = None) -> li
                     )
         if isinstance(step, Decontaminate):
             try:
-                probe_files(step.against)
+                probe_files(tuple(path for path in step.against if path != PROBES))
             except SourceError as error:
                 path = f"curate.steps[{number}].against"
                 found.append(Problem(path=path, message=error.message, remedy=error.hint or ""))

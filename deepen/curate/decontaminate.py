@@ -26,6 +26,8 @@ from deepen.settings import Many, Share
 
 LONG, SHORT = 13, 8
 _SHOWN_CHARACTERS = 160
+PROBES = "probes"
+"""In ``against``: the item files of the recipe's probes."""
 
 
 class Decontaminate(DocumentStep):
@@ -35,7 +37,8 @@ class Decontaminate(DocumentStep):
     use: Literal["decontaminate"] = "decontaminate"
     against: Annotated[Many[str], Field(min_length=1)]
     """JSON lines files (``.jsonl``, also with ``.gz``) with one test item per line, or globs. All strings in an item,
-    however deep, are its texts. Their contents are part of the fingerprint."""
+    however deep, are its texts. Their contents are part of the fingerprint. The word ``probes`` stands for the item
+    files of all probes of the evaluation."""
     any_13_gram: bool = True
     """Drop a document with any run of 13 words of an item (``contaminated_13_gram``; the value is how many)."""
     min_share_8_grams: Share = 0.7

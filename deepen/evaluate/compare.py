@@ -17,34 +17,23 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from deepen.errors import RunError
+from deepen.evaluate.statistics import RESAMPLES, Change, Pairs, mean_change, paired, stream
 from deepen.formats.scores import Ability, Score
-
-RESAMPLES = 10_000
-_DRAWN_AT_ONCE = 1 << 20
-"""Documents drawn at a time: 24 MB of indices and values, however many documents a source has."""
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Documents:
     """Documents of one source scored by both models."""
 
-    nll_base: np.ndarray
-    """float64[n], nats."""
-    nll_model: np.ndarray
-    """float64[n], nats."""
+    nll: Pairs
+    """Nats; every document is a cluster."""
     num_bytes: int
     """Scored UTF-8 bytes of all documents together, the same for both models."""
 
-    @property
-    def num_documents(self) -> int:
-        """Documents in the comparison."""
-        return len(self.nll_base)
 
-
-def pair(base: pa.Table, model: pa.Table, source: str) -> Pairs | None:
+def pair(base: pa.Table, model: pa.Table, source: str) -> Documents | None:
     """The documents of ``source`` in ``model``'s table that the base scored, beside the base's likelihoods.
 
     None when there are none, or when the model gave one of them no finite likelihood: leaving such documents out would
@@ -62,33 +51,8 @@ def pair(base: pa.Table, model: pa.Table, source: str) -> Pairs | None:
     if not both or any(row["nll"] is None for _, row in both):
         return None
     nll_base = np.array([before["nll"] for before, _ in both])  # type: ignore[index]
-    return Pairs(nll_base, np.array([row["nll"] for _, row in both]), sum(row["bytes"] for _, row in both))
-
-
-def redrawn_changes(pairs: Pairs, *, seed: tuple[int, int], resamples: int = RESAMPLES) -> np.ndarray:
-    """Relative change of the source's bits per byte in each of ``resamples`` redrawn sets of documents, float64.
-
-    The bytes of a redrawn set are the same for both models, so its change is the ratio of summed likelihoods - 1.
-    """
-    generator = np.random.default_rng(seed)
-    values = np.stack([pairs.nll_base, pairs.nll_model], axis=1)
-    num_documents = pairs.num_documents
-    sums = np.empty((resamples, 2))
-    rows_at_once = max(1, _DRAWN_AT_ONCE // num_documents)
-    for start in range(0, resamples, rows_at_once):
-        stop = min(start + rows_at_once, resamples)
-        drawn = generator.integers(num_documents, size=(stop - start, num_documents), dtype=np.int32)
-        sums[start:stop] = values[drawn].sum(axis=1)
-    changes: np.ndarray = sums[:, 1] / sums[:, 0] - 1
-    return changes
-
-
-def interval_of(changes: np.ndarray | None) -> tuple[float, float] | None:
-    """The central 95 % of redrawn changes."""
-    if changes is None:
-        return None
-    low, high = np.percentile(changes, [2.5, 97.5])
-    return float(low), float(high)
+    nll = Pairs(nll_base, np.array([row["nll"] for _, row in both]))
+    return Documents(nll, sum(row["bytes"] for _, row in both))
 
 
 def compare(
@@ -107,20 +71,20 @@ def compare(
     with a single document has no interval, and so has its ability.
     """
     scores: list[Score] = []
-    changes: dict[str, np.ndarray | None] = {}
+    changes: dict[str, Change] = {}
     for source, ability in abilities.items():
-        pairs = pair(base, model, source)
-        if pairs is not None:
-            changes[source] = _changes(pairs, source, seed, resamples)
-            scores.append(_source_score(pairs, f"{probe}:{source}", ability, changes[source]))
+        documents = pair(base, model, source)
+        if documents is not None:
+            changes[source] = paired(documents.nll, seed=stream(seed, source), resamples=resamples)
+            scores.append(_source_score(documents, f"{probe}:{source}", ability, changes[source]))
     lost = {
         ability for source, ability in abilities.items() if source not in changes and _was_scored(base, model, source)
     }
     for ability in ("new", "kept"):
         members = [score for score in scores if score.ability == ability]
         if members and ability not in lost:
-            drawn = [changes[score.probe.removeprefix(f"{probe}:")] for score in members]
-            scores.append(_mean_score(members, probe, drawn))
+            change = mean_change([changes[score.probe.removeprefix(f"{probe}:")] for score in members])
+            scores.append(_mean_score(members, probe, change))
     return scores
 
 
@@ -130,39 +94,33 @@ def _was_scored(base: pa.Table, model: pa.Table, source: str) -> bool:
     return bool(pc.any(pc.is_in(rows["id"], model["id"].combine_chunks())).as_py())
 
 
-def _changes(pairs: Pairs, source: str, seed: int, resamples: int) -> np.ndarray | None:
-    """Redrawn changes with a stream of its own per source: adding a source does not move the others' intervals."""
-    if pairs.num_documents == 1:
-        return None
-    return redrawn_changes(pairs, seed=(seed, xxhash.xxh3_64_intdigest(source.encode())), resamples=resamples)
-
-
-def _source_score(pairs: Pairs, probe: str, ability: Ability, changes: np.ndarray | None) -> Score:
-    per_byte = 1 / (pairs.num_bytes * np.log(2))
-    value, baseline = float(pairs.nll_model.sum() * per_byte), float(pairs.nll_base.sum() * per_byte)
+def _source_score(documents: Documents, probe: str, ability: Ability, change: Change) -> Score:
+    per_byte = 1 / (documents.num_bytes * np.log(2))
     return Score(
         probe=probe,
         ability=ability,
-        value=value,
-        baseline=baseline,
-        difference=value / baseline - 1,
-        interval=interval_of(changes),
+        value=float(documents.nll.model.sum() * per_byte),
+        baseline=float(documents.nll.base.sum() * per_byte),
+        difference=change.difference,
+        interval=change.interval,
+        minimum_detectable=change.minimum_detectable,
+        p_value=change.p_value,
         higher_is_better=False,
-        items=pairs.num_documents,
+        items=documents.nll.num_clusters,
     )
 
 
-def _mean_score(members: list[Score], probe: str, drawn: list[np.ndarray | None]) -> Score:
+def _mean_score(members: list[Score], probe: str, change: Change) -> Score:
     """The ability's score: means over its sources of values, baselines, changes and of every redraw's changes."""
-    known = [changes for changes in drawn if changes is not None]
-    changes = np.mean(known, axis=0) if len(known) == len(drawn) else None
     return Score(
         probe=probe,
         ability=members[0].ability,
         value=float(np.mean([score.value for score in members])),
         baseline=float(np.mean([score.baseline for score in members])),
-        difference=float(np.mean([score.difference for score in members])),
-        interval=interval_of(changes),
+        difference=change.difference,
+        interval=change.interval,
+        minimum_detectable=change.minimum_detectable,
+        p_value=change.p_value,
         higher_is_better=False,
         items=sum(score.items for score in members),
     )
@@ -171,10 +129,12 @@ def _mean_score(members: list[Score], probe: str, drawn: list[np.ndarray | None]
 def status(kept: Score | None, budget: float, *, measured: bool) -> str:
     """``ok``, ``warning`` (the estimate is over the budget) or ``breach`` (surely over it).
 
-    Without a score: ``not finite`` if kept documents were ``measured``, else ``not measured``.
+    The budget is a relative rise of bits per byte or drop of accuracy. Without a score: ``not finite`` if the kept
+    ability was ``measured``, else ``not measured``.
     """
     if kept is None:
         return "not finite" if measured else "not measured"
-    if kept.interval is not None and kept.interval[0] > budget:
+    interval = kept.loss_interval
+    if interval is not None and interval[0] > budget:
         return "breach"
-    return "warning" if kept.difference > budget else "ok"
+    return "warning" if kept.loss > budget else "ok"

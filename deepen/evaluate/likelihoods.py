@@ -33,14 +33,14 @@ NOT_FINITE = "not_finite"
 
 
 def write_likelihoods(path: Path, table: pa.Table, root: Path) -> FileEntry:
-    """Write a table of ``SCHEMA`` atomically; the entry is named relative to ``root``."""
+    """Write a probe's table atomically; the entry is named relative to ``root``."""
     with writing(path) as file:
-        pq.write_table(table.cast(SCHEMA), pa.PythonFile(file, mode="w"), compression="zstd")
+        pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd")
     return file.entry(path.relative_to(root).as_posix())
 
 
 def read_likelihoods(path: Path) -> pa.Table:
-    """The table of one file, its columns and meaning as in ``SCHEMA``."""
+    """The table of one file, its columns and meaning as in ``SCHEMA`` (or ``items.SCHEMA``)."""
     with path.open("rb") as handle, pq.ParquetFile(handle) as file:
         return file.read()
 
@@ -60,9 +60,9 @@ def table_of(
     return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA)
 
 
-def summary(table: pa.Table, source: str) -> dict[str, Any]:
-    """Counts of one source: documents scored, documents not scored by reason, bytes, tokens, bits per byte or None."""
-    rows = table.filter(pc.equal(table["source"], source))
+def summary(table: pa.Table, source: str | None) -> dict[str, Any]:
+    """Counts of one source, or of all (None): documents, scored and not (by reason), bytes, tokens, bits per byte."""
+    rows = table if source is None else table.filter(pc.equal(table["source"], source))
     scored = rows.filter(pc.is_valid(rows["nll"]))
     num_bytes, nll = pc.sum(scored["bytes"]).as_py() or 0, pc.sum(scored["nll"]).as_py()
     return {

@@ -6,6 +6,7 @@ the base is read through its own tokenizer and checkpoints through theirs; both 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,22 +81,31 @@ def for_the_base(material: Material) -> Material:
     return replace(material, tokenizer=material.compared, compared=material.tokenizer)
 
 
-def smallest_hashes(material: Material, baseline: pa.Table, *, tokens_per_source: int) -> frozenset[str]:
-    """Ids of the scored documents with the smallest content hashes, per source until ``tokens_per_source`` is reached.
+def smallest_hashes(material: Material, baseline: pa.Table, *, tokens_per_source: int) -> dict[str, list[str]]:
+    """By source, ids of the scored documents with the smallest content hashes, until ``tokens_per_source`` is reached.
 
     The choice depends on contents alone, so it stays the same when other documents or sources come or go.
     """
     scored = {row["id"]: row["tokens"] for row in baseline.to_pylist() if row["nll"] is not None}
-    chosen: set[str] = set()
+    chosen: dict[str, list[str]] = {}
     for source in material.sources:
-        tokens = 0
+        ids, tokens = chosen.setdefault(source.name, []), 0
         for row in sorted(_rows(source, ["id", "content_hash"]), key=lambda row: (row["content_hash"], row["id"])):
             if tokens >= tokens_per_source:
                 break
             if row["id"] in scored:
-                chosen.add(row["id"])
+                ids.append(row["id"])
                 tokens += scored[row["id"]]
-    return frozenset(chosen)
+    return chosen
+
+
+def smallest_hash_texts(source: HeldOutSource, count: int) -> list[str]:
+    """Texts of the ``count`` documents of a source with the smallest content hashes."""
+    chosen = heapq.nsmallest(count, ((row["content_hash"], row["id"]) for row in _rows(source, ["id", "content_hash"])))
+    texts = {
+        row["id"]: row["text"] for row in _rows(source, ["id", "text"]) if row["id"] in {name for _, name in chosen}
+    }
+    return [texts[name] for _, name in chosen]
 
 
 def _rows(source: HeldOutSource, columns: list[str]) -> Iterator[dict[str, str]]:

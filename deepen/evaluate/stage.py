@@ -1,70 +1,77 @@
 """The evaluation stages: the untouched base first, then every kept checkpoint against it.
 
-``baseline`` runs before training and ``evaluate`` after it; ``in_loop_evaluator`` scores a frozen subset in between.
-All three compare on the same documents with the same windows. Likelihoods are kept per document, one file per model, so
-that an interrupted evaluation goes on at the next checkpoint and every interval can be computed again.
+``baseline`` runs before training and ``evaluate`` after it; ``in_loop.py`` scores a frozen subset in between. All
+three compare on the same documents and items. Results are kept per document or item, one file per model and probe, so
+that an interrupted evaluation goes on at the next checkpoint and every interval can be computed again. A probe that
+fails is marked so, and the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from deepen.evaluate.compare import compare, status
-from deepen.evaluate.config import EvaluateConfig, Probe
-from deepen.evaluate.likelihoods import NOT_FINITE, read_likelihoods, summary, write_likelihoods
+from deepen.evaluate.blends import CHOOSING, REPORTING, half_of
+from deepen.evaluate.compare import status
+from deepen.evaluate.config import EvaluateConfig
+from deepen.evaluate.guard import Failure, attempt
+from deepen.evaluate.in_loop import in_loop_counts
+from deepen.evaluate.likelihoods import read_likelihoods, summary, write_likelihoods
 from deepen.evaluate.material import Material, for_the_base, material_of
-from deepen.formats.atomic import FileEntry, entry_of
-from deepen.formats.checkpoints import (
-    CheckpointInfo,
-    checkpoint_name,
-    list_checkpoints,
-    read_state,
-    verify,
-)
-from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
+from deepen.evaluate.models import Models, Subject
+from deepen.evaluate.probes.held_out import HeldOut
+from deepen.evaluate.probes.probe import Probe
+from deepen.evaluate.statistics import RESAMPLES, adjusted
+from deepen.evaluate.summary_table import baseline_table, blend_table, summary_table
+from deepen.evaluate.tables import base_table, readable_file, say_not_finite, table_file
+from deepen.formats.atomic import FileEntry, entry_of, link_or_copy, write_bytes
+from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
+from deepen.formats.manifest import Manifest, StageJob, begin_stage, fingerprint, finish_stage
 from deepen.formats.records import write_records
 from deepen.formats.roles import candidates
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.formats.scores import ALL_CANDIDATES, CHOOSE_ON, REPORT_ON, SCORES, CheckpointScores, Score
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.progress import say
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from deepen.model.loss import LossModel
 
 BASELINE_FORMAT = 2
 FORMAT = 2
 
-_IN_LOOP_RESAMPLES = 1_000
-"""Bootstrap draws during training: a tenth of the full evaluation's, enough for a curve with error bars."""
-
 
 def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compute: Compute) -> Manifest:
-    """Likelihoods of the untouched base on all held-out documents.
+    """Results of the untouched base on all held-out documents and items.
 
-    Inputs: ``curate``, ``tokenize``. Writes one likelihood file per probe, named after it.
+    Inputs: ``curate``, ``tokenize``. Writes one table per probe, named after it. What ``job.previous`` holds of an
+    unchanged probe is taken over.
     """
     settings = config.baseline
     begin_stage(job, stage="baseline", format_number=BASELINE_FORMAT, config=settings)
     material = for_the_base(material_of(job.inputs["curate"], job.inputs["tokenize"], base))
-    files = []
-    for probe in config.probes:
-        path = job.out / likelihood_file(probe)
-        if not path.is_file():
-            from deepen.evaluate.subject import open_base
-
-            model = open_base(base, job.inputs["tokenize"], seed=job.seed, compute=compute)
-            write_likelihoods(path, probe.prepare(material)(model, "baseline"), job.out)
-        files.append(entry_of(path, job.out))
-    counts = {"sources": _source_counts(config.probes[0], job.out, material)}
-    for name, source in counts["sources"].items():
-        say(f"baseline: {name} ({source['ability']}): {_described(source)}")
+    model = cache(lambda: _open_base(base, job, compute))
+    files: list[FileEntry] = []
+    counts: dict[str, Any] = {"sources": {}, "probes": {}, "failed": {}}
+    for probe in config.all_probes:
+        mark = probe_mark(probe, job)
+        path = job.out / table_file(probe)
+        if not path.is_file() and not _taken_over(job, probe, mark):
+            measured = _measured(probe, material, model(), "baseline")
+            if isinstance(measured, Failure):
+                counts["failed"][probe.label] = measured.reason
+                continue
+            write_likelihoods(path, measured, job.out)
+        table = read_likelihoods(path)
+        files += [entry_of(path, job.out), *_written(job.out, probe, None, probe.readable(table, None))]
+        counts["probes"][probe.label] = {"use": probe.use, "mark": mark, **probe.summary(table)}
+    counts["sources"] = _source_counts(config.all_probes, job.out, material)
+    say(baseline_table(counts))
     return finish_stage(
         job, stage="baseline", format_number=BASELINE_FORMAT, config=settings, files=files, counts=counts
     )
@@ -80,58 +87,156 @@ def evaluate(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     begin_stage(job, stage="evaluate", format_number=FORMAT, config=config)
     material = material_of(job.inputs["curate"], job.inputs["tokenize"], base)
     checkpoints, damaged = _intact_checkpoints(job.inputs["train"].path / "checkpoints")
-    files = _measure_checkpoints(config, job, material, checkpoints, base=base, compute=compute)
-    scored = [_compared(config, job, material, info) for info in checkpoints]
-    files.append(write_records(job.out / "scores.jsonl", (one.model_dump(mode="json") for one in scored), job.out))
-    sources = _source_counts(config.probes[0], job.inputs["baseline"].path, material)
+    models = Models(base, job, compute)
+    subjects = [models.checkpoint(info) for info in checkpoints]
+    blends = list(models.blends(config.blends, checkpoints))
+    work = Evaluation(config, job, material)
+    files = [entry for probe in config.all_probes for entry in work.measure(probe, [*subjects, *blends])]
+    scored = [work.compared(subject) for subject in subjects]
+    files.append(_write_scores(job.out, SCORES, scored))
+    if blends:
+        files += _write_blends(work, [*subjects, *blends])
+    sources = _source_counts(config.all_probes, job.inputs["baseline"].path, material)
     counts: dict[str, Any] = {
         "sources": sources,
         "budget": config.forgetting.budget,
-        "checkpoints": _statuses(config, scored, sources),
+        "checkpoints": work.statuses(scored, sources),
         "damaged": damaged,
+        "failed": work.failed,
+        "in_loop": in_loop_counts(job.inputs["train"].path, config),
     }
-    say(summary_table(scored, counts["checkpoints"], probe=config.probes[0].use))
+    say(summary_table(scored, counts["checkpoints"]))
     return finish_stage(job, stage="evaluate", format_number=FORMAT, config=config, files=files, counts=counts)
 
 
-def in_loop_evaluator(
-    config: EvaluateConfig,
-    *,
-    curate: Artifact,
-    tokenize: Artifact,
-    baseline: Artifact,
-    base: ResolvedBase,
-    seed: int,
-) -> Callable[[LossModel, int, int], list[Score]]:
-    """The function ``(model, step, tokens) -> scores`` that the training loop calls.
+def _write_scores(out: Path, name: str, scored: Sequence[CheckpointScores]) -> FileEntry:
+    return write_records(out / name, (one.model_dump(mode="json") for one in scored), out)
 
-    It scores a subset of the held-out documents, the same at every call and after every restart, against the base's
-    likelihoods on that subset. Documents are read and encoded at the first call.
-    """
-    material = material_of(curate, tokenize, base)
-    tables = {probe.use: read_likelihoods(baseline.path / likelihood_file(probe)) for probe in config.probes}
-    measures: dict[str, Callable[[LossModel, str | None], pa.Table]] = {}
 
-    def score(model: LossModel, step: int, tokens: int) -> list[Score]:
-        found: list[Score] = []
-        for probe in config.probes:
-            table = tables[probe.use]
-            if probe.use not in measures:
-                measures[probe.use] = probe.prepare(replace(material, only=probe.subset(material, table)))
-            measured = measures[probe.use](model, None)
-            _say_not_finite(measured, step)
-            found += compare(
-                table, measured, material.abilities, probe=probe.use, seed=seed, resamples=_IN_LOOP_RESAMPLES
-            )
+def _write_blends(work: Evaluation, subjects: Sequence[Subject]) -> list[FileEntry]:
+    """Scores of checkpoints and blends: on everything, and on the halves to choose on and to report on."""
+    halves = {ALL_CANDIDATES: None, CHOOSE_ON: CHOOSING, REPORT_ON: REPORTING}
+    found = {name: [work.compared(subject, half) for subject in subjects] for name, half in halves.items()}
+    say(blend_table(found[ALL_CANDIDATES]))
+    return [_write_scores(work.job.out, name, scored) for name, scored in found.items()]
+
+
+def _open_base(base: ResolvedBase, job: StageJob, compute: Compute) -> LossModel:
+    from deepen.evaluate.subject import open_base
+
+    return open_base(base, job.inputs["tokenize"], seed=job.seed, compute=compute)
+
+
+def probe_mark(probe: Probe, job: StageJob) -> str:
+    """Identity of what the base makes of one probe: its settings and files, the model and the held-out documents."""
+    named = ("base", f"probe_files:{probe.label}")
+    inputs = {name: entry.fingerprint for name, entry in job.raw_inputs.items() if name in named}
+    inputs |= {name: artifact.fingerprint for name, artifact in job.inputs.items() if name in ("curate", "tokenize")}
+    settings = {"probe": probe, "seed": job.seed}
+    return fingerprint("baseline", BASELINE_FORMAT, settings, inputs)
+
+
+def _taken_over(job: StageJob, probe: Probe, mark: str) -> bool:
+    """Whether the result that this one replaces had the same probe; its table is then linked here."""
+    if job.previous is None:
+        return False
+    before = job.previous.counts.get("probes", {}).get(probe.label, {})
+    source = job.previous.path / table_file(probe)
+    if before.get("mark") != mark or not source.is_file():
+        return False
+    link_or_copy(source, job.out / table_file(probe))
+    return True
+
+
+def _measured(probe: Probe, material: Material, model: LossModel, what: str) -> pa.Table | Failure:
+    return attempt(probe.label, probe.time_limit.value, lambda: probe.prepare(material)(model, what))
+
+
+def _written(out: Path, probe: Probe, key: int | str | None, text: str | None) -> list[FileEntry]:
+    """The entry of what there is to read, if anything."""
+    if text is None:
+        return []
+    path = out / readable_file(probe, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, text.encode())
+    return [entry_of(path, out)]
+
+
+@dataclass
+class Evaluation:
+    """The full evaluation of a run's checkpoints."""
+
+    config: EvaluateConfig
+    job: StageJob
+    material: Material
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By probe and step (or name of a blend), why there is no result."""
+
+    def measure(self, probe: Probe, subjects: Sequence[Subject]) -> list[FileEntry]:
+        """Write the tables of a probe that are missing; returns the entries of all."""
+        reason = self.job.inputs["baseline"].counts.get("failed", {}).get(probe.label)
+        if reason is not None:
+            self.failed[probe.label] = {"base": reason}
+            return []
+        files = []
+        for subject in subjects:
+            path = self.job.out / table_file(probe, subject.key)
+            if not path.is_file() and not self._write_table(probe, subject, path):
+                continue
+            files.append(entry_of(path, self.job.out))
+            text = probe.readable(read_likelihoods(path), base_table(self.job.inputs["baseline"], probe))
+            files += _written(self.job.out, probe, subject.key, text)
+        return files
+
+    def _write_table(self, probe: Probe, subject: Subject, path: Path) -> bool:
+        measured = _measured(probe, self.material, subject.open(), f"evaluate {subject.title}")
+        if isinstance(measured, Failure):
+            self.failed.setdefault(probe.label, {})[str(subject.key)] = measured.reason
+            return False
+        write_likelihoods(path, measured, self.job.out)
+        return True
+
+    def compared(self, subject: Subject, half: int | None = None) -> CheckpointScores:
+        """All scores of one model, on everything or on one half of documents and items."""
+        scores: list[Score] = []
+        failed: dict[str, str] = {}
+        for probe in self.config.all_probes:
+            reasons = self.failed.get(probe.label, {})
+            reason = reasons.get("base", reasons.get(str(subject.key)))
+            if reason is not None:
+                failed[probe.label] = reason
+                continue
+            theirs = base_table(self.job.inputs["baseline"], probe)
+            assert theirs is not None, "a probe without a baseline was marked as failed"
+            ours = read_likelihoods(self.job.out / table_file(probe, subject.key))
+            if half is None:
+                say_not_finite(ours, subject.step)
+            else:
+                theirs, ours = half_of(theirs, half), half_of(ours, half)
+            scores += probe.compare(theirs, ours, self.material, seed=self.job.seed, resamples=RESAMPLES)
+        return CheckpointScores(
+            step=subject.step, blend=subject.blend, tokens=subject.tokens, scores=tuple(adjusted(scores)), failed=failed
+        )
+
+    def statuses(self, scored: list[CheckpointScores], sources: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """Step, tokens and status of every checkpoint: the worst of the kept abilities that were measured."""
+        measured = any(source["ability"] == "kept" and source["scored"] for source in sources.values())
+        found = []
+        for one in scored:
+            kept = [score for score in one.scores if score.ability == "kept" and ":" not in score.probe]
+            lost = measured and not any(score.probe == label for score in kept for label in _held_out(self.config))
+            each = [status(score, self.config.forgetting.budget, measured=True) for score in kept]
+            if lost or not each:
+                each.append(status(None, self.config.forgetting.budget, measured=measured))
+            found.append({"step": one.step, "tokens": one.tokens, "status": min(each, key=_WORST.index)})
         return found
 
-    return score
+
+_WORST = ("not finite", "breach", "warning", "ok", "not measured")
 
 
-def likelihood_file(probe: Probe, step: int | None = None) -> str:
-    """Name of the likelihood file of a probe for the base, or for the checkpoint of ``step``."""
-    name = probe.use.replace(":", ".")
-    return f"{name}.parquet" if step is None else f"{name}/{checkpoint_name(step)}.parquet"
+def _held_out(config: EvaluateConfig) -> list[str]:
+    return [probe.label for probe in config.all_probes if isinstance(probe, HeldOut)]
 
 
 def _intact_checkpoints(directory: Path) -> tuple[list[CheckpointInfo], dict[str, str]]:
@@ -147,90 +252,13 @@ def _intact_checkpoints(directory: Path) -> tuple[list[CheckpointInfo], dict[str
     return intact, damaged
 
 
-def _measure_checkpoints(
-    config: EvaluateConfig,
-    job: StageJob,
-    material: Material,
-    checkpoints: list[CheckpointInfo],
-    *,
-    base: ResolvedBase,
-    compute: Compute,
-) -> list[FileEntry]:
-    """Write the likelihood files that are missing; the model is only built when one is."""
-    files, model = [], None
-    for probe in config.probes:
-        missing = [info for info in checkpoints if not (job.out / likelihood_file(probe, info.step)).is_file()]
-        measure = probe.prepare(material) if missing else None
-        for info in missing:
-            from deepen.evaluate.subject import open_run_model, put_weights
-
-            assert measure is not None
-            model = model or open_run_model(base, job.inputs["tokenize"], seed=job.seed, compute=compute)
-            put_weights(model, info, base)
-            measured = measure(model, f"evaluate step {info.step}")
-            write_likelihoods(job.out / likelihood_file(probe, info.step), measured, job.out)
-        files += [entry_of(job.out / likelihood_file(probe, info.step), job.out) for info in checkpoints]
-    return files
-
-
-def _compared(config: EvaluateConfig, job: StageJob, material: Material, info: CheckpointInfo) -> CheckpointScores:
-    scores: list[Score] = []
-    for probe in config.probes:
-        theirs = read_likelihoods(job.inputs["baseline"].path / likelihood_file(probe))
-        ours = read_likelihoods(job.out / likelihood_file(probe, info.step))
-        _say_not_finite(ours, info.step)
-        scores += compare(theirs, ours, material.abilities, probe=probe.use, seed=job.seed)
-    return CheckpointScores(step=info.step, tokens=read_state(info)["tokens"], scores=tuple(scores))
-
-
-def _statuses(
-    config: EvaluateConfig, scored: list[CheckpointScores], sources: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Step, tokens and status of every checkpoint, by the first probe."""
-    measured = any(source["ability"] == "kept" and source["scored"] for source in sources.values())
-    kept = [one.of(config.probes[0].use, "kept") for one in scored]
-    return [
-        {"step": one.step, "tokens": one.tokens, "status": status(score, config.forgetting.budget, measured=measured)}
-        for one, score in zip(scored, kept, strict=True)
-    ]
-
-
-def _say_not_finite(table: pa.Table, step: int) -> None:
-    rows = table.filter(pc.equal(table["reason"], NOT_FINITE))
-    for source in pc.unique(rows["source"]).to_pylist():
-        say(f"step {step}: documents of `{source}` have no finite likelihood; the source is not scored")
-
-
-def _source_counts(probe: Probe, directory: Path, material: Material) -> dict[str, dict[str, Any]]:
-    """Per source: role, ability and what the base's likelihood file holds."""
-    table = read_likelihoods(directory / likelihood_file(probe))
+def _source_counts(probes: Sequence[Probe], directory: Path, material: Material) -> dict[str, dict[str, Any]]:
+    """Per source: role, ability and what the base's likelihoods of the first held-out probe hold; none without one."""
+    first = next((probe for probe in probes if isinstance(probe, HeldOut)), None)
+    if first is None or not (directory / table_file(first)).is_file():
+        return {}
+    table = read_likelihoods(directory / table_file(first))
     return {
         source.name: {"role": source.role, "ability": source.ability, **summary(table, source.name)}
         for source in material.sources
     }
-
-
-def _described(source: dict[str, Any]) -> str:
-    if not source["scored"]:
-        return "no held-out documents can be scored, so nothing is measured here"
-    return f"{source['bits_per_byte']:.4f} bits per byte over {source['scored']} documents"
-
-
-def summary_table(scored: list[CheckpointScores], checkpoints: list[dict[str, Any]], *, probe: str) -> str:
-    """A table for people: a line per checkpoint with bits per byte, changes and intervals of both abilities."""
-    lines = [
-        f"{'step':>8}  {'new':>8}  {'change (95 % interval)':<28}  {'kept':>8}  {'change (95 % interval)':<28}  status"
-    ]
-    for scores, checkpoint in zip(scored, checkpoints, strict=True):
-        cells = [_cells(scores.of(probe, "new")), _cells(scores.of(probe, "kept"))]
-        lines.append(f"{scores.step:>8}  {'  '.join(cells)}  {checkpoint['status']}")
-    return "\n".join(lines)
-
-
-def _cells(score: Score | None) -> str:
-    if score is None:
-        return f"{'-':>8}  {'not measured':<28}"
-    change = f"{score.difference:+.2%}"
-    if score.interval is not None:
-        change += f" ({score.interval[0]:+.2%} to {score.interval[1]:+.2%})"
-    return f"{score.value:>8.4f}  {change:<28}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 from transformers import PreTrainedModel
 
 from deepen.formats.checkpoints import CheckpointInfo
 from deepen.formats.manifest import Artifact
-from deepen.model.adapters import put_checkpoint
+from deepen.model.adapters import merge_adapters, put_checkpoint
+from deepen.model.blends import blend
 from deepen.model.config import ResolvedBase
 from deepen.model.load import load_base_model, load_run_model
 from deepen.model.loss import LossModel
@@ -38,3 +42,20 @@ def put_weights(model: LossModel, checkpoint: CheckpointInfo, base: ResolvedBase
     """
     put_checkpoint(model.model, checkpoint, base)
     model.eval()  # adapters that came just now, too
+
+
+def open_blend(
+    parts: Sequence[tuple[CheckpointInfo | None, float]], fresh: Callable[[], LossModel], base: ResolvedBase
+) -> LossModel:
+    """The weighted sum of checkpoints; None is the model that ``fresh`` gives, as training begins with it.
+
+    Adapters are merged first: sums of their factors would be no sums of models.
+    """
+
+    def load(checkpoint: CheckpointInfo | None) -> PreTrainedModel:
+        model = fresh()
+        if checkpoint is not None:
+            put_weights(model, checkpoint, base)
+        return merge_adapters(model.model)
+
+    return LossModel(blend([(partial(load, checkpoint), weight) for checkpoint, weight in parts])).eval()

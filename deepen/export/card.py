@@ -172,8 +172,11 @@ def _scores(export: Export, lineage: Mapping[str, Artifact]) -> str:
 def _score_row(score: Score) -> list[str]:
     low_high = "not computed" if score.interval is None else f"{score.interval[0]:+.2%} to {score.interval[1]:+.2%}"
     name = score.probe if ":" in score.probe else f"{score.probe}, mean"
+    if score.unit != "bits per byte":
+        name = f"{score.probe} ({score.unit}, {'higher' if score.higher_is_better else 'lower'} is better)"
+    change = f"{score.difference:+.2%}" + ("" if score.relative else " points")
     return [
-        name, score.ability, f"{score.baseline:.4f}", f"{score.value:.4f}", f"{score.difference:+.2%}", low_high,
+        name, score.ability, f"{score.baseline:.4f}", f"{score.value:.4f}", change, low_high,
         f"{score.items:,}",
     ]  # fmt: skip
 

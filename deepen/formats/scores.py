@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from deepen.settings import Many, Settings
+
+SCORES = "scores.jsonl"
+ALL_CANDIDATES, CHOOSE_ON, REPORT_ON = "candidates.jsonl", "candidates_choose.jsonl", "candidates_report.jsonl"
+"""Scores of checkpoints and blends: on everything, and on two halves. Written where blends were tried."""
 
 Ability = Literal["new", "kept"]
 
@@ -13,7 +18,8 @@ class Score(Settings):
     """One probe's result for one model, compared with the base on the same items."""
 
     probe: str
-    """``held_out:SOURCE``: bits per byte of one source's held-out documents; ``held_out``: mean of an ability."""
+    """``held_out:SOURCE``: bits per byte of one source's held-out documents; ``held_out``: mean of an ability. Of other
+    probes ``NAME:TASK`` for each of several tasks, and ``NAME``."""
     ability: Ability
     """Domain sources measure what is new; replay and watch sources what must be kept."""
     value: float
@@ -22,19 +28,64 @@ class Score(Settings):
     """Relative to the baseline, for example -0.12: 12 % fewer bits per byte."""
     interval: tuple[float, float] | None = None
     """95 % bootstrap interval of ``difference``, clustered by document; None when it was not computed."""
+    minimum_detectable: float | None = None
+    """The smallest change that these items would show 8 times in 10 at a level of 5 %; None without an interval."""
+    p_value: float | None = None
+    """Two-sided p-value of no change, from the same redraws as the interval."""
+    significant: bool | None = None
+    """Whether the change is one when all tasks of the checkpoint are tested together (Holm, 5 %)."""
     higher_is_better: bool
     items: int
     """Documents (or questions) behind the value."""
     unit: str = "bits per byte"
+    relative: bool = True
+    """Whether ``difference`` is relative to the baseline; False: the plain difference (the base has nothing right)."""
+
+    @property
+    def loss(self) -> float:
+        """``difference`` turned so that more is worse: rise of bits per byte, drop of accuracy."""
+        return -self.difference if self.higher_is_better else self.difference
+
+    @property
+    def loss_interval(self) -> tuple[float, float] | None:
+        """``interval`` of ``loss``."""
+        if self.interval is None or not self.higher_is_better:
+            return self.interval
+        return -self.interval[1], -self.interval[0]
+
+
+class BlendPart(Settings):
+    """One of the models that a weighted sum of weights is made of."""
+
+    step: int | None
+    """Checkpoint; None: the model that training began with."""
+    weight: float
+
+
+Blend = Many[BlendPart]
+"""A weighted sum of models; empty: a checkpoint as it is."""
+
+
+def blend_title(step: int, blend: Sequence[BlendPart]) -> str:
+    """What to call a candidate: ``step 100``, ``mean of steps 60, 80, 100``, ``0.3 x step 100 + 0.7 x base``."""
+    if not blend:
+        return f"step {step}"
+    if all(part.weight == blend[0].weight and part.step is not None for part in blend):
+        return f"mean of steps {', '.join(str(part.step) for part in blend)}"
+    return " + ".join(f"{part.weight:g} x {'base' if part.step is None else f'step {part.step}'}" for part in blend)
 
 
 class CheckpointScores(Settings):
-    """All scores of one checkpoint."""
+    """All scores of one checkpoint, or of a blend of several."""
 
     step: int
+    """Of a blend the newest step in it."""
+    blend: Blend = ()
     tokens: int
     """Tokens trained when the checkpoint was made."""
     scores: Many[Score]
+    failed: dict[str, str] = {}
+    """Probes that could not be measured, with the reason."""
 
     def of(self, probe: str, ability: Ability) -> Score | None:
         """The score of ``probe`` for ``ability``, if it was measured."""
@@ -42,9 +93,10 @@ class CheckpointScores(Settings):
 
 
 class Candidate(Settings):
-    """A model that could be chosen: a checkpoint with its gain and its loss."""
+    """A model that could be chosen: a checkpoint, or a blend, with its gain and its loss."""
 
     step: int
+    blend: Blend = ()
     new: float | None
     """Relative change of the new ability; negative is better (bits per byte)."""
     kept: float | None
@@ -53,9 +105,16 @@ class Candidate(Settings):
     """Upper end of the interval of ``kept``."""
     new_upper: float | None = None
     """Upper end of the interval of ``new``."""
+    lost_tasks: Many[str] = ()
+    """Kept tasks that surely dropped (Holm over all tasks) by more than the budget; with any it is not eligible."""
     eligible: bool
     on_front: bool
     """No other candidate is at least as good on both axes and better on one."""
+
+    @property
+    def title(self) -> str:
+        """What to call it."""
+        return blend_title(self.step, self.blend)
 
 
 class Alternative(Settings):
@@ -63,15 +122,30 @@ class Alternative(Settings):
 
     rule: str
     step: int | None
+    blend: Blend = ()
     reason: str
+
+    @property
+    def title(self) -> str:
+        """What was taken."""
+        return "the base" if self.step is None else blend_title(self.step, self.blend)
 
 
 class Choice(Settings):
     """What was selected and why; ``step`` None means that the untouched base is kept."""
 
     step: int | None
+    blend: Blend = ()
+    """What the chosen model is made of; empty: the checkpoint of ``step`` as it is."""
     rule: str
     reason: str
     candidates: Many[Candidate]
+    confirmed: Candidate | None = None
+    """The chosen model on the half of documents and items that had no part in the choice, where blends were tried."""
     alternatives: Many[Alternative] = ()
     """The built-in rules with their default settings, side by side."""
+
+    @property
+    def title(self) -> str:
+        """What was chosen."""
+        return "the base" if self.step is None else blend_title(self.step, self.blend)

@@ -153,6 +153,18 @@ class MixConfig(Settings):
         return self.order != "shuffled"
 
 
+def smallest_domain_share(config: MixConfig, *, has_replay: bool) -> float:
+    """The smallest share of domain tokens that is planned at any point of a run; of `proportional`, no less than 1."""
+    if config.control:
+        return 0.0
+    given = config.domain_share
+    if isinstance(given, tuple):
+        return min((phase.share for phase in given), default=1.0)
+    if isinstance(given, float):
+        return given
+    return DEFAULT_DOMAIN_SHARE if given is None and has_replay else 1.0
+
+
 def problems(config: MixConfig, sources: Sequence[tuple[str, str]]) -> Iterator[Problem]:
     """Everything in the settings that cannot work with ``sources`` (name, role), however long the run is."""
     if isinstance(config.domain_share, tuple) and config.domain_share and config.domain_share[0].ramp == "linear":

@@ -35,8 +35,8 @@ class Compute(Settings):
     alone (arXiv 1604.06174; about a third more work), ``selective`` the results of matrix products and attention, too
     (after arXiv 2205.05198). The numbers stay the same."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile decoder layers and the loss (`torch.compile`; +16 % in torchtitan's tables): makes the first step slow and
-    the others fast. ``auto``: on a GPU, when a model is not spread over several and a C compiler is there."""
+    """Compile decoder layers and the loss (`torch.compile`; +16 % in torchtitan's tables): the first step is slow, the
+    others fast. ``auto``: on a GPU, when a model is not spread over several and a C compiler is there."""
     attention: Literal["auto", "sdpa", "varlen", "flash", "flex"] = "auto"
     """Kernel of attention. ``varlen`` (PyTorch's) and ``flash`` (package flash-attn) are told where documents begin and
     need no mask of tokens x tokens, but bfloat16; ``flex`` compiles a mask of blocks; ``sdpa`` takes any model.

@@ -15,7 +15,9 @@ from deepen.curate import config as curate_config
 from deepen.curate.config import CurateConfig
 from deepen.errors import Problem
 from deepen.evaluate import config as evaluate_config
+from deepen.evaluate import forgetting
 from deepen.evaluate.config import EvaluateConfig
+from deepen.evaluate.forgetting import Circumstances
 from deepen.export.config import ExportConfig
 from deepen.formats.yaml_text import Key, YamlText
 from deepen.ingest import config as ingest_config
@@ -98,6 +100,7 @@ def _valid(kind: Any, value: Any) -> Any:
 def check(sections: Sections, text: YamlText) -> list[Problem]:
     """Everything that is wrong between settings that are each valid, and with inputs; places come from ``text``."""
     found = [*_check_sources(sections), *_check_mixture(sections), *_check_base(sections)]
+    found += _check_forgetting(sections)
     if sections.curate is not None:
         known = [source.name for source in sections.sources if source is not None]
         all_known = sections.sources and None not in sections.sources
@@ -251,3 +254,19 @@ def _check_evaluation(
                 f"set it, or base.max_length, to {trained}",
                 str(context),
             )
+
+
+def _check_forgetting(sections: Sections) -> Iterator[Problem]:
+    evaluate, mix, sources = sections.evaluate, sections.mix, sections.sources
+    if evaluate is None or mix is None or not sources or None in sources:
+        return
+    roles = {source.role for source in sources if source is not None} | {rows.role for rows in mix.fixed_rows}
+    measures_kept = bool(roles & {"replay", "watch"}) or any(
+        getattr(probe, "ability", None) == "kept" for probe in evaluate.probes
+    )
+    circumstances = Circumstances(
+        has_replay="replay" in roles,
+        domain_share=mix_config.smallest_domain_share(mix, has_replay="replay" in roles),
+        changeable_order=not mix.is_megatron,
+    )
+    yield from forgetting.problems(evaluate.forgetting, circumstances, measures_kept=measures_kept)

@@ -10,7 +10,7 @@ from deepen.formats.scores import Candidate
 def argue_choice(candidates: Sequence[Candidate], index: int, budget: float, because: str = "") -> str:
     """Why the candidate at ``index`` was chosen: ``because`` (a sentence), or for its new ability."""
     chosen = candidates[index]
-    sentences = [f"Step {chosen.step} is chosen among {_counted(candidates)}."]
+    sentences = [f"{_titled(chosen)} is chosen among {_counted(candidates)}."]
     if because:
         sentences.append(because)
     if chosen.new is None:
@@ -33,7 +33,7 @@ def argue_none_eligible(candidates: Sequence[Candidate], budget: float) -> str:
     closest = min(known, key=lambda candidate: (_worst(candidate), candidate.step))
     return (
         f"The base is kept: none of {_counted(candidates)} surely stays within the forgetting budget of {budget:.2%}. "
-        f"The closest is step {closest.step}: its kept ability changes by {_change(closest.kept, closest.kept_upper)}. "
+        f"The closest is {closest.title}: its kept ability changes by {_change(closest.kept, closest.kept_upper)}. "
         "More replay, a lower learning rate or a larger budget would admit it."
     )
 
@@ -43,7 +43,7 @@ def argue_not_better(candidates: Sequence[Candidate], index: int, budget: float)
     best = candidates[index]
     return (
         "The base is kept: no checkpoint within the budget surely improves the new ability. The best of "
-        f"{_counted(candidates)} is step {best.step}, "
+        f"{_counted(candidates)} is {best.title}, "
         f"whose new ability changes by {_change(best.new, best.new_upper)}. "
         f"{_forgetting(best, budget)}"
     )
@@ -65,18 +65,25 @@ def _better_but_forgetful(candidates: Sequence[Candidate], chosen: Candidate) ->
     best = min(refused, key=lambda one: (one.new, one.step), default=None)
     if best is None or chosen.new is None or best.new is None or best.new >= chosen.new:
         return ""
-    return (
-        f"Step {best.step} gains more ({_change(best.new, best.new_upper)}) but was refused: "
-        f"its kept ability changes by {_change(best.kept, best.kept_upper)}."
-    )
+    why = f"its kept ability changes by {_change(best.kept, best.kept_upper)}"
+    if best.lost_tasks:
+        why += f", and it lost {', '.join(best.lost_tasks)}"
+    return f"{_titled(best)} gains more ({_change(best.new, best.new_upper)}) but was refused: {why}."
 
 
 def _worst(candidate: Candidate) -> float | None:
     return candidate.kept if candidate.kept_upper is None else candidate.kept_upper
 
 
+def _titled(candidate: Candidate) -> str:
+    return candidate.title[0].upper() + candidate.title[1:]
+
+
 def _counted(candidates: Sequence[Candidate]) -> str:
-    return "1 checkpoint" if len(candidates) == 1 else f"{len(candidates)} checkpoints"
+    blends = sum(bool(candidate.blend) for candidate in candidates)
+    checkpoints = len(candidates) - blends
+    text = "1 checkpoint" if checkpoints == 1 else f"{checkpoints} checkpoints"
+    return f"{text} and {blends} blend{'s' if blends > 1 else ''}" if blends else text
 
 
 def _change(change: float | None, upper: float | None) -> str:

@@ -71,7 +71,7 @@ class Composite(SelectRule):
         index, reason = _best_by(candidates, self._sum, budget, self._terms)
         if index is not None and candidates[index].new is not None and self._sum(candidates[index]) <= 0:
             best = candidates[index]
-            return None, f"The base is kept: by these weights nothing is better. Step {best.step}: {self._terms(best)}."
+            return None, f"The base is kept: by these weights nothing is better. {best.title}: {self._terms(best)}."
         return index, reason
 
     def _sum(self, candidate: Candidate) -> float:
@@ -103,13 +103,13 @@ class ParetoKnee(SelectRule):
             if not any(other.new < one.new and other.kept <= one.kept for other in front)  # type: ignore[operator]
         ]
         distances = _distances_from_chord([(one.new or 0.0, one.kept or 0.0) for one in front])
-        by_step = {one.step: distance for one, distance in zip(front, distances, strict=True)}
+        by_title = {one.title: distance for one, distance in zip(front, distances, strict=True)}
 
         def merit(candidate: Candidate) -> tuple[float, float]:
-            return by_step.get(candidate.step, -1.0), -(candidate.new or 0.0)
+            return by_title.get(candidate.title, -1.0), -(candidate.new or 0.0)
 
         def terms(candidate: Candidate) -> str:
-            distance = by_step.get(candidate.step, 0.0)
+            distance = by_title.get(candidate.title, 0.0)
             return (
                 f"it lies where the front of {len(front)} bends most, {distance:.2f} of its range off the straight line"
             )

@@ -7,12 +7,22 @@ the front of candidates that no other one beats on both is part of the result, w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from deepen.errors import RunError
 from deepen.formats.atomic import write_json
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import read_records
-from deepen.formats.scores import Alternative, Candidate, CheckpointScores, Choice, Score
+from deepen.formats.scores import (
+    CHOOSE_ON,
+    REPORT_ON,
+    SCORES,
+    Alternative,
+    Candidate,
+    CheckpointScores,
+    Choice,
+    Score,
+)
 from deepen.progress import say
 from deepen.select.config import RULES, SelectRule
 
@@ -27,10 +37,12 @@ def select(config: SelectRule, job: StageJob, *, budget: float) -> Manifest:
     Inputs: ``evaluate`` (its ``scores.jsonl``). Writes ``choice.json``. ``budget`` is ``evaluate.forgetting.budget``.
     """
     begin_stage(job, stage="select", format_number=FORMAT, config=config)
-    records = read_records(job.inputs["evaluate"].path / "scores.jsonl")
-    scores = [CheckpointScores.model_validate(record, strict=False) for record in records]
-    candidates = candidates_of(scores, budget)
+    evaluated = job.inputs["evaluate"].path
+    tried_blends = (evaluated / CHOOSE_ON).is_file()
+    candidates = candidates_of(_read_scores(evaluated / (CHOOSE_ON if tried_blends else SCORES)), budget)
     choice = chosen(config, candidates, budget)
+    if tried_blends:
+        choice = confirmed(choice, candidates_of(_read_scores(evaluated / REPORT_ON), budget))
     say(choice.reason)
     say(side_by_side(choice))
     entry = write_json(job.out / "choice.json", choice.model_dump(mode="json"))
@@ -44,12 +56,29 @@ def select(config: SelectRule, job: StageJob, *, budget: float) -> Manifest:
     return finish_stage(job, stage="select", format_number=FORMAT, config=config, files=[entry], counts=counts)
 
 
+def _read_scores(file: Path) -> list[CheckpointScores]:
+    return [CheckpointScores.model_validate(record, strict=False) for record in read_records(file)]
+
+
+def confirmed(choice: Choice, others: Sequence[Candidate]) -> Choice:
+    """The choice with what its model does on the half of documents and items that it was not chosen on."""
+    same = next((one for one in others if (one.step, one.blend) == (choice.step, choice.blend)), None)
+    if same is None:
+        return choice
+    within = "within" if same.eligible else "NOT surely within"
+    changes = [
+        f"{name} {change:+.2%}" for name, change in (("new", same.new), ("kept", same.kept)) if change is not None
+    ]
+    sentence = f"On the half that it was not chosen on: {', '.join(changes)}, {within} the budget."
+    return choice.model_copy(update={"confirmed": same, "reason": f"{choice.reason} {sentence}"})
+
+
 def candidates_of(scores: Sequence[CheckpointScores], budget: float) -> tuple[Candidate, ...]:
     """The scored checkpoints by rising step, with who is eligible and who is on the front.
 
     A checkpoint without a score that others have (its likelihoods were not finite) is neither.
     """
-    ordered = sorted(scores, key=lambda one: one.step)
+    ordered = sorted(scores, key=lambda one: (one.step, len(one.blend)))
     pairs = [(one.of(_PROBE, "new"), one.of(_PROBE, "kept")) for one in ordered]
     new_measured, kept_measured = (any(pair[axis] is not None for pair in pairs) for axis in (0, 1))
     complete = [(new is not None) == new_measured and (kept is not None) == kept_measured for new, kept in pairs]
@@ -58,15 +87,24 @@ def candidates_of(scores: Sequence[CheckpointScores], budget: float) -> tuple[Ca
     return tuple(
         Candidate(
             step=one.step,
+            blend=one.blend,
             new=change[0],
             kept=change[1],
             kept_upper=_upper(kept),
             new_upper=_upper(new),
-            eligible=whole and within(kept, budget),
+            lost_tasks=(lost := tuple(lost_tasks(one, budget))),
+            eligible=whole and within(kept, budget) and not lost,
             on_front=whole and not any(dominates(rival, change) for rival in rivals),
         )
         for one, (new, kept), change, whole in zip(ordered, pairs, changes, complete, strict=True)
     )
+
+
+def lost_tasks(scores: CheckpointScores, budget: float) -> Iterator[str]:
+    """Kept tasks that surely dropped by more than ``budget``, tested together with all others."""
+    for score in scores.scores:
+        if score.ability == "kept" and not score.probe.startswith(_PROBE) and score.significant and score.loss > budget:
+            yield score.probe
 
 
 def within(kept: Score | None, budget: float) -> bool:
@@ -91,12 +129,13 @@ def chosen(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> 
     index, reason = rule.choose(candidates, budget=budget)
     if index is not None and not candidates[index].eligible:
         raise RunError(
-            f"the rule `{rule.use}` chose step {candidates[index].step}, which is not within the forgetting budget",
+            f"the rule `{rule.use}` chose {candidates[index].title}, which is not within the forgetting budget",
             hint="correct the rule, or raise `evaluate.forgetting.budget`",
         )
-    step = None if index is None else candidates[index].step
+    taken = None if index is None else candidates[index]
     return Choice(
-        step=step,
+        step=taken.step if taken else None,
+        blend=taken.blend if taken else (),
         rule=rule.use,
         reason=reason,
         candidates=tuple(candidates),
@@ -109,13 +148,15 @@ def _alternatives(rule: SelectRule, candidates: Sequence[Candidate], budget: flo
     for name, other in RULES.items():
         if name != rule.use:
             index, reason = other.model_validate({}).choose(candidates, budget=budget)
-            yield Alternative(rule=name, step=None if index is None else candidates[index].step, reason=reason)
+            taken = None if index is None else candidates[index]
+            made_of = {"step": taken.step, "blend": taken.blend} if taken else {"step": None}
+            yield Alternative.model_validate({"rule": name, "reason": reason, **made_of})
 
 
 def side_by_side(choice: Choice) -> str:
     """What each rule takes, one line."""
-    taken = [(choice.rule, choice.step), *((other.rule, other.step) for other in choice.alternatives)]
-    listed = ", ".join(f"{rule}: {'the base' if step is None else f'step {step}'}" for rule, step in taken)
+    taken = [(choice.rule, choice.title), *((other.rule, other.title) for other in choice.alternatives)]
+    listed = "; ".join(f"{rule}: {title}" for rule, title in taken)
     return f"select: {listed}"
 
 

@@ -85,7 +85,7 @@ RateSetting = Annotated[PeakRate, BeforeValidator(parse_rate), PlainSerializer(s
 
 @dataclass(frozen=True)
 class BaseRates:
-    """What is known of the base's own schedule: its hub id or folder, and what the recipe says goes before our tables."""
+    """What is known of the base's own schedule: hub id or folder, and what the recipe says goes before our tables."""
 
     name: str | None
     peak: float | None = None

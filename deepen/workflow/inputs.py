@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from deepen.curate.decontaminate import Decontaminate, probe_files
+from deepen.curate.decontaminate import PROBES, Decontaminate, probe_files
 from deepen.errors import DeepenError, OfflineError, RunError, SourceError
 from deepen.formats.atomic import hash_file, write_json
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
@@ -53,6 +53,7 @@ def without_network(offline: bool) -> Iterator[None]:
 
 def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool) -> Setup:
     """Find base and sources (fetching them unless ``offline``) and identify them; raises for what is missing."""
+    recipe = with_probe_items(recipe)
     pins = Pins(run / "pins.json", offline=offline)
     base = resolve_base(recipe.base, pins, run)
     sources = resolve_sources(recipe.ingest, pins)
@@ -63,8 +64,31 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
     frozen = recipe.curate.held_out.from_run
     if frozen is not None:
         raw_inputs["held_out"] = _held_out_of_run(Path(frozen))
-    raw_inputs |= _probes(recipe, run) | _tokenize_files(recipe, run) | _fixed_rows(recipe, pins, run)
+    raw_inputs |= (
+        _probes(recipe, run) | _probe_files(recipe, run) | _tokenize_files(recipe, run) | _fixed_rows(recipe, pins, run)
+    )
     return Setup(recipe, machine, base, sources, raw_inputs)
+
+
+def with_probe_items(recipe: Recipe) -> Recipe:
+    """The recipe with the word ``probes`` in ``decontaminate.against`` replaced by the item files of its probes.
+
+    Raises ``SourceError`` when it stands there and no probe has items in a file.
+    """
+    named = [path for probe in recipe.evaluate.all_probes for path in probe.item_files()]
+    steps = []
+    for step in recipe.curate.steps:
+        if isinstance(step, Decontaminate) and PROBES in step.against:
+            against = tuple(dict.fromkeys([*(path for path in step.against if path != PROBES), *named]))
+            if not against:
+                raise SourceError(
+                    "`decontaminate.against: [probes]`: no probe of `evaluate.probes` has its items in a local file",
+                    hint="name files of test items, or take the step out",
+                )
+            step = step.model_copy(update={"against": against})
+        steps.append(step)
+    curate = recipe.curate.model_copy(update={"steps": tuple(steps)})
+    return recipe.model_copy(update={"curate": curate})
 
 
 def _probes(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
@@ -73,6 +97,19 @@ def _probes(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
     cache = HashCache(hash_cache(run))
     files = [path for step in steps for path in probe_files(step.against)]
     entries = {f"probe:{path}": InputEntry(path=str(path), fingerprint=cache.hash(path)) for path in files}
+    if entries:
+        cache.save()
+    return entries
+
+
+def _probe_files(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
+    """What each probe of the evaluation reads, by the contents of its files."""
+    cache, entries = HashCache(hash_cache(run)), dict[str, InputEntry]()
+    for probe in recipe.evaluate.all_probes:
+        paths = [Path(path).expanduser() for path in probe.files()]
+        if paths:
+            mark = fingerprint("probe_files", 1, [cache.hash(path) for path in paths], {})
+            entries[f"probe_files:{probe.label}"] = InputEntry(path=str(paths[0]), fingerprint=mark)
     if entries:
         cache.save()
     return entries

@@ -32,7 +32,8 @@ class Setup:
     """The recipe's sources with hub addresses replaced by the folders they were fetched to."""
     raw_inputs: Mapping[str, InputEntry]
     """Identity of what is no stage of this run: ``base``, ``source:NAME``, ``held_out`` (another run's),
-    ``probe:FILE`` (test items), ``tokenize:NAME``, ``fixed_rows:NAME`` and ``fixed_rows_tokenizer:NAME``."""
+    ``probe:FILE`` (items that curation keeps out), ``probe_files:NAME`` (what a probe reads), ``tokenize:NAME``,
+    ``fixed_rows:NAME`` and ``fixed_rows_tokenizer:NAME``."""
     gang: Gang | None = None
     """The processes that a launcher started beside this one, which wait to train with it."""
 
@@ -107,20 +108,25 @@ def _train(setup: Setup, job: StageJob) -> Manifest:
 
 def train_here(setup: Setup, job: StageJob) -> Manifest:
     """Train in this process, alone or as one of several."""
-    from deepen.evaluate.stage import in_loop_evaluator
+    from deepen.evaluate.in_loop import Pace, in_loop_evaluator
     from deepen.parallel.environment import read_environment
     from deepen.train.stage import train
     from deepen.train.tracking import open_trackers
     from deepen.train.watch import Watch
+    from deepen.workflow.monitoring import monitor_of
     from deepen.workflow.remix import replay_changes
 
+    every = setup.recipe.evaluate.every
     evaluate = in_loop_evaluator(
         setup.recipe.evaluate,
-        curate=job.inputs["curate"],
-        tokenize=job.inputs["tokenize"],
-        baseline=job.inputs["baseline"],
+        job.inputs,
         base=setup.base,
         seed=job.seed,
+        out=job.out,
+        pace=Pace(
+            every.every_steps(total_steps=setup.num_batches, tokens_per_step=setup.recipe.train.batch_tokens),
+            every.every_seconds,
+        ),
     )
     started = read_environment()
     tracking = setup.machine.tracking if started is None or started.rank == 0 else ()
@@ -133,6 +139,7 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
             evaluate=evaluate,
             evaluate_every=setup.recipe.evaluate.every,
             watchdog=setup.machine.watchdog,
+            decide=monitor_of(setup.recipe.evaluate.forgetting, job.inputs["mix"].path, total_steps=setup.num_batches),
             remix=replay_changes(job.inputs["mix"].path, job.out / "order"),
             forgetting_budget=setup.recipe.evaluate.forgetting.budget,
             log=open_trackers(tracking, job.out, setup.recipe.name),
@@ -185,7 +192,19 @@ def _mix_identity(setup: Setup) -> dict[str, Any]:
 
 def _train_identity(setup: Setup) -> dict[str, Any]:
     # The probes decide which checkpoints exist, so they are part of what training makes.
-    return _seeded("train")(setup) | {"evaluate": identity(setup.recipe.evaluate)}
+    return _seeded("train")(setup) | {"evaluate": without_probe_paths(identity(setup.recipe.evaluate))}
+
+
+def _evaluate_identity(setup: Setup) -> dict[str, Any]:
+    return {"evaluate": without_probe_paths(identity(setup.recipe.evaluate)), "seed": setup.recipe.seed}
+
+
+def without_probe_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """The identity of evaluation's settings: items are identified by contents, and where they lie does not matter."""
+    if "probes" not in settings:
+        return settings
+    probes = [{k: v for k, v in probe.items() if k not in ("path", "shots_path")} for probe in settings["probes"]]
+    return {**settings, "probes": probes}
 
 
 def _ingest_identity(setup: Setup) -> dict[str, Any]:
@@ -200,11 +219,17 @@ def without_paths(ingest: dict[str, Any]) -> dict[str, Any]:
 
 def _baseline_identity(setup: Setup) -> dict[str, Any]:
     # Budget and interval do not change how the base scores.
-    return {"baseline": identity(setup.recipe.evaluate.baseline), "seed": setup.recipe.seed}
+    settings = without_probe_paths(identity(setup.recipe.evaluate.baseline))
+    return {"baseline": settings, "seed": setup.recipe.seed}
 
 
 def _select_identity(setup: Setup) -> dict[str, Any]:
     return {"select": identity(setup.recipe.select), "budget": setup.recipe.evaluate.forgetting.budget}
+
+
+def _measures(name: str) -> bool:
+    """Raw inputs of the stages that measure: the base, and the files of probes."""
+    return name == "base" or name.startswith("probe_files:")
 
 
 STAGES: dict[str, Stage] = {
@@ -219,12 +244,11 @@ STAGES: dict[str, Stage] = {
         Stage("mix", ("curate", "tokenize"), _mix_identity, _mix, _format_of("mix"),
               reads=lambda name: name.startswith("fixed_rows")),
         Stage("baseline", ("curate", "tokenize"), _baseline_identity, _baseline,
-              _format_of("evaluate", "BASELINE_FORMAT"),
-              reads=lambda name: name == "base"),
+              _format_of("evaluate", "BASELINE_FORMAT"), reads=_measures),
         Stage("train", ("curate", "tokenize", "mix", "baseline"), _train_identity, _train, _format_of("train"),
-              reads=lambda name: name == "base"),
-        Stage("evaluate", ("curate", "tokenize", "baseline", "train"), _seeded("evaluate"), _evaluate,
-              _format_of("evaluate"), reads=lambda name: name == "base"),
+              reads=_measures),
+        Stage("evaluate", ("curate", "tokenize", "baseline", "train"), _evaluate_identity, _evaluate,
+              _format_of("evaluate"), reads=_measures),
         Stage("select", ("evaluate",), _select_identity, _select, _format_of("select")),
         Stage("export", ("ingest", "curate", "tokenize", "mix", "baseline", "train", "evaluate", "select"),
               lambda setup: {"export": identity(setup.recipe.export)}, _export, _format_of("export"),

@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.held_out import encode
+from deepen.evaluate.in_loop import in_loop_evaluator
 from deepen.evaluate.likelihoods import read_likelihoods
 from deepen.evaluate.material import for_the_base, material_of
-from deepen.evaluate.stage import baseline, evaluate, in_loop_evaluator
+from deepen.evaluate.stage import baseline, evaluate
 from deepen.formats.manifest import Artifact, StageJob
 from deepen.formats.records import read_records
 from deepen.model.config import ResolvedBase
@@ -97,10 +98,7 @@ def test_checkpoints_of_a_grown_model_are_compared_with_the_base(job: Any, pretr
     (record,) = read_records(second.out / "scores.jsonl")
     changes = [score["difference"] for score in record["scores"]]
     assert len(changes) == 4 and all(abs(change) < 1 for change in changes)
-    evaluator = in_loop_evaluator(
-        CONFIG, curate=second.inputs["curate"], tokenize=second.inputs["tokenize"], baseline=more["baseline"],
-        base=pretrained, seed=17,
-    )  # fmt: skip
+    evaluator = in_loop_evaluator(CONFIG, second.inputs, base=pretrained, seed=17)
     assert [score.value for score in evaluator(LossModel(network), 5, 5)] == [
         score["value"] for score in record["scores"]
     ]

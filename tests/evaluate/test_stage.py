@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from deepen.evaluate.config import EvaluateConfig, HeldOut
-from deepen.evaluate.stage import baseline, evaluate, in_loop_evaluator
+from deepen.evaluate.in_loop import in_loop_evaluator
+from deepen.evaluate.stage import baseline, evaluate
 from deepen.formats.manifest import Artifact, Manifest, StageJob
 from deepen.formats.records import read_records
 from deepen.formats.scores import CheckpointScores
@@ -49,8 +50,7 @@ class Run:
         return [CheckpointScores.model_validate(record, strict=False) for record in records]
 
     def evaluator(self, config: EvaluateConfig = CONFIG) -> Callable[..., Any]:
-        named = {name: self.inputs[name] for name in ("curate", "tokenize", "baseline")}
-        return in_loop_evaluator(config, **named, base=self.base, seed=17)
+        return in_loop_evaluator(config, self.inputs, base=self.base, seed=17)
 
 
 @pytest.fixture

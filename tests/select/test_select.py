@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from deepen.errors import RunError
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
 from deepen.formats.records import write_records
-from deepen.formats.scores import Candidate, CheckpointScores, Choice, Score
+from deepen.formats.scores import BlendPart, Candidate, CheckpointScores, Choice, Score
 from deepen.select.config import RULES, BestNewWithinBudget, Composite, Last, ParetoKnee, SelectRule
 from deepen.select.stage import candidates_of, chosen, dominates, select
 
@@ -192,3 +192,34 @@ def test_no_rule_takes_what_is_over_the_budget(changes: list[tuple[float, float]
     choice = choose(*scored, rule=rule())
     taken = [one for one in choice.candidates if one.step == choice.step]
     assert all(one.eligible for one in taken) and len(choice.alternatives) == len(RULES) - 1
+
+
+def test_blends_are_chosen_on_one_half_and_reported_on_the_other(tmp_path: Path) -> None:
+    half = (BlendPart(step=20, weight=0.5), BlendPart(step=None, weight=0.5))
+    chosen_on = [checkpoint(20, -0.3, 0.1), checkpoint(20, -0.2, 0.0).model_copy(update={"blend": half})]
+    reported = [checkpoint(20, -0.3, 0.1), checkpoint(20, -0.15, 0.05).model_copy(update={"blend": half})]
+    artifact = evaluated(tmp_path / "evaluate", [chosen_on[0]])
+    for name, found in (("candidates_choose.jsonl", chosen_on), ("candidates_report.jsonl", reported)):
+        write_records(artifact.path / name, (one.model_dump(mode="json") for one in found), artifact.path)
+    select(RULE, StageJob(tmp_path / "select", "f", {"evaluate": artifact}), budget=0.03)
+    choice = Choice.model_validate_json((tmp_path / "select" / "choice.json").read_bytes(), strict=False)
+    assert (choice.step, choice.blend, choice.title) == (20, half, "0.5 x step 20 + 0.5 x base")
+    assert choice.reason.startswith("0.5 x step 20 + 0.5 x base is chosen among 1 checkpoint and 1 blend.")
+    assert choice.confirmed is not None and choice.confirmed.new == -0.15
+    assert "not chosen on: new -15.00%, kept +5.00%, NOT surely within the budget" in choice.reason
+
+
+def test_a_kept_task_that_surely_dropped_rules_a_checkpoint_out() -> None:
+    dropped = Score(
+        probe="multiple_choice:exam", ability="kept", value=0.4, baseline=0.5, difference=-0.2, interval=(-0.3, -0.1),
+        significant=True, higher_is_better=True, items=100,
+    )  # fmt: skip
+    better = checkpoint(20, -0.3, 0.0)
+    better = better.model_copy(update={"scores": (*better.scores, dropped)})
+    choice = choose(checkpoint(10, -0.1, 0.0), better)
+    assert choice.step == 10
+    assert "Step 20 gains more" in choice.reason and "it lost multiple_choice:exam" in choice.reason
+    unsure = better.model_copy(
+        update={"scores": (*better.scores[:2], dropped.model_copy(update={"significant": False}))}
+    )
+    assert choose(checkpoint(10, -0.1, 0.0), unsure).step == 20

@@ -1,0 +1,91 @@
+"""The part of the report about probes of questions: what they measured, what they could not use, what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+
+from deepen.board.charts import fragment
+from deepen.board.page import Section, fold, preformatted, table
+from deepen.formats.manifest import Artifact
+from deepen.formats.records import read_records
+
+_BITS = "bits per byte"
+
+
+def probe_sections(stages: Mapping[str, Artifact]) -> Iterator[Section]:
+    """A section when there is more than held-out text to tell, or when something failed."""
+    base, full = stages["baseline"].counts, stages["evaluate"].counts
+    checkpoints = list(read_records(stages["evaluate"].path / "scores.jsonl"))
+    failed = list(failures(base, full))
+    others = any(score["unit"] != _BITS for one in checkpoints for score in one["scores"])
+    if not failed and not others:
+        return
+    body = _failed_table(failed)
+    if others:
+        body += values_chart(checkpoints) + _not_used(base) + _samples(stages)
+    yield Section("Probes", _lead(failed, full), body)
+
+
+def failures(base: Mapping[str, Any], full: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """``(probe, where, reason)`` of every measurement that failed."""
+    for label, reason in base.get("failed", {}).items():
+        yield label, "base", reason
+    for label, reasons in full.get("failed", {}).items():
+        yield from ((label, f"step {step}", reason) for step, reason in reasons.items() if step != "base")
+    for label, reasons in (full.get("in_loop") or {}).get("failed", {}).items():
+        yield from ((label, f"step {step}, during training", reason) for step, reason in reasons.items())
+
+
+def _lead(failed: list[tuple[str, str, str]], full: Mapping[str, Any]) -> str:
+    text = "Answers to the same questions by the base (dotted) and by every checkpoint."
+    if failed:
+        text += f" {len(failed)} measurements FAILED; the run went on without them."
+    spent = full.get("in_loop") or {}
+    if spent.get("share_of_training") is not None:
+        allowed = f" of at most {spent['overhead']:.1%}" if spent.get("overhead") else ""
+        text += f" Measuring during training took {spent['share_of_training']:.1%}{allowed} of its time."
+    return text
+
+
+def _failed_table(failed: list[tuple[str, str, str]]) -> str:
+    return table(("probe that failed", "where", "reason"), failed) if failed else ""
+
+
+def values_chart(checkpoints: list[dict[str, Any]]) -> str:
+    """Values of every probe whose unit is not bits per byte over tokens trained, the base's dotted."""
+    figure = go.Figure()
+    found: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
+    for one in checkpoints:
+        for score in one["scores"]:
+            if score["unit"] != _BITS:
+                found.setdefault((score["probe"], score["ability"]), []).append((one["tokens"], score))
+    for (probe, ability), points in found.items():
+        tokens = [0, *(tokens for tokens, _ in points)]
+        baseline = points[0][1]["baseline"]
+        values = [baseline, *(score["value"] for _, score in points)]
+        figure.add_scatter(x=tokens, y=values, name=f"{probe} ({ability})", legendgroup=f"{probe}{ability}")
+        figure.add_scatter(
+            x=[0, tokens[-1]], y=[baseline, baseline], line={"dash": "dot"}, showlegend=False,
+            legendgroup=f"{probe}{ability}",
+        )  # fmt: skip
+    figure.update_xaxes(title="tokens trained")
+    figure.update_yaxes(title="share of items")
+    return fragment(figure)
+
+
+def _not_used(base: Mapping[str, Any]) -> str:
+    rows = [
+        (label, reason, number, ", ".join(probe.get("examples", {}).get(reason, ())))
+        for label, probe in base.get("probes", {}).items()
+        for reason, number in probe.get("not_used", {}).items()
+    ]
+    return fold("items that are not used", table(("probe", "reason", "items", "such as"), rows)) if rows else ""
+
+
+def _samples(stages: Mapping[str, Artifact]) -> str:
+    """The texts of the last checkpoint, beside the base's."""
+    found = sorted(stages["evaluate"].path.glob("*/step-*.md"))
+    return preformatted("texts of the last checkpoint", found[-1].read_text()) if found else ""

@@ -1,0 +1,229 @@
+"""Scores during training: a subset of every probe, chosen once and written down, the same until the run ends.
+
+With an overhead budget the subsets are sized at the first measurement: a small part is timed, and the rest is made as
+large as the budget allows. That depends on the machine, so it happens once; a resumed run reads the file.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepen.evaluate.config import EvaluateConfig
+from deepen.evaluate.guard import Failure, attempt
+from deepen.evaluate.material import Material, material_of
+from deepen.evaluate.probes.probe import Probe
+from deepen.evaluate.statistics import adjusted
+from deepen.evaluate.tables import base_table, say_not_finite
+from deepen.formats.atomic import write_bytes, write_json
+from deepen.formats.checkpoints import checkpoint_name
+from deepen.formats.manifest import Artifact
+from deepen.formats.records import append_record, read_records
+from deepen.formats.scores import Score
+from deepen.model.config import ResolvedBase
+from deepen.progress import say
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from deepen.evaluate.probes.probe import Measure
+    from deepen.model.loss import LossModel
+
+PROBES = "probes"
+"""Directory inside the training stage."""
+SUBSETS, TIMES, FAILED = "subsets.json", "times.jsonl", "failed.jsonl"
+
+_RESAMPLES = 1_000
+"""Bootstrap draws during training: a tenth of the full evaluation's, enough for a curve with error bars."""
+_TIMED_ITEMS = 16
+"""Documents or items of each stratum that are timed before the rest is sized."""
+_LEAST_ITEMS = 8
+"""Of each stratum at least so many are kept, whatever the budget."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the training takes between two measurements."""
+
+    steps: int | None
+    """Steps between measurements; None when only a time was given."""
+    seconds: float | None = None
+    """Seconds between measurements, if a time was given."""
+
+
+class InLoop:
+    """The function ``(model, step, tokens) -> scores`` that the training loop calls.
+
+    Documents and items are read and encoded at the first call. With ``out`` given, it writes there which subsets it
+    uses, how long each measurement took, what failed, and what there is to read.
+    """
+
+    def __init__(
+        self, config: EvaluateConfig, material: Material, baseline: Artifact, *, seed: int, out: Path | None, pace: Pace
+    ) -> None:
+        self._config, self._material, self._seed = config, material, seed
+        self._out, self._pace = None if out is None else out / PROBES, pace
+        self._tables: dict[str, pa.Table] = {}
+        for probe in config.all_probes:
+            table = base_table(baseline, probe)
+            if table is None:
+                say(f"probe `{probe.label}` has no baseline and is left out")
+            else:
+                self._tables[probe.label] = table
+        self._measures: dict[str, Measure] = {}
+        self._subsets: dict[str, dict[str, list[str]]] | None = None
+        self._since = time.monotonic()
+
+    def __call__(self, model: LossModel, step: int, tokens: int) -> list[Score]:
+        """Score the model on the subsets."""
+        started = time.monotonic()
+        training_seconds = started - self._since
+        if self._subsets is None:
+            self._subsets = self._read_subsets() or self._choose_subsets(model, step, training_seconds)
+        found: list[Score] = []
+        for probe in self._measured():
+            table = attempt(probe.label, probe.time_limit.value, partial(self._measure, probe, model))
+            if isinstance(table, Failure):
+                self._record(FAILED, {"step": step, "probe": probe.label, "reason": table.reason})
+                continue
+            say_not_finite(table, step)
+            base = self._tables[probe.label]
+            found += probe.compare(base, table, self._material, seed=self._seed, resamples=_RESAMPLES)
+            self._write_readable(probe, table, step)
+        seconds = time.monotonic() - started
+        self._record(TIMES, {"step": step, "seconds": seconds, "training_seconds": training_seconds})
+        self._since = time.monotonic()
+        return adjusted(found)
+
+    def _measured(self) -> Iterator[Probe]:
+        return (probe for probe in self._config.all_probes if probe.label in self._tables)
+
+    def _measure(self, probe: Probe, model: LossModel) -> pa.Table:
+        assert self._subsets is not None
+        if probe.label not in self._measures:
+            ids = frozenset(name for names in self._subsets.get(probe.label, {}).values() for name in names)
+            self._measures[probe.label] = probe.prepare(replace(self._material, only=ids))
+        return self._measures[probe.label](model, None)
+
+    def _read_subsets(self) -> dict[str, dict[str, list[str]]] | None:
+        """The subsets that this run chose earlier, if it did."""
+        if self._out is None or not (self._out / SUBSETS).is_file():
+            return None
+        chosen: dict[str, dict[str, list[str]]] = json.loads((self._out / SUBSETS).read_text())["ids"]
+        return chosen if set(self._tables) <= set(chosen) else None
+
+    def _choose_subsets(self, model: LossModel, step: int, training_seconds: float) -> dict[str, dict[str, list[str]]]:
+        """What the probes ask for, made smaller where the overhead budget needs it, and written down."""
+        chosen = {
+            probe.label: {
+                name: list(ids) for name, ids in probe.subset(self._material, self._tables[probe.label]).items()
+            }
+            for probe in self._measured()
+        }
+        sizing: dict[str, Any] = {}
+        if self._config.overhead is not None:
+            allowed = self._config.overhead * self._seconds_between(step, training_seconds)
+            expected = sum(self._expected_seconds(probe, chosen[probe.label], model) for probe in self._measured())
+            share = min(1.0, allowed / expected) if expected > 0 else 1.0
+            chosen = {label: {name: _first(ids, share) for name, ids in by.items()} for label, by in chosen.items()}
+            sizing = {"allowed_seconds": allowed, "expected_seconds": expected, "share": share}
+            say(f"measuring may take {allowed:.1f} s each time: subsets have {share:.0%} of their size")
+        if self._out is not None:
+            self._out.mkdir(parents=True, exist_ok=True)
+            write_json(self._out / SUBSETS, {"step": step, "sizing": sizing, "ids": chosen})
+        return chosen
+
+    def _seconds_between(self, step: int, training_seconds: float) -> float:
+        """Training seconds from one measurement to the next, from the speed of the steps so far."""
+        if self._pace.steps is None:
+            return self._pace.seconds or training_seconds
+        per_step = self._seconds_per_step() or training_seconds / max(1, step)
+        between = per_step * self._pace.steps
+        return min(between, self._pace.seconds) if self._pace.seconds else between
+
+    def _seconds_per_step(self) -> float | None:
+        """Median over the steps in the run's metrics, so that the first ones, which compile, do not count."""
+        if self._out is None:
+            return None
+        steps = [
+            (record["step"], record["elapsed_seconds"])
+            for record in read_records(self._out.parent / "metrics.jsonl")
+            if record.get("elapsed_seconds") is not None
+        ]
+        paces = sorted(
+            (later[1] - earlier[1]) / (later[0] - earlier[0])
+            for earlier, later in zip(steps, steps[1:], strict=False)
+            if later[0] > earlier[0]
+        )
+        return paces[len(paces) // 2] if paces else None
+
+    def _expected_seconds(self, probe: Probe, ids: Mapping[str, list[str]], model: LossModel) -> float:
+        """How long the whole subset would take, from a timed part of it; a failing probe is found later."""
+        part = frozenset(name for names in ids.values() for name in names[:_TIMED_ITEMS])
+        whole = sum(map(len, ids.values()))
+        if not part:
+            return 0.0
+
+        def timed() -> float:
+            measure = probe.prepare(replace(self._material, only=part))
+            measure(model, None)  # the first call pays for what later ones find ready
+            started = time.perf_counter()
+            measure(model, None)
+            return time.perf_counter() - started
+
+        seconds = attempt(probe.label, probe.time_limit.value, timed)
+        return 0.0 if isinstance(seconds, Failure) else seconds * whole / len(part)
+
+    def _record(self, name: str, record: dict[str, Any]) -> None:
+        if self._out is not None:
+            self._out.mkdir(parents=True, exist_ok=True)
+            append_record(self._out / name, record, sync=True)
+
+    def _write_readable(self, probe: Probe, table: pa.Table, step: int) -> None:
+        text = probe.readable(table, self._tables[probe.label])
+        if text is not None and self._out is not None:
+            path = self._out / probe.label / f"{checkpoint_name(step)}.md"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, text.encode())
+
+
+def _first(ids: list[str], share: float) -> list[str]:
+    return ids[: max(min(_LEAST_ITEMS, len(ids)), int(len(ids) * share))]
+
+
+def in_loop_counts(train: Path, config: EvaluateConfig) -> dict[str, Any] | None:
+    """What measuring during training took and what failed, from the files of ``InLoop``; None when there are none."""
+    times = {record["step"]: record for record in read_records(train / PROBES / TIMES)}
+    if not times:
+        return None
+    measuring = sum(record["seconds"] for record in times.values())
+    training = sum(record["training_seconds"] for record in times.values())
+    failed: dict[str, dict[str, str]] = {}
+    for record in read_records(train / PROBES / FAILED):
+        failed.setdefault(record["probe"], {})[str(record["step"])] = record["reason"]
+    return {
+        "measurements": len(times),
+        "seconds": measuring,
+        "share_of_training": measuring / training if training > 0 else None,
+        "overhead": config.overhead,
+        "failed": failed,
+    }
+
+
+def in_loop_evaluator(
+    config: EvaluateConfig,
+    inputs: Mapping[str, Artifact],
+    *,
+    base: ResolvedBase,
+    seed: int,
+    out: Path | None = None,
+    pace: Pace = Pace(None),
+) -> Callable[[LossModel, int, int], list[Score]]:
+    """The function that the training loop calls; see ``InLoop``. ``inputs``: ``curate``, ``tokenize``, ``baseline``."""
+    material = material_of(inputs["curate"], inputs["tokenize"], base)
+    return InLoop(config, material, inputs["baseline"], seed=seed, out=out, pace=pace)

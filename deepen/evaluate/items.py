@@ -1,0 +1,194 @@
+"""Item tables: what a model made of every question of a probe, and how that compares with the base.
+
+One row per item, usable or not: an item that cannot be used has no value and carries the reason. The likelihood of
+every choice is kept with its length, so any normalisation and every interval can be computed again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from deepen.errors import RunError
+from deepen.evaluate.likelihoods import NOT_FINITE
+from deepen.evaluate.statistics import Change, clustered, mean_change, paired, stream
+from deepen.formats.scores import Ability, Score
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("cluster", pa.string(), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("reason", pa.string()),
+        pa.field("gold", pa.string()),
+        pa.field("answer", pa.string()),
+        pa.field("nll", pa.list_(pa.float64())),
+        pa.field("bytes", pa.list_(pa.int64())),
+        pa.field("tokens", pa.list_(pa.int64())),
+    ]
+)
+
+_EXAMPLES = 5
+"""Items named for each reason in the manifest."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One item and what a model made of it."""
+
+    id: str
+    task: str
+    cluster: str
+    """Items of one cluster (questions about one passage) are drawn together when intervals are computed."""
+    value: float | None = None
+    """1 right, 0 wrong, or another number; None when the item cannot be used."""
+    reason: str | None = None
+    """Why there is no value."""
+    gold: str = ""
+    answer: str = ""
+    """The chosen or generated answer."""
+    nll: tuple[float, ...] = ()
+    """Nats of every choice given the prompt."""
+    bytes: tuple[int, ...] = ()
+    """UTF-8 bytes of every choice."""
+    tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the items of a probe become scores."""
+
+    label: str
+    ability: Ability
+    unit: str = "accuracy"
+    higher_is_better: bool = True
+    overall: bool = True
+    """Whether the mean over tasks is a score too."""
+
+
+def table_of(outcomes: Iterable[Outcome]) -> pa.Table:
+    """Build a table; a value that is not finite becomes none, with the reason ``not_finite``."""
+    rows = []
+    for outcome in outcomes:
+        row = {name: getattr(outcome, name) for name in SCHEMA.names}
+        if outcome.value is not None and not math.isfinite(outcome.value):
+            row |= {"value": None, "reason": NOT_FINITE}
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def summary(table: pa.Table) -> dict[str, Any]:
+    """Items, items used, items not used by reason with some of their ids, and the mean of every task."""
+    rows = table.select(["id", "task", "value", "reason"]).to_pylist()
+    reasons = Counter(row["reason"] for row in rows if row["reason"])
+    by_task: dict[str, list[float]] = {}
+    for row in rows:
+        if row["value"] is not None:
+            by_task.setdefault(row["task"], []).append(row["value"])
+    return {
+        "items": len(rows),
+        "used": sum(map(len, by_task.values())),
+        "not_used": dict(sorted(reasons.items())),
+        "examples": {
+            reason: [row["id"] for row in rows if row["reason"] == reason][:_EXAMPLES] for reason in sorted(reasons)
+        },
+        "tasks": {task: {"items": len(values), "value": float(np.mean(values))} for task, values in by_task.items()},
+    }
+
+
+def subset_of(table: pa.Table, *, num_items: int) -> dict[str, list[str]]:
+    """By task, the ids of ``num_items`` usable items in all: each task has its share, those with the smallest hash."""
+    by_task: dict[str, list[str]] = {}
+    for row in table.select(["id", "task", "value"]).to_pylist():
+        if row["value"] is not None:
+            by_task.setdefault(row["task"], []).append(row["id"])
+    shares = stratified({task: len(ids) for task, ids in by_task.items()}, num_items)
+    return {task: smallest(ids, shares[task]) for task, ids in by_task.items()}
+
+
+def stratified(sizes: dict[str, int], total: int) -> dict[str, int]:
+    """Split ``total`` over strata in proportion to their sizes (largest remainders), at least one of each."""
+    everything = sum(sizes.values())
+    if total >= everything:
+        return dict(sizes)
+    exact = {name: total * size / everything for name, size in sizes.items()}
+    shares = {name: max(1, math.floor(value)) for name, value in exact.items()}
+    for name in sorted(exact, key=lambda name: (math.floor(exact[name]) - exact[name], name)):
+        if sum(shares.values()) >= total:
+            break
+        shares[name] = min(sizes[name], shares[name] + 1)
+    return shares
+
+
+def smallest(ids: Sequence[str], count: int) -> list[str]:
+    """The ``count`` ids with the smallest hashes: a choice that is the same whatever else is in the list."""
+    return sorted(ids, key=lambda name: (xxhash.xxh3_64_intdigest(name.encode()), name))[:count]
+
+
+def compare_items(base: pa.Table, model: pa.Table, kind: Kind, *, seed: int, resamples: int) -> list[Score]:
+    """Scores of a model against the base on the same items: one per task when there are several, then their mean.
+
+    The change is relative to the base, unless the base has nothing right in one of the tasks: then it is the difference
+    of the means for all of them (``relative`` False). A task of which the model gave an item no finite value has no
+    score, and then there is no mean.
+    """
+    tasks = _paired_tasks(base, model, kind)
+    complete = {task: rows for task, rows in tasks.items() if all(ours is not None for _, ours, _ in rows)}
+    relative = all(sum(theirs for theirs, _, _ in rows) > 0 for rows in complete.values())
+    changes: dict[str, Change] = {}
+    scores: list[Score] = []
+    for task, rows in complete.items():
+        theirs, ours, clusters = zip(*rows, strict=True)
+        pairs = clustered(np.array(theirs), np.array(ours), clusters)
+        seeds = stream(seed, f"{kind.label}:{task}")
+        changes[task] = paired(pairs, seed=seeds, resamples=resamples, relative=relative)
+        means = float(np.mean(ours)), float(np.mean(theirs))
+        name = kind.label if len(tasks) == 1 and kind.overall else f"{kind.label}:{task}"
+        scores.append(_score(kind, name, means, (changes[task], relative, len(rows))))
+    if kind.overall and len(tasks) > 1 and len(complete) == len(tasks):
+        means = float(np.mean([one.value for one in scores])), float(np.mean([one.baseline for one in scores]))
+        items = sum(one.items for one in scores)
+        scores.append(_score(kind, kind.label, means, (mean_change(list(changes.values())), relative, items)))
+    return scores
+
+
+def _paired_tasks(base: pa.Table, model: pa.Table, kind: Kind) -> dict[str, list[tuple[float, float | None, str]]]:
+    """By task ``(base's value, model's value, cluster)`` of every item that the base could be measured on."""
+    theirs = {(row["task"], row["id"]): row for row in base.select(["task", "id", "value", "gold"]).to_pylist()}
+    tasks: dict[str, list[tuple[float, float | None, str]]] = {}
+    for row in model.select(["task", "id", "value", "gold", "cluster"]).to_pylist():
+        before = theirs.get((row["task"], row["id"]))
+        if before is None or before["gold"] != row["gold"]:
+            raise RunError(
+                f"the items of `{kind.label}` are not those that the base was measured on",
+                hint="make the baseline and the evaluation again on the same items",
+            )
+        if before["value"] is not None:
+            tasks.setdefault(row["task"], []).append((before["value"], row["value"], row["cluster"]))
+    return tasks
+
+
+def _score(kind: Kind, name: str, means: tuple[float, float], found: tuple[Change, bool, int]) -> Score:
+    change, relative, items = found
+    return Score(
+        probe=name,
+        ability=kind.ability,
+        value=means[0],
+        baseline=means[1],
+        difference=change.difference,
+        interval=change.interval,
+        minimum_detectable=change.minimum_detectable,
+        p_value=change.p_value,
+        higher_is_better=kind.higher_is_better,
+        items=items,
+        unit=kind.unit,
+        relative=relative,
+    )

@@ -1,0 +1,81 @@
+"""The probe that asks any task of the lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from deepen.errors import Problem
+from deepen.evaluate.probes.item_probe import ItemProbe
+from deepen.settings import Count, Many
+
+if TYPE_CHECKING:
+    from deepen.evaluate.material import Material
+    from deepen.evaluate.probes.probe import Measure
+
+_YAML = (".yaml", ".yml")
+
+
+class LmEval(ItemProbe):
+    """Tasks of the lm-evaluation-harness: its prompts and its judgement, answered by our model (extra `lm-eval`)."""
+
+    use: Literal["lm_eval"] = "lm_eval"
+    ability: Literal["new", "kept"] = "kept"
+    """Public tasks mostly ask for what the base can do, and must not lose."""
+    tasks: Annotated[Many[str], Field(min_length=1)]
+    """Names of tasks, groups or tags of the harness, or paths of task files (`.yaml`). Each has a score of its own."""
+    include: str | None = None
+    """Folder with more task files, as `--include_path` of the harness."""
+    shots: Annotated[Count, Field(ge=0)] | None = None
+    """Examples before a question; the task's own number if not given."""
+    limit: Annotated[Count, Field(ge=1)] | None = None
+    """Items of all tasks together, each task with its share, chosen by the hash of their places in the data set."""
+    metric: str | None = None
+    """Metric of the task, such as `acc_norm`; if not given `acc`, `exact_match`, or the task's first."""
+    filter: str | None = None
+    """Which of the task's filters of answers counts; the first if not given."""
+
+    def prepare(self, material: Material) -> Measure:
+        """Load the tasks and make all prompts; see ``Probe.prepare``."""
+        from deepen.evaluate.harness_tasks import Wanted, prepare_tasks
+
+        wanted = Wanted(self.tasks, self.include, self.shots, self.limit, self.metric, self.filter)
+        return prepare_tasks(wanted, material)
+
+    def files(self) -> tuple[str, ...]:
+        """The task files; what hub tasks ask is the harness's and the hub's, by name."""
+        named = [name for name in self.tasks if name.endswith(_YAML)]
+        if self.include is not None:
+            named += [str(path) for path in sorted(Path(self.include).expanduser().rglob("*.yaml"))]
+        return tuple(dict.fromkeys([*named, *(file for name in named for file in _data_files(Path(name)))]))
+
+    def item_files(self) -> tuple[str, ...]:
+        """Local JSON lines files that the task files name."""
+        return tuple(path for path in self.files() if path.endswith((".jsonl", ".jsonl.gz")))
+
+    def problems(self, path: str) -> list[Problem]:
+        """The harness that is not installed, and task files that are not there."""
+        found = []
+        if find_spec("lm_eval") is None:
+            message = "needs the lm-evaluation-harness, which is not installed"
+            found.append(Problem(path, message, "pip install 'deepen[lm-eval]'", self.use))
+        for name in self.tasks:
+            if name.endswith(_YAML) and not Path(name).expanduser().is_file():
+                found.append(Problem(f"{path}.tasks", "there is no such task file", "give its path", name))
+        if self.include is not None and not Path(self.include).expanduser().is_dir():
+            found.append(Problem(f"{path}.include", "there is no such folder", "give a folder of task files"))
+        return found
+
+
+def _data_files(path: Path) -> list[str]:
+    """Local files that a task file names under ``data_files``, at any depth."""
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except OSError:
+        return []
+    found = re.findall(r"[\w./~-]+\.jsonl?(?:\.gz)?", text)
+    return [name for name in dict.fromkeys(found) if Path(name).expanduser().is_file()]

@@ -1,0 +1,122 @@
+"""What probes of questions share: where the items are, what they measure, how many are asked during training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from deepen.errors import DeepenError, Problem
+from deepen.evaluate.probes.probe import Probe
+from deepen.settings import Count
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from deepen.evaluate.item_files import Item
+    from deepen.evaluate.material import Material
+    from deepen.formats.scores import Score
+
+
+class ItemProbe(Probe):
+    """Base of probes whose result is a value per item."""
+
+    ability: Literal["new", "kept"] = "new"
+    """Whether the items ask for what the run teaches, or for what it must not lose."""
+    in_loop_items: Annotated[Count, Field(ge=1)] = 200
+    """Items during training, each task with its share, chosen once by the hash of their ids. Our choice: small beside
+    the training itself; the full evaluation asks all."""
+
+    def subset(self, material: Material, baseline: pa.Table) -> Mapping[str, Sequence[str]]:
+        """Usable items with the smallest hashes, in proportion to the sizes of the tasks."""
+        from deepen.evaluate.items import subset_of
+
+        return subset_of(baseline, num_items=self.in_loop_items)
+
+    def compare(self, base: pa.Table, model: pa.Table, material: Material, *, seed: int, resamples: int) -> list[Score]:
+        """A score per task, and their mean."""
+        from deepen.evaluate.items import Kind, compare_items
+
+        return compare_items(base, model, Kind(self.label, self.ability), seed=seed, resamples=resamples)
+
+    def summary(self, table: pa.Table) -> dict[str, Any]:
+        """Items, items used, items not used by reason, and the value of every task."""
+        from deepen.evaluate.items import summary
+
+        return summary(table)
+
+
+class FileProbe(ItemProbe):
+    """Base of probes whose items are the lines of a file."""
+
+    path: str
+    """JSON lines with one item each (``.jsonl``, also ``.jsonl.gz``)."""
+    prompt: str = "{question}"
+    """What the model is given: text with fields of the item in braces. Lists are joined by blank lines."""
+    answer: str = "answer"
+    """Field of the right answer."""
+    id: str = "id"
+    """Field of the item's name; without it an item is called after its line."""
+    by: str | None = None
+    """Field whose values are tasks with scores of their own; their mean is the probe's score."""
+    group: str | None = None
+    """Field whose values name what items have in common, such as a passage: intervals are clustered by it."""
+    limit: Annotated[Count, Field(ge=1)] | None = None
+    """Items at most, each task with its share, chosen by the hash of their ids."""
+    shots: Annotated[Count, Field(ge=0)] = 0
+    """Examples with their answers before every question: the first usable items of `shots_path`."""
+    shots_path: str | None = None
+    """Where the examples come from; it must not be `path` itself, whose items would then be asked with their answers
+    in sight."""
+
+    def files(self) -> tuple[str, ...]:
+        """The items and the examples."""
+        return (self.path, *([self.shots_path] if self.shots_path else []))
+
+    def item_files(self) -> tuple[str, ...]:
+        """The items."""
+        return (self.path,)
+
+    def items(self) -> list[Item]:
+        """All items, examples put before their prompts; raises ``DeepenError`` when none can be used."""
+        from deepen.evaluate.item_files import Layout, limited, read_items
+        from deepen.evaluate.shots import shown, with_shots
+
+        layout = Layout(self.label, self.by, self.id, self.group)
+        found = limited(read_items(Path(self.path).expanduser(), layout, self.parse), self.limit)
+        if not any(item.reason is None for item in found):
+            reasons = ", ".join(sorted({str(item.reason) for item in found})) or "the file is empty"
+            raise DeepenError(f"`{self.label}`: no item of `{self.path}` can be used ({reasons})", hint=_FIELDS_HINT)
+        if self.shots == 0 or self.shots_path is None:
+            return found
+        examples = read_items(Path(self.shots_path).expanduser(), Layout("shots"), self.parse)
+        usable = [shown(item, self.between) for item in examples if item.reason is None][: self.shots]
+        if len(usable) < self.shots:
+            message = f"`{self.label}`: `{self.shots_path}` has {len(usable)} usable examples, {self.shots} are needed"
+            raise DeepenError(message, hint="lower `shots`")
+        return with_shots(found, usable)
+
+    @property
+    def between(self) -> str:
+        """What stands between a prompt and its answer."""
+        return " "
+
+    def parse(self, row: dict[str, Any]) -> Item:
+        """A row as an item; raises ``item_files.BadRowError``."""
+        raise NotImplementedError
+
+    def problems(self, path: str) -> list[Problem]:
+        """Files that are not there, and examples without a source."""
+        found = []
+        for key, file in (("path", self.path), ("shots_path", self.shots_path)):
+            if file is not None and not Path(file).expanduser().is_file():
+                found.append(Problem(f"{path}.{key}", "there is no such file", "give a JSON lines file of items", file))
+        if self.shots and (self.shots_path is None or self.shots_path == self.path):
+            remedy = "set it to a file of examples that are not asked themselves"
+            found.append(Problem(f"{path}.shots_path", "examples need a file of their own", remedy))
+        return found
+
+
+_FIELDS_HINT = "`prompt`, `choices` and `answer` must name fields that the items have"

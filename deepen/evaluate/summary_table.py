@@ -1,0 +1,67 @@
+"""Tables for people: what the base can do, and what became of it at every checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deepen.formats.scores import CheckpointScores, Score, blend_title
+
+_CHANGE = "change (95 % interval)"
+
+
+def baseline_table(counts: Mapping[str, Any]) -> str:
+    """A line per source and per task of every other probe; those that failed with their reason."""
+    lines = [
+        f"baseline: {name} ({source['ability']}): {_described(source)}" for name, source in counts["sources"].items()
+    ]
+    for label, probe in counts["probes"].items():
+        for task, found in probe.get("tasks", {}).items():
+            name = label if task == label else f"{label}:{task}"
+            lines.append(f"baseline: {name}: {found['value']:.4f} over {found['items']:,} items")
+        for reason, number in probe["not_used"].items() if "tasks" in probe else ():
+            shown = ", ".join(probe["examples"][reason])
+            lines.append(f"baseline: {label}: {number} items are not used: {reason} ({shown})")
+    lines += [f"baseline: {label}: FAILED: {reason}" for label, reason in counts["failed"].items()]
+    return "\n".join(lines) or "baseline: nothing was measured"
+
+
+def _described(source: Mapping[str, Any]) -> str:
+    if not source["scored"]:
+        return "no held-out documents can be scored, so nothing is measured here"
+    return f"{source['bits_per_byte']:.4f} bits per byte over {source['scored']} documents"
+
+
+def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapping[str, Any]]) -> str:
+    """Per probe a line for each checkpoint with values, changes and intervals of both abilities, then the status."""
+    labels = list(dict.fromkeys(s.probe for one in scored for s in one.scores if ":" not in s.probe))
+    lines = []
+    for label in labels or ["held_out"]:
+        lines.append(f"{label}:")
+        lines.append(f"{'step':>8}  {'new':>8}  {_CHANGE:<28}  {'kept':>8}  {_CHANGE:<28}  status")
+        for scores, checkpoint in zip(scored, checkpoints, strict=True):
+            cells = [_cells(scores.of(label, "new")), _cells(scores.of(label, "kept"))]
+            lines.append(f"{scores.step:>8}  {'  '.join(cells)}  {checkpoint['status']}")
+    for one in scored:
+        lines += [f"step {one.step}: probe `{label}` failed: {reason}" for label, reason in one.failed.items()]
+    return "\n".join(lines)
+
+
+def blend_table(scored: Sequence[CheckpointScores]) -> str:
+    """Checkpoints and blends with the changes of both abilities, on all documents."""
+    names = [blend_title(one.step, one.blend) for one in scored]
+    width = max(len(name) for name in names)
+    lines = [f"{'candidates':<{width}}  {'new':>8}  {_CHANGE:<28}  {'kept':>8}  {_CHANGE:<28}"]
+    for name, one in zip(names, scored, strict=True):
+        cells = [_cells(one.of("held_out", "new")), _cells(one.of("held_out", "kept"))]
+        lines.append(f"{name:<{width}}  {'  '.join(cells)}")
+    return "\n".join(lines)
+
+
+def _cells(score: Score | None) -> str:
+    if score is None:
+        return f"{'-':>8}  {'not measured':<28}"
+    change = f"{score.difference:+.2%}"
+    if score.interval is not None:
+        change += f" ({score.interval[0]:+.2%} to {score.interval[1]:+.2%})"
+    return f"{score.value:>8.4f}  {change:<28}"

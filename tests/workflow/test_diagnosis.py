@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepen.formats.scores import CheckpointScores, Score
+from deepen.workflow.diagnosis import Case, diagnose
+
+STEPS = 200
+
+
+def score(probe: str, ability: Any, difference: float, half_width: float = 0.01) -> Score:
+    interval = (difference - half_width, difference + half_width)
+    return Score(
+        probe=probe, ability=ability, value=1 + difference, baseline=1.0, difference=difference, interval=interval,
+        higher_is_better=False, items=100,
+    )  # fmt: skip
+
+
+def scored(*scores: Score) -> tuple[CheckpointScores, ...]:
+    return (CheckpointScores(step=STEPS, tokens=STEPS, scores=scores),)
+
+
+def outcome(new: float, kept: float) -> tuple[Score, ...]:
+    return (
+        score("held_out:papers", "new", new), score("held_out:web", "kept", kept),
+        score("held_out", "new", new), score("held_out", "kept", kept),
+    )  # fmt: skip
+
+
+def metrics(papers: Any, web: float = 3.0, skipped: int = 0) -> list[dict[str, Any]]:
+    """Records of a run whose domain loss follows ``papers(share of the run)``, with noise."""
+    noise = np.random.default_rng(0).normal(0, 0.02, (STEPS, 2))
+    return [
+        {
+            "step": step + 1,
+            "skipped": "spike" if step < skipped else None,
+            "loss_by_source": {"papers": papers(step / STEPS) + noise[step, 0], "web": web + noise[step, 1]},
+            "bits_per_byte_by_source": {"papers": papers(step / STEPS) / 3, "web": web / 3},
+        }
+        for step in range(STEPS)
+    ]
+
+
+def learned(share: float) -> float:
+    """Falls quickly, then stands still."""
+    return 3.0 + 1.5 * float(np.exp(-8 * share))
+
+
+HEALTHY = Case(
+    budget=0.03,
+    metrics=metrics(learned),
+    scores=scored(*outcome(-0.2, 0.01)),
+    roles={"papers": "domain", "web": "replay"},
+    counts={
+        "tokenize": {"sources": {"papers": {"tokens": 30, "bytes": 100}, "web": {"tokens": 25, "bytes": 100}}},
+        "baseline": {"sources": {"papers": {"bits_per_byte": 1.5}, "web": {"bits_per_byte": 1.0}}},
+        "mix": {"domain_share": 0.7, "sources": {"papers": {"epochs": 2.0}, "web": {"epochs": 0.5}}},
+        "train": {"sources": {"papers": {"tokens": 705}, "web": {"tokens": 295}}},
+    },
+)
+
+
+def counts(**changes: Any) -> dict[str, Any]:
+    assert HEALTHY.counts is not None
+    return {**HEALTHY.counts, **changes}
+
+
+def names(case: Case) -> list[str]:
+    return [finding.name for finding in diagnose(case)]
+
+
+def test_a_healthy_run_has_no_finding_and_neither_has_one_that_just_began() -> None:
+    assert names(HEALTHY) == []
+    assert names(Case(budget=0.03)) == []
+    assert names(replace(HEALTHY, scores=(), counts={}, metrics=HEALTHY.metrics[:10])) == []
+
+
+CRUMBS = {"papers": 90, "web": 25}
+OTHER_SHARES = {"papers": {"tokens": 9}, "web": {"tokens": 1}}
+SICK = {
+    "catastrophic forgetting": replace(HEALTHY, scores=scored(*outcome(-0.2, 0.09))),
+    "contaminated corpus": replace(
+        HEALTHY, scores=scored(*outcome(-0.2, 0.0), score("multiple_choice:exam", "new", 0.01, 0.05))
+    ),
+    "tokenizer mismatch": replace(
+        HEALTHY, counts=counts(tokenize={"sources": {n: {"tokens": t, "bytes": 100} for n, t in CRUMBS.items()}})
+    ),
+    "learning rate too high": replace(HEALTHY, metrics=metrics(lambda share: 3.0 + share)),
+    "learning rate too low": replace(HEALTHY, metrics=metrics(lambda share: 4.0 - 0.07 * share)),
+    "under-trained": replace(HEALTHY, metrics=metrics(lambda share: 4.5 - 1.5 * share)),
+    "mixture imbalance": replace(HEALTHY, counts=counts(train={"sources": OTHER_SHARES})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_each_illness_is_found_and_no_other(name: str) -> None:
+    found = diagnose(SICK[name])
+    assert [finding.name for finding in found] == [name]
+    assert any(sign.isdigit() for sign in found[0].evidence), "evidence without a number"
+    assert "`" in found[0].remedy or "`" in found[0].evidence
+
+
+def test_other_signs_of_the_same_illness() -> None:
+    wrong_ids = replace(HEALTHY, counts=counts(baseline={"sources": {"papers": {"bits_per_byte": 0.7}}}))
+    assert names(wrong_ids) == ["tokenizer mismatch"]
+    assert names(replace(HEALTHY, metrics=metrics(learned, skipped=5))) == ["learning rate too high"]
+    repeated = {"domain_share": 0.7, "sources": {"papers": {"epochs": 20.0}}}
+    assert names(replace(HEALTHY, counts=counts(mix=repeated))) == ["mixture imbalance"]
+    paid = scored(score("held_out:papers", "new", -0.2), score("held_out:web", "kept", 0.1))
+    assert names(replace(HEALTHY, scores=paid)) == ["mixture imbalance"]
+
+
+def test_what_could_not_be_seen_is_not_claimed() -> None:
+    """A task too small to show an effect says nothing, and forgetting within noise is none."""
+    vague = score("multiple_choice:exam", "new", 0.0, half_width=0.5)
+    assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), vague))) == []
+    noisy = [score("held_out", "kept", 0.09, half_width=0.08)]
+    assert names(replace(HEALTHY, scores=scored(*noisy))) == []
