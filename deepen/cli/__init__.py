@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "explain": preparing.explain,
     "plan": preparing.plan,
     "fetch": preparing.fetch,
+    "biographies": preparing.biographies,
     "run": running.run,
     "launch": launching.launch,
     "ingest": running.stage_command("ingest"),

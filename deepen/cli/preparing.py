@@ -49,6 +49,19 @@ def check(
         print(f"{recipe}: no problems found in recipe `{loaded.recipe.name}`")
 
 
+def biographies(
+    folder: Annotated[Path, typer.Argument(help="Folder for the four files.")],
+    people: Annotated[int, typer.Option("--people", min=2, max=5000, help="How many people.")] = 1000,
+    rewrites: Annotated[int, typer.Option("--rewrites", min=1, help="Texts about each person.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything.")] = 17,
+) -> None:
+    """Write people who do not exist: text that teaches facts, and questions that show whether they were learnt."""
+    from deepen.evaluate.biographies import write_biographies
+
+    for entry in write_biographies(folder, num_people=people, rewrites=rewrites, seed=seed):
+        print(f"{folder / entry.path}: {entry.bytes:,} bytes")
+
+
 def explain(
     key: Annotated[str, typer.Argument(help="Dotted key, for example train.schedule.")] = "",
     as_json: JsonOption = False,
