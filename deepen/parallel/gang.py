@@ -1,14 +1,13 @@
 """Processes that one launcher started: how those beside rank 0 learn what to do, and that they see the same files.
 
 Rank 0 makes the data stages while the others wait at a store (a small server that the launcher or rank 0 runs); no
-collective is open in that time, so nothing can time out, however long it takes. Every start of the processes has a
-store of its own, so nothing of an earlier one is ever read.
+collective is open in that time, so nothing can time out, however long it takes.
 """
 
 from __future__ import annotations
 
+import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from deepen.errors import RunError
 from deepen.parallel.environment import Started
+from deepen.progress import say
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -64,7 +64,7 @@ class Gang:
                 break
             if self.started.rank == 1:
                 minutes = (time.monotonic() - since) / 60
-                print(f"rank 1 waits for rank 0 since {minutes:.0f} min", file=sys.stderr, flush=True)  # noqa: T201
+                say(f"rank 1 waits for rank 0 since {minutes:.0f} min")
         order = self.store.get(_ORDER).decode()
         self.store.add(_LEFT, 1)
         return None if order == _END else order
@@ -118,15 +118,25 @@ def _appears(path: Path) -> bool:
     return False
 
 
-@contextmanager
-def gathered(started: Started) -> Iterator[Gang]:
-    """The processes beside this one while the block runs; rank 0 lets those that still wait go at its end."""
+def meeting_store(started: Started) -> Store:
+    """Where the processes of one start meet; raises ``RunError`` when they cannot find each other.
+
+    torch elastic keeps one store through all starts (as of torch 2.13), in which a new start would find addresses of
+    processes that are dead: every start has names of its own in it.
+    """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
     with _patience():
         where = f"tcp://{started.address}:{started.port}"
         store, _, _ = next(rendezvous(where, started.rank, started.world_size, timeout=_CONNECT))
-    gang = Gang(started, store)
+        return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+@contextmanager
+def gathered(started: Started) -> Iterator[Gang]:
+    """The processes beside this one while the block runs; rank 0 lets those that still wait go at its end."""
+    gang = Gang(started, meeting_store(started))
     try:
         yield gang
     finally:

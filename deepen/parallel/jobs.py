@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deepen.errors import Problem, RecipeError, RunError
 from deepen.parallel.config import Launch, Mesh
-from deepen.parallel.launch import SAVE_SECONDS
+from deepen.parallel.launch import AGENT_VARIABLES
 from deepen.parallel.mesh import fixed_processes, problems
 
 _WARNING_SECONDS = 300
@@ -153,4 +153,4 @@ def pid_file(job: Job, host: str, identity: str) -> Path:
 
 
 def _exports() -> list[str]:
-    return [f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVE_SECONDS}"]
+    return [f"export {name}={value}" for name, value in AGENT_VARIABLES.items()]

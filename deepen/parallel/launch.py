@@ -22,8 +22,9 @@ from deepen.parallel.outcome import Outcome, RankError, cause, read_outcomes
 OUTCOMES = "DEEPEN_OUTCOMES"
 """Variable that names the folder for outcomes."""
 
-SAVE_SECONDS = 600
-"""How long processes may take to finish their step and save when they are asked to stop."""
+AGENT_VARIABLES = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""For torch elastic: how many seconds processes may take to finish their step and save when they are asked to stop; and
+that each start of them has a store of its own."""
 
 
 def processes_here(mesh: Mesh, settings: Launch, compute: Compute) -> int:
@@ -109,7 +110,7 @@ def _environment(num_local: int, folder: Path) -> Iterator[None]:
     cores = len(os.sched_getaffinity(0))
     wanted = {
         OUTCOMES: str(folder),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_SECONDS),
+        **AGENT_VARIABLES,
         "OMP_NUM_THREADS": str(max(1, cores // num_local)),
     }
     before = {name: os.environ.get(name) for name in wanted}

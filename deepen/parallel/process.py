@@ -21,6 +21,7 @@ from deepen.errors import RecipeError, RunError
 from deepen.formats.records import only_read
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.environment import Started, read_environment
+from deepen.parallel.gang import meeting_store
 from deepen.parallel.mesh import Grid, coordinates, data_index, grid_of, groups_along, problems
 from deepen.progress import quiet
 
@@ -194,9 +195,8 @@ def _meet(started: Started, backend: str, timeout: timedelta) -> None:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
         return
-    where = f"tcp://{started.address}:{started.port}"
     dist.init_process_group(
-        backend, timeout=timeout, init_method=where, rank=started.rank, world_size=started.world_size
+        backend, timeout=timeout, store=meeting_store(started), rank=started.rank, world_size=started.world_size
     )
 
 

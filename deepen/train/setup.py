@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from deepen.train.checkpoint import load_checkpoint, remove_later
 from deepen.train.config import TrainConfig, base_rates, new_rows_steps, num_steps, rows_per_batch
 from deepen.train.counts import SourceCounts, counts_from_json
 from deepen.train.divergence import LossTrend
-from deepen.train.flops import flops_of
+from deepen.train.flops import Flops, flops_of
 from deepen.train.groups import RowRate, freeze, rate_multiples
 from deepen.train.learning_rate import resolve_peak
 from deepen.train.loop import Calendar, Progress, Run
@@ -81,34 +82,9 @@ def prepare_run(
         resolved = _resolve(config, job, base, process)
         _forget_later(job, found)
     tokenized = job.inputs["tokenize"].counts
-    streamed = streams(config, job, base, process)
-    model = placeholders(base, job.inputs["tokenize"]) if streamed else starting_model(config, job, base)
-    if resolved.precision == "pure_bf16":
-        keep_in_bf16(model)
-    if not streamed:
-        model.to(process.device)
-    loss_model = LossModel(model, z_loss=config.z_loss)
-    choose_kernels(loss_model, compute, process, resolved.precision)
-    checked = checked_in_place_of(loss_model, base, compute, process) if streamed else loss_model
-    _check_model(checked, batches.sequence_length)
-    _parts(config, model)
-    # Before new rows go first, which freezes the rest for a while.
-    flops = flops_of(model, process.device, process.world_size)
-    prepare_layers(loss_model, compute, process)
-    loss_model = spread(loss_model, process, resolved.precision)
-    if streamed:
-        fill_in(loss_model, job, base, process, resumes=found is not None)
-    optimizer, new_rows = _new_rows_first(config, job, resolved, _optimizer(config, model), model, found)
-    trainee = Trainee(
-        model=loss_model,
-        optimizer=optimizer,
-        clip=config.clip,
-        compute=compute,
-        precision=resolved.precision,
-        process=process,
-        row_rate=_row_rate(config, job, model),
-        hold=new_rows.hold,
-    )
+    settled = _Settled(config, job, base, compute, process, resolved)
+    loss_model, flops = _model(settled, batches.sequence_length, resumes=found is not None)
+    trainee, new_rows = _trainee(settled, loss_model, found)
     names = batches.order.sources
     shards = {**tokenized["sources"], **job.inputs["mix"].counts.get("fixed_rows", {})}
     sizes = [shards[name] for name in names]
@@ -138,6 +114,59 @@ def prepare_run(
         saver=_saver(config, job, compute, process),
         order_changes=tuple(describe_changes(job.out, changes)),
     )
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What is known of a run before its model is built."""
+
+    config: TrainConfig
+    job: StageJob
+    base: ResolvedBase
+    compute: Compute
+    process: Process
+    resolved: Resolved
+
+
+def _model(settled: _Settled, sequence_length: int, *, resumes: bool) -> tuple[LossModel, Flops]:
+    """The model to train, checked and spread, and what a step of it costs."""
+    config, job, base, compute = settled.config, settled.job, settled.base, settled.compute
+    process, precision = settled.process, settled.resolved.precision
+    streamed = streams(config, job, base, process)
+    model = placeholders(base, job.inputs["tokenize"]) if streamed else starting_model(config, job, base)
+    if precision == "pure_bf16":
+        keep_in_bf16(model)
+    if not streamed:
+        model.to(process.device)
+    loss_model = LossModel(model, z_loss=config.z_loss)
+    choose_kernels(loss_model, compute, process, precision)
+    checked = checked_in_place_of(loss_model, base, compute, process) if streamed else loss_model
+    _check_model(checked, sequence_length)
+    _parts(config, model)
+    flops = flops_of(model, process.device, process.world_size)  # before new rows go first, which freezes the rest
+    prepare_layers(loss_model, compute, process)
+    loss_model = spread(loss_model, process, precision)
+    if streamed:
+        fill_in(loss_model, job, base, process, resumes=resumes)
+    return loss_model, flops
+
+
+def _trainee(settled: _Settled, loss_model: LossModel, found: CheckpointInfo | None) -> tuple[Trainee, NewRowsFirst]:
+    """The model with its optimizer, and how the run begins."""
+    config, job, model = settled.config, settled.job, loss_model.model
+    everything = _optimizer(config, model)
+    optimizer, new_rows = _new_rows_first(config, job, settled.resolved, everything, model, found)
+    trainee = Trainee(
+        model=loss_model,
+        optimizer=optimizer,
+        clip=config.clip,
+        compute=settled.compute,
+        precision=settled.resolved.precision,
+        process=settled.process,
+        row_rate=_row_rate(config, job, model),
+        hold=new_rows.hold,
+    )
+    return trainee, new_rows
 
 
 def _tokens_per_byte(counts: dict[str, Any]) -> float:

@@ -6,7 +6,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from deepen.parallel.jobs import (
     sbatch_script,
 )
 from deepen.parallel.launch import cause_of
+from deepen.progress import say
 from deepen.recipe.models import Machine
 from deepen.workflow.worker import FOLDER, launch_folder
 
@@ -138,7 +138,7 @@ def _start(host: str, command: str) -> subprocess.Popen[str]:
 def _relay(host: str, agent: subprocess.Popen[str]) -> None:
     assert agent.stdout is not None, "agents are started with a pipe"
     for line in agent.stdout:
-        print(f"{host}: {line}", end="", file=sys.stderr, flush=True)  # noqa: T201
+        say(f"{host}: {line.rstrip()}")
 
 
 @contextmanager
