@@ -12,6 +12,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from deepen.formats.scores import Candidate
+
 _COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#8a6d00", "#5c6b7a")
 _OUTCOME_COLOURS = ("#0b6e99", "#7fb7a3", "#d9730d", "#e8b04b", "#ad1a72", "#6940a5", "#b07d62", "#b8c2cc")
 _MOST_POINTS = 1_500
@@ -135,29 +137,62 @@ def _error_bars(scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"type": "data", "symmetric": False, "array": upper, "arrayminus": lower, "width": 3, "thickness": 1}
 
 
-def plane_chart(runs: Mapping[str, Records], budget: float, chosen: int | None) -> str:
-    """Gain against forgetting: the path of every run from the base at the origin; the chosen checkpoint is marked."""
+def plane_chart(runs: Mapping[str, Sequence[Candidate]], budget: float, chosen: Candidate | None) -> str:
+    """Gain against forgetting: the path of every run from the base at the origin, blends beside, the choice marked."""
     figure = go.Figure()
     for index, (name, candidates) in enumerate(runs.items()):
-        known = [c for c in candidates if c["new"] is not None and c["kept"] is not None]
-        figure.add_scatter(
-            x=[0, *(-c["new"] for c in known)], y=[0, *(c["kept"] for c in known)], name=name,
-            mode="lines+markers+text",
-            text=["base" if index == 0 else "", *(str(c["step"]) for c in known)], textposition="top center",
-            marker={"size": 8}, textfont={"size": 11},
-        )  # fmt: skip
-    first = next(iter(runs.values()), [])
-    for candidate in first:
-        if candidate["step"] == chosen and candidate["new"] is not None and candidate["kept"] is not None:
-            figure.add_scatter(
-                x=[-candidate["new"]], y=[candidate["kept"]], mode="markers", name="chosen",
-                marker={"size": 18, "symbol": "circle-open", "color": "#1a7f4b", "line": {"width": 3}},
-            )  # fmt: skip
+        known = [one for one in candidates if one.new is not None and one.kept is not None]
+        path = [one for one in known if not one.blend]
+        labels = ["base" if index == 0 else "", *(str(one.step) for one in path)]
+        _draw_path(figure, path, name, labels, mode="lines+markers+text", textposition="top center")
+        averages = [one for one in known if one.blend and all(part.step is not None for part in one.blend)]
+        between = [one for one in known if one.blend and one not in averages]
+        if between:
+            order = sorted(between, key=lambda one: one.blend[0].weight)
+            titles = ["", *(one.title for one in order)]
+            style = {"line": {"dash": "dot", "width": 1}, "marker": {"size": 6, "symbol": "diamond"}}
+            _draw_path(figure, order, f"{name}: mixed with the base", titles, mode="lines+markers", **style)
+        for one in averages:
+            marker = {"size": 11, "symbol": "star"}
+            _draw_path(figure, [one], one.title, [one.title], mode="markers", from_base=False, marker=marker)
+    if chosen is not None and chosen.new is not None and chosen.kept is not None:
+        marker = {"size": 18, "symbol": "circle-open", "color": "#1a7f4b", "line": {"width": 3}}
+        _draw_path(figure, [chosen], "chosen", [chosen.title], mode="markers", from_base=False, marker=marker)
     _draw_budget(figure, budget)
     figure.update_xaxes(title="gain: fewer bits per byte on the domain", tickformat="+.0%")
     figure.update_yaxes(title="forgetting: more bits per byte on kept text", tickformat="+.1%")
     figure.update_layout(hovermode="closest")
     return fragment(figure, 400)
+
+
+def _draw_path(
+    figure: go.Figure, path: Sequence[Candidate], name: str, labels: list[str], *, from_base: bool = True, **style: Any
+) -> None:
+    start = [0.0] if from_base else []
+    figure.add_scatter(
+        x=[*start, *(-(one.new or 0.0) for one in path)], y=[*start, *((one.kept or 0.0) for one in path)], name=name,
+        text=labels, hovertext=labels, **({"marker": {"size": 8}, "textfont": {"size": 11}} | style),
+    )  # fmt: skip
+
+
+def timeline_chart(kept: Sequence[tuple[int, Mapping[str, Any]]], budget: float, decisions: Records) -> str:
+    """Kept ability over steps against the budget, and a mark where something was decided."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[step for step, _ in kept], y=[score["difference"] for _, score in kept], name="kept ability",
+        error_y=_error_bars([score for _, score in kept]), mode="lines+markers",
+    )  # fmt: skip
+    for action in dict.fromkeys(one["action"] for one in decisions):
+        own = [one for one in decisions if one["action"] == action]
+        figure.add_scatter(
+            x=[one["step"] for one in own], y=[budget] * len(own), name=action.replace("_", " "), mode="markers",
+            marker={"size": 12, "symbol": "triangle-down"}, hovertext=[one["reason"] for one in own],
+        )  # fmt: skip
+    _draw_budget(figure, budget)
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title="bits per byte against the base", tickformat="+.1%")
+    figure.update_layout(hovermode="closest")
+    return fragment(figure, 300)
 
 
 def mixture_chart(shares: Mapping[str, Sequence[float]], steps: Sequence[int]) -> str:

@@ -12,8 +12,9 @@ from plotly.offline import get_plotlyjs
 from deepen.board import charts
 from deepen.board.console import outcomes_of
 from deepen.board.masking import masked
+from deepen.board.outcomes import choice_cards, outcome_sections, read_choice
 from deepen.board.page import Card, Section, fold, preformatted, render, table
-from deepen.board.probes import probe_sections
+from deepen.board.timeline import timeline_sections
 from deepen.errors import RunError
 from deepen.formats.atomic import write_bytes
 from deepen.formats.manifest import Artifact
@@ -65,7 +66,7 @@ def _when(time: str) -> str:
 
 def _cards(stages: Mapping[str, Artifact]) -> Iterator[Card]:
     if "select" in stages:
-        yield from _choice_cards(_choice(stages))
+        yield from choice_cards(read_choice(stages))
     if "train" in stages:
         counts = stages["train"].counts
         tokens = sum(source["tokens"] for source in counts["sources"].values())
@@ -78,34 +79,16 @@ def _cards(stages: Mapping[str, Artifact]) -> Iterator[Card]:
         yield Card("export", f"{difference:.2g}", "largest difference of logits after reload", mood)
 
 
-def _choice(stages: Mapping[str, Artifact]) -> dict[str, Any]:
-    return dict(json.loads((stages["select"].path / "choice.json").read_text()))
-
-
-def _choice_cards(choice: Mapping[str, Any]) -> Iterator[Card]:
-    step = choice["step"]
-    if step is None:
-        yield Card("chosen", "the base", "no checkpoint qualified", "bad")
-        return
-    chosen = next(candidate for candidate in choice["candidates"] if candidate["step"] == step)
-    yield Card("chosen", f"step {step}", choice["rule"].replace("_", " "))
-    if chosen["new"] is not None:
-        mood = "good" if chosen["new"] < 0 else "bad"
-        yield Card("domain", f"{chosen['new']:+.1%}", "bits per byte against the base; less is better", mood)
-    if chosen["kept"] is not None:
-        mood = "good" if chosen["eligible"] else "bad"
-        yield Card("kept", f"{chosen['kept']:+.1%}", "bits per byte of general text; less is better", mood)
-
-
 def _sections(
     run: Path, recipe: Mapping[str, Any], stages: Mapping[str, Artifact], rows: list[StageStatus]
 ) -> Iterator[Section]:
     if "select" in stages:
-        yield from _outcome_sections(run, recipe, stages)
+        yield from outcome_sections(run, recipe, stages)
     if "train" in stages:
         yield _diagnosis_section(run)
         metrics = list(read_records(stages["train"].path / "metrics.jsonl"))
         body = charts.loss_chart(metrics) + charts.learning_rate_chart(metrics)
+        yield from timeline_sections(stages["train"], float(recipe["evaluate"]["forgetting"]["budget"]))
         yield Section("Training", "Loss of every step and smoothed; learning rate and gradient norm below.", body)
     if "mix" in stages:
         yield _mixture_section(run, stages["mix"])
@@ -125,75 +108,6 @@ def _diagnosis_section(run: Path) -> Section:
     if not found:
         return Section("Diagnosis", f"Nothing found. Looked for: {', '.join(RULES)}.", "")
     return Section("Diagnosis", "What went wrong, by what one sees it, and what to do.", table(_FINDING, found))
-
-
-def _outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str, Artifact]) -> Iterator[Section]:
-    choice, budget = _choice(stages), float(recipe["evaluate"]["forgetting"]["budget"])
-    paths = {recipe["name"]: choice["candidates"]} | _neighbours(run, stages)
-    body = charts.plane_chart(paths, budget, choice["step"])
-    yield Section("Gain against forgetting", _reading(choice), body + _rules(choice))
-    checkpoints = list(read_records(stages["evaluate"].path / "scores.jsonl"))
-    rows = [
-        (
-            c["step"],
-            s["probe"],
-            s["ability"],
-            s["baseline"],
-            s["value"],
-            f"{s['difference']:+.2%}" + ("" if s.get("relative", True) else " points"),
-            _interval(s),
-            s["items"],
-        )
-        for c in checkpoints
-        for s in c["scores"]
-    ]
-    columns = ("step", "probe", "ability", "base", "value", "change", "95 % interval", "documents")
-    lead = (
-        "Held-out bits per byte against the untouched base on the same documents; bars are 95 % intervals by document."
-    )
-    shown = choice["step"] if choice["step"] is not None else checkpoints[-1]["step"]
-    chosen, others = [row for row in rows if row[0] == shown], [row for row in rows if row[0] != shown]
-    every = fold(f"scores of the other {len(checkpoints) - 1} checkpoints", table(columns, others))
-    yield Section("Scores over time", lead, charts.change_chart(checkpoints, budget) + table(columns, chosen) + every)
-    yield from probe_sections(stages)
-
-
-def _interval(score: Mapping[str, Any]) -> str:
-    return "{:+.2%} to {:+.2%}".format(*score["interval"]) if score["interval"] else "not computed"
-
-
-def _rules(choice: Mapping[str, Any]) -> str:
-    """What every rule of selection would have taken."""
-    by_step = {candidate["step"]: candidate for candidate in choice["candidates"]}
-    rows = []
-    for one in (choice, *choice["alternatives"]):
-        taken = by_step.get(one["step"])
-        new, kept = (f"{taken[axis]:+.2%}" if taken and taken[axis] is not None else "-" for axis in ("new", "kept"))
-        name = one["rule"] + (" (this recipe's)" if one is choice else "")
-        rows.append((name, "the base" if taken is None else f"step {one['step']}", new, kept))
-    return fold("what each rule would take", table(("rule", "takes", "new", "kept"), rows))
-
-
-def _reading(choice: Mapping[str, Any]) -> str:
-    """The argument of the choice, with a word on what a surely improved kept ability means."""
-    chosen = next((c for c in choice["candidates"] if c["step"] == choice["step"]), None)
-    reason = f"{choice['reason']} Changes are of bits per byte against the untouched base: less is better."
-    if chosen is not None and chosen["kept_upper"] is not None and chosen["kept_upper"] < 0:
-        reason += " General text improved as well: the base was under-trained there and still learns from the replay."
-    return reason
-
-
-def _neighbours(run: Path, stages: Mapping[str, Artifact]) -> dict[str, Any]:
-    """Candidates of neighbouring runs measured against the very same baseline, for comparison in the plane."""
-    mark = stages["baseline"].fingerprint
-    found = {}
-    for other in sorted(run.resolve().parent.iterdir()):
-        if other == run.resolve() or not (other / "select" / "manifest.json").is_file():
-            continue
-        theirs = finished_stages(other)
-        if "baseline" in theirs and theirs["baseline"].fingerprint == mark and "select" in theirs:
-            found[other.name] = _choice(theirs)["candidates"]
-    return found
 
 
 def _mixture_section(run: Path, mix: Artifact) -> Section:

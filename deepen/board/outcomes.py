@@ -1,0 +1,131 @@
+"""The part of the report about what came out: the choice, the plane of gain and forgetting, scores over time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepen.board import charts
+from deepen.board.page import Card, Section, fold, table
+from deepen.board.probes import probe_sections
+from deepen.formats.manifest import Artifact
+from deepen.formats.records import read_records
+from deepen.formats.scores import Alternative, Candidate, Choice
+from deepen.workflow.stages import finished_stages
+
+_SCORES = ("step", "probe", "ability", "base", "value", "change", "95 % interval", "detectable", "items")
+
+
+def read_choice(stages: Mapping[str, Artifact]) -> Choice:
+    """What `select` wrote."""
+    return Choice.model_validate_json((stages["select"].path / "choice.json").read_bytes(), strict=False)
+
+
+def choice_cards(choice: Choice) -> Iterator[Card]:
+    """What was chosen and what it does; on the half that had no part in the choice, where there is one."""
+    taken = _taken(choice.candidates, choice)
+    if taken is None:
+        yield Card("chosen", "the base", "no checkpoint qualified", "bad")
+        return
+    shown = choice.confirmed or taken
+    where = "; on the half that it was not chosen on" if choice.confirmed else ""
+    yield Card("chosen", choice.title, choice.rule.replace("_", " "))
+    if shown.new is not None:
+        mood = "good" if shown.new < 0 else "bad"
+        yield Card("domain", f"{shown.new:+.1%}", f"bits per byte against the base; less is better{where}", mood)
+    if shown.kept is not None:
+        mood = "good" if shown.eligible else "bad"
+        yield Card("kept", f"{shown.kept:+.1%}", f"bits per byte of general text; less is better{where}", mood)
+
+
+def outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str, Artifact]) -> Iterator[Section]:
+    """Gain against forgetting, scores over time, and the other probes."""
+    choice, budget = read_choice(stages), float(recipe["evaluate"]["forgetting"]["budget"])
+    paths: dict[str, Sequence[Candidate]] = {str(recipe["name"]): choice.candidates, **_neighbours(run, stages)}
+    body = charts.plane_chart(paths, budget, _taken(choice.candidates, choice))
+    yield Section("Gain against forgetting", _reading(choice), body + _rules(choice) + _front(choice))
+    checkpoints = list(read_records(stages["evaluate"].path / "scores.jsonl"))
+    if checkpoints:
+        yield _scores_section(checkpoints, choice, budget)
+    yield from probe_sections(stages)
+
+
+def _scores_section(checkpoints: list[dict[str, Any]], choice: Choice, budget: float) -> Section:
+    rows = [_row(c["step"], s) for c in checkpoints for s in c["scores"]]
+    shown = choice.step if choice.step is not None else checkpoints[-1]["step"]
+    chosen, others = [row for row in rows if row[0] == shown], [row for row in rows if row[0] != shown]
+    every = fold(f"scores of the other {len(checkpoints) - 1} checkpoints", table(_SCORES, others))
+    lead = (
+        "Held-out bits per byte against the untouched base on the same documents; bars are 95 % intervals by document. "
+        "Changes smaller than what is detectable would be missed by these items one time in five or more."
+    )
+    body = charts.change_chart(checkpoints, budget) + table(_SCORES, chosen) + every
+    return Section("Scores over time", lead, body)
+
+
+def _row(step: int, score: Mapping[str, Any]) -> tuple[Any, ...]:
+    smallest = score.get("minimum_detectable")
+    return (
+        step,
+        score["probe"],
+        score["ability"],
+        score["baseline"],
+        score["value"],
+        f"{score['difference']:+.2%}" + ("" if score.get("relative", True) else " points"),
+        "{:+.2%} to {:+.2%}".format(*score["interval"]) if score["interval"] else "not computed",
+        "" if smallest is None else f"{smallest:.2%}",
+        score["items"],
+    )
+
+
+def _taken(candidates: Sequence[Candidate], one: Choice | Alternative) -> Candidate | None:
+    """The candidate that a rule took; None: the base."""
+    return next((found for found in candidates if (found.step, found.blend) == (one.step, one.blend)), None)
+
+
+def _rules(choice: Choice) -> str:
+    """What every rule of selection would have taken."""
+    rows = []
+    for one in (choice, *choice.alternatives):
+        taken = _taken(choice.candidates, one)
+        name = one.rule + (" (this recipe's)" if one is choice else "")
+        rows.append((name, one.title, *(_change(taken, axis) for axis in ("new", "kept"))))
+    return fold("what each rule would take", table(("rule", "takes", "new", "kept"), rows))
+
+
+def _front(choice: Choice) -> str:
+    """The candidates that no other one beats on both abilities, with the upper ends of their intervals."""
+    rows = [
+        (one.title, _change(one, "new"), _change(one, "new_upper"), _change(one, "kept"), _change(one, "kept_upper"))
+        for one in choice.candidates
+        if one.on_front
+    ]
+    return fold("the Pareto set", table(("candidate", "new", "at worst", "kept", "at worst"), rows)) if rows else ""
+
+
+def _change(candidate: Candidate | None, axis: str) -> str:
+    value = getattr(candidate, axis) if candidate is not None else None
+    return "-" if value is None else f"{value:+.2%}"
+
+
+def _reading(choice: Choice) -> str:
+    """The argument of the choice, with a word on what a surely improved kept ability means."""
+    chosen = _taken(choice.candidates, choice)
+    reason = f"{choice.reason} Changes are of bits per byte against the untouched base: less is better."
+    if chosen is not None and chosen.kept_upper is not None and chosen.kept_upper < 0:
+        reason += " General text improved as well: the base was under-trained there and still learns from the replay."
+    return reason
+
+
+def _neighbours(run: Path, stages: Mapping[str, Artifact]) -> dict[str, Sequence[Candidate]]:
+    """Candidates of neighbouring runs (the control among them) measured against the very same baseline."""
+    mark = stages["baseline"].fingerprint
+    found: dict[str, Sequence[Candidate]] = {}
+    for other in sorted(run.resolve().parent.iterdir()):
+        if other == run.resolve() or not (other / "select" / "manifest.json").is_file():
+            continue
+        theirs = finished_stages(other)
+        if "baseline" in theirs and theirs["baseline"].fingerprint == mark and "select" in theirs:
+            found[other.name] = read_choice(theirs).candidates
+    return found
