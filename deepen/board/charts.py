@@ -150,7 +150,7 @@ def plane_chart(runs: Mapping[str, Sequence[Candidate]], budget: float, chosen: 
         if between:
             order = sorted(between, key=lambda one: one.blend[0].weight)
             titles = ["", *(one.title for one in order)]
-            style = {"line": {"dash": "dot", "width": 1}, "marker": {"size": 6, "symbol": "diamond"}}
+            style: dict[str, Any] = {"line": {"dash": "dot", "width": 1}, "marker": {"size": 6, "symbol": "diamond"}}
             _draw_path(figure, order, f"{name}: mixed with the base", titles, mode="lines+markers", **style)
         for one in averages:
             marker = {"size": 11, "symbol": "star"}

@@ -87,7 +87,8 @@ def _taken(candidates: Sequence[Candidate], one: Choice | Alternative) -> Candid
 def _rules(choice: Choice) -> str:
     """What every rule of selection would have taken."""
     rows = []
-    for one in (choice, *choice.alternatives):
+    asked: list[Choice | Alternative] = [choice, *choice.alternatives]
+    for one in asked:
         taken = _taken(choice.candidates, one)
         name = one.rule + (" (this recipe's)" if one is choice else "")
         rows.append((name, one.title, *(_change(taken, axis) for axis in ("new", "kept"))))
