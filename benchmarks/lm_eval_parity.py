@@ -4,7 +4,7 @@
 
 Writes seven local tasks (ARC easy and challenge, HellaSwag, PIQA, PubMedQA, MMLU-Redux, SVAMP), runs
 ``lm_eval --model hf`` on the folder with ``--log_samples``, asks the same items through the probe, and compares every
-answer and every log-likelihood; ``multiple_choice`` is compared with the harness's ``acc`` and ``acc_norm`` on ARC easy.
+answer and log-likelihood; ``multiple_choice`` is compared with the harness's ``acc`` and ``acc_norm`` on ARC easy.
 Exits with 1 when an answer differs, or a log-likelihood by more than 1e-4.
 """
 
