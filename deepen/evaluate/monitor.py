@@ -145,7 +145,7 @@ def why_act(found: Sequence[Reading], last_decision: int | None, settings: Forge
     if last_decision is not None and len(since) < settings.patience and not (hard and _growth(known) > 0):
         return None
     if hard:
-        return f"the hard floor is broken: the loss of the kept ability is {now.loss:.2%}, the budget {settings.budget:.2%}"
+        return f"the loss of the kept ability is {now.loss:.2%}, beyond the hard floor (budget {settings.budget:.2%})"
     after_grace = [one for one in since if one.step >= settings.grace * plan.total_steps]
     if not after_grace:
         return None
