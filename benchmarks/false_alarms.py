@@ -38,8 +38,9 @@ from deepen.evaluate.statistics import ALPHA, Change, Pairs, clustered, holm, pa
 Array = npt.NDArray[np.float64]
 POWER = 0.80
 _SETTINGS = {
-    "train.tokens": 122_880, "train.batch_tokens": 2048, "mix.domain_share": 0.7, "mix.sequence_length": 256,
-    "evaluate.every": "100%",
+    "train.tokens": 61_440, "train.batch_tokens": 2048, "mix.domain_share": 0.7, "evaluate.every": "100%",
+    "curate.held_out": {"share": 0.1, "at_least": 100, "cap": 30_000},
+    "evaluate.probes": [{"use": "held_out", "context": 256, "in_loop_tokens": 2_000}],
 }  # fmt: skip
 passed: list[bool] = []
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def _load(wanted: Wanted) -> Iterator[Loaded]:
     folders = [wanted.include, *sorted({str(Path(name).parent) for name in files})]
     include = [folder for folder in folders if folder is not None]
     manager = TaskManager(include_path=include or None, include_defaults=False)
-    entries = [Path(name).stem if name in files else name for name in wanted.tasks]
+    entries = [_name_in(Path(name)) if name in files else name for name in wanted.tasks]
     if any(entry not in manager.all_tasks for entry in entries):
         manager = TaskManager(include_path=include or None, include_defaults=True)
     for entry in entries:
@@ -103,6 +104,14 @@ def _load(wanted: Wanted) -> Iterator[Loaded]:
                     f"`{name}` runs code that the model writes", hint="run it with the harness itself, in a sandbox"
                 )
             yield Loaded(entry, name, task)
+
+
+def _name_in(path: Path) -> str:
+    """What a task file calls its task; the file's name if it does not say."""
+    found = re.search(
+        r"""^[{\s]*["']?(?:task|group)["']?\s*:\s*["']?([\w.-]+)""", path.expanduser().read_text(), re.MULTILINE
+    )
+    return found[1] if found else path.stem
 
 
 def _make_prompts(loaded: Sequence[Loaded], wanted: Wanted) -> None:

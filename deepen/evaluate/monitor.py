@@ -129,18 +129,18 @@ def why_act(found: Sequence[Reading], last_decision: int | None, settings: Forge
     if last_decision is not None and len(since) < settings.patience and not (hard and _growth(known) > 0):
         return None
     if hard:
-        return f"the hard floor is broken: the kept ability lost {now.loss:.2%}, the budget is {settings.budget:.2%}"
+        return f"the loss of the kept ability is {now.loss:.2%}, beyond the hard floor (budget {settings.budget:.2%})"
     after_grace = [one for one in since if one.step >= settings.grace * plan.total_steps]
     if not after_grace:
         return None
     if last_decision is not None and now.loss + settings.patience * min(0.0, _growth(known)) <= settings.budget:
         return None
     if now.state == "breach":
-        return f"the kept ability lost {now.loss:.2%}, surely more than the budget of {settings.budget:.2%}"
+        return f"the loss of the kept ability is {now.loss:.2%}, surely over the budget of {settings.budget:.2%}"
     over = _run_length(after_grace, lambda one: one.loss > settings.budget)
     if over < settings.patience:
         return None
-    return f"the kept ability lost {now.loss:.2%}, in {over} evaluations more than the budget of {settings.budget:.2%}"
+    return f"the loss of the kept ability is {now.loss:.2%}, over the budget of {settings.budget:.2%} ({over} in a row)"
 
 
 def _hard(reading: Reading, settings: Forgetting) -> bool:
@@ -237,6 +237,8 @@ def _relaxed(
     if calm < settings.relax_after or left < 2 * settings.patience or share >= planned:
         return []
     by = min(planned - share, getattr(give, "by", 0.0))
-    reason = f"the kept ability lost {now.loss:.2%}, in {calm} evaluations less than {settings.relax:.0%} of the budget"
+    reason = (
+        f"the loss of the kept ability is {now.loss:.2%}, below {settings.relax:.0%} of the budget ({calm} in a row)"
+    )
     back = {"by": round(-by, 6), "domain_share": round(share + by, 6)}
     return [_decision(now.step, give, reason, back)]

@@ -310,3 +310,12 @@ def test_a_panel_is_measured_beside_the_probes(model: LossModel, material: MakeM
     made = replace(material(["x"]), only=frozenset({"0:capitals", "1:repeat"}))
     found = config.all_probes[2].prepare(made)(model, None).to_pylist()
     assert [row["gold"] for row in found] == [item.answers[0] for item in instruction_items(2, 17)]
+
+
+def test_no_logits_of_more_than_the_last_position_are_made(model: LossModel) -> None:
+    seen: list[int] = []
+    head = model.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _module, given, _result: seen.append(given[0].shape[1]))
+    generate(model, [[5] * 40, [7] * 12], Decoding(3))
+    hook.remove()
+    assert seen == [1, 1, 1]

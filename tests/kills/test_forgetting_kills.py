@@ -27,9 +27,9 @@ ingest: {sources: [{name: code, role: domain, path: code.jsonl}, {name: prose, r
 curate: {steps: [normalize], held_out: {share: 5%, at_least: 6 documents, cap: 2k tokens}}
 mix: {sequence_length: 32, domain_share: 1.0, max_epochs: 16}
 train:
-  tokens: 2304
+  tokens: 4608
   batch_tokens: 192
-  learning_rate: 1e-2
+  learning_rate: 2e-2
   schedule: {use: constant, warmup: 1 steps}
   save: {every: 2 steps, keep: 2, milestones: null}
 evaluate:
@@ -38,7 +38,7 @@ evaluate:
     budget: 1%
     grace: 0
     patience: 1
-    actions: [{use: more_replay, by: 40 points, times: 1}, {use: lower_learning_rate, times: 1}, rewind]
+    actions: [{use: more_replay, by: 4 points, times: 1}, {use: lower_learning_rate, times: 1}, rewind]
 """
 
 
@@ -54,11 +54,10 @@ def write_inputs(root):
 def deepen(root, recipe, **environment):
     """`deepen run`, in a process that may be killed at a file event."""
     command = [sys.executable, "-m", "deepen.cli", "run", recipe, "--machine", "machine.yaml", "--offline"]
+    command += [] if recipe == "base.yaml" else ["--until", "train"]
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     values = {**os.environ, "PYTHONPATH": path, **{key: str(value) for key, value in environment.items()}}
-    done = subprocess.run(
-        [*command, "--until", "train"], cwd=root, env=values, capture_output=True, text=True, timeout=400
-    )
+    done = subprocess.run(command, cwd=root, env=values, capture_output=True, text=True, timeout=400)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -1,0 +1,90 @@
+"""The lm-evaluation-harness as a probe: parity with its own command, and what it must not do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepen.errors import DeepenError
+from deepen.evaluate.items import summary
+from deepen.evaluate.material import Material
+from deepen.evaluate.probes.choices import MultipleChoice
+from deepen.evaluate.probes.harness import LmEval
+from deepen.model.loss import LossModel
+
+pytestmark = [pytest.mark.slow]
+ROWS = [{"q": f"the cat {n}", "choices": ["sat", "fever", "mat"], "gold": n % 3} for n in range(24)]
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    """A local task with two random examples before every question."""
+    pytest.importorskip("lm_eval")
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    settings = {
+        "task": "cats", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test", "fewshot_split": "test", "num_fewshot": 2, "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}", "doc_to_choice": "{{choices}}", "doc_to_target": "gold",
+        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")],
+    }  # fmt: skip
+    (tmp_path / "about_cats.yaml").write_text(json.dumps(settings, indent=1))
+    return tmp_path / "about_cats.yaml"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_local_tasks_are_asked_with_the_same_prompts_every_time(
+    task: Path, model: LossModel, material: Callable[..., Material]
+) -> None:
+    probe = LmEval(tasks=(str(task),))
+    assert {Path(name).name for name in probe.files()} == {"about_cats.yaml", "rows.jsonl"}
+    assert [Path(name).name for name in probe.item_files()] == ["rows.jsonl"]
+    made = material(["x"])
+    measure = probe.prepare(made)
+    rows = {row["id"]: row for row in measure(model, None).to_pylist()}
+    assert {row["id"]: row for row in measure(model, None).to_pylist()} == rows and len(rows) == 24
+    few = frozenset({"cats:3", "cats:17"})
+    subset = probe.prepare(replace(made, only=few))(model, None).to_pylist()
+    assert {row["id"] for row in subset} == few
+    for row in subset:  # random examples depend on the order of items, a subset must not see others
+        assert row["nll"] == pytest.approx(rows[row["id"]]["nll"], rel=1e-5)
+    limited = LmEval(tasks=(str(task),), limit=7).prepare(made)(model, None)
+    assert summary(limited)["items"] == 7 and set(limited["id"].to_pylist()) <= set(rows)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_examples_it_is_our_own_multiple_choice(
+    task: Path, model: LossModel, material: Callable[..., Material]
+) -> None:
+    made = material(["x"], begin=None)
+    settings: dict[str, Any] = {"path": str(task.parent / "rows.jsonl"), "prompt": "{q}", "answer": "gold"}
+    for metric, normalise in (("acc", "none"), ("acc_norm", "characters")):
+        theirs = LmEval(tasks=(str(task),), shots=0, metric=metric).prepare(made)(model, None).to_pylist()
+        ours = MultipleChoice(**settings, normalise=normalise).prepare(made)(model, None).to_pylist()
+        assert [row["value"] for row in theirs] == [row["value"] for row in ours]
+        for one, other in zip(theirs, ours, strict=True):
+            assert one["nll"] == pytest.approx(other["nll"], abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_asked_says_why(task: Path, model: LossModel, material: Callable[..., Material]) -> None:
+    with pytest.raises(DeepenError, match="no metric `rouge`"):
+        LmEval(tasks=(str(task),), metric="rouge").prepare(material(["x"]))(model, None)
+    with pytest.raises(DeepenError, match="no filter `strict`"):
+        LmEval(tasks=(str(task),), filter="strict").prepare(material(["x"]))(model, None)
+
+
+@pytest.mark.skipif("DEEPEN_TEST_DATA" not in os.environ, reason="needs real test sets and a real model")
+def test_every_item_agrees_with_the_harness_own_command() -> None:
+    pytest.importorskip("lm_eval")
+    command = [sys.executable, "-m", "benchmarks.lm_eval_parity", "--items", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
