@@ -72,8 +72,8 @@ def prepare_run(
     takes, a loss or an attention that is not what we think. Raises ``DeepenError`` for each.
     """
     process = process or set_up(compute)
+    newest = process.from_main(newest_intact(_checkpoints(job), say) if process.is_main else None)  # hashed once
     with process.main_first():  # it tidies up, the others find it done
-        newest = newest_intact(_checkpoints(job), say)
         ledger = _ledger(job, newest)
         found = resume_point(_checkpoints(job), ledger, newest)
         changes = changes_in_force(job.out, job.inputs["mix"].path, found, newest)
