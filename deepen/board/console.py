@@ -15,6 +15,7 @@ from deepen.board.masking import masked
 from deepen.progress import readable
 
 if TYPE_CHECKING:
+    from deepen.formats.decisions import Decision
     from deepen.recipe.explain import Explanation
     from deepen.workflow.account import AccountLine
     from deepen.workflow.lineage import StageStatus
@@ -61,6 +62,36 @@ def print_account(lines: Iterable[AccountLine]) -> None:
     """Print the token account."""
     rows = [(e.source, e.what, f"{e.left:,}", f"{e.right:,}", e.terms, "yes" if e.balances else "NO") for e in lines]
     print_table("token account", "source, what, left, right, which is, balances", rows)
+
+
+def print_decisions(decisions: Sequence[Decision]) -> None:
+    """Print what a training decided about itself, if anything; steps that were skipped one by one are counted."""
+    rows = [
+        (d.step, d.action, d.by, _change_of(d), "done" if d.cannot is None else f"cannot: {d.cannot}", d.reason)
+        for d in decisions
+        if d.action != "skip_batch"
+    ]
+    skipped = [decision for decision in decisions if decision.action == "skip_batch"]
+    if skipped:
+        steps = f"{skipped[0].step} to {skipped[-1].step}" if len(skipped) > 1 else str(skipped[0].step)
+        rows.append((steps, "skip_batch", "spikes", f"{len(skipped)} batches", "done", skipped[-1].reason))
+    if rows:
+        print_table("decisions", "step, action, by, change, outcome, why", rows)
+
+
+def _change_of(decision: Decision) -> str:
+    """What an action changes, in a word or two."""
+    details = decision.details
+    match decision.action:
+        case "lower_learning_rate":
+            return f"x {details.get('to')}"
+        case "more_replay":
+            return f"{details.get('by', 0):+.0%} replay"
+        case "rewind":
+            return f"to step {details['to']}" if "to" in details else ""
+        case "smaller_micro_batch":
+            return f"{details.get('from')} to {details.get('rows')} rows"
+    return ""
 
 
 def print_explanation(found: Explanation) -> None:

@@ -51,6 +51,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": looking.verify,
     "show": looking.show,
     "trace": looking.trace,
+    "quarantine": looking.quarantine,
     "report": looking.report,
     "rm": looking.rm,
     "chat": looking.chat,

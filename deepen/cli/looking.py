@@ -8,13 +8,22 @@ from typing import Annotated
 
 import typer
 
-from deepen.board.console import print_account, print_checkpoints, print_pair, print_row, print_status, print_table
+from deepen.board.console import (
+    print_account,
+    print_checkpoints,
+    print_decisions,
+    print_pair,
+    print_row,
+    print_status,
+    print_table,
+)
 from deepen.cli.options import JsonOption, RunArgument, print_json, write_report
 from deepen.errors import DeepenError
 
 
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show which stages of a run are done and what they were made from."""
+    from deepen.workflow.decisions import decisions_of
     from deepen.workflow.lineage import checkpoints
     from deepen.workflow.lineage import status as stage_status
 
@@ -24,6 +33,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     else:
         print_status(run, rows)
         print_checkpoints(checkpoints(run))
+        print_decisions(decisions_of(run))
 
 
 def account(run: RunArgument, as_json: JsonOption = False) -> None:
@@ -98,6 +108,14 @@ def trace(
         rows = [(visit.step, visit.row, visit.position, visit.start, visit.tokens) for visit in found.visits]
         title = f"document {found.document} of {found.source}: {len(rows)} visits"
         print_table(title, "step, row, position, from token, tokens", rows)
+
+
+def quarantine(run: RunArgument) -> None:
+    """List the documents that a training stumbled over, for `curate.quarantine` of a later recipe."""
+    from deepen.workflow.decisions import quarantined
+
+    for record in quarantined(run):
+        print(json.dumps(record, ensure_ascii=False))
 
 
 def report(run: RunArgument) -> None:

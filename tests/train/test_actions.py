@@ -136,13 +136,12 @@ def _only_after_rewinds(work: Callable[..., Any]) -> Callable[..., Any]:
     return when
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("action", ["rewind", "lower_learning_rate"])
+@pytest.mark.parametrize(
+    ("action", "point"), [("lower_learning_rate", "decided"), *(("rewind", point) for point in POINTS)]
+)
 def test_who_dies_at_any_point_of_it_resumes_to_the_same(
     run: Run, settings: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, action: str
 ) -> None:
-    if action != "rewind" and point != "decided":
-        pytest.skip("going back alone has these points")
     config = settings(**EVERY_TWO)
     decide = at_step(6, action, **({"before": 5} if action == "rewind" else {"to": 0.5}))
     run(config, "whole", watch=watch(decide))
