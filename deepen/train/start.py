@@ -77,7 +77,7 @@ def check_objective(config: TrainConfig, tokenize: Artifact, mix: Artifact) -> N
         cuts = mix.counts["sources"].get(name, {}).get("cuts", 0)
         if cuts:
             say(
-                f"train: conversations of `{name}` are longer than a row and cut in {cuts:,} places; what stands behind "
+                f"train: conversations of `{name}` are longer than a row and cut in {cuts:,} places; what is behind "
                 "a cut is trained without what was asked before it (a longer `mix.sequence_length` keeps them whole)"
             )
 
