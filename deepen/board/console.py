@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from deepen.board.decisions import COLUMNS, decision_rows
 from deepen.board.masking import masked
 from deepen.progress import readable
 
@@ -65,33 +66,10 @@ def print_account(lines: Iterable[AccountLine]) -> None:
 
 
 def print_decisions(decisions: Sequence[Decision]) -> None:
-    """Print what a training decided about itself, if anything; steps that were skipped one by one are counted."""
-    rows = [
-        (d.step, d.action, d.by, _change_of(d), "done" if d.cannot is None else f"cannot: {d.cannot}", d.reason)
-        for d in decisions
-        if d.action != "skip_batch"
-    ]
-    skipped = [decision for decision in decisions if decision.action == "skip_batch"]
-    if skipped:
-        steps = f"{skipped[0].step} to {skipped[-1].step}" if len(skipped) > 1 else str(skipped[0].step)
-        rows.append((steps, "skip_batch", "spikes", f"{len(skipped)} batches", "done", skipped[-1].reason))
+    """Print what a training decided about itself, if anything."""
+    rows = decision_rows(decisions)
     if rows:
-        print_table("decisions", "step, action, by, change, outcome, why", rows)
-
-
-def _change_of(decision: Decision) -> str:
-    """What an action changes, in a word or two."""
-    details = decision.details
-    match decision.action:
-        case "lower_learning_rate":
-            return f"x {details.get('to')}"
-        case "more_replay":
-            return f"{details.get('by', 0):+.0%} replay"
-        case "rewind":
-            return f"to step {details['to']}" if "to" in details else ""
-        case "smaller_micro_batch":
-            return f"{details.get('from')} to {details.get('rows')} rows"
-    return ""
+        print_table("decisions", ", ".join(COLUMNS), rows)
 
 
 def print_explanation(found: Explanation) -> None:

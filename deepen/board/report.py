@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from deepen.board import charts
 from deepen.board.console import outcomes_of
+from deepen.board.decisions import COLUMNS, decision_rows
 from deepen.board.masking import masked
 from deepen.board.page import Card, Section, fold, preformatted, render, table
 from deepen.errors import RunError
@@ -21,6 +22,7 @@ from deepen.formats.yaml_text import read_yaml
 from deepen.progress import readable
 from deepen.workflow.account import account
 from deepen.workflow.batches import open_order, shares_over_time
+from deepen.workflow.decisions import decisions_of
 from deepen.workflow.lineage import StageStatus, status
 from deepen.workflow.preview import examples
 from deepen.workflow.stages import finished_stages
@@ -102,6 +104,8 @@ def _sections(
     if "train" in stages:
         metrics = list(read_records(stages["train"].path / "metrics.jsonl"))
         body = charts.loss_chart(metrics) + charts.learning_rate_chart(metrics)
+        if decided := decision_rows(decisions_of(run)):
+            body += fold(f"{len(decided)} decisions of the run", table(COLUMNS, decided))
         yield Section("Training", "Loss of every step and smoothed; learning rate and gradient norm below.", body)
     if "mix" in stages:
         yield _mixture_section(run, stages["mix"])
