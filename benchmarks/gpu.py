@@ -6,9 +6,9 @@ Weights are random, in bfloat16 computation; rows are 4,096 tokens of packed doc
 from each other, read from token shards through the training order. Gradient clipping, a record for each step and one
 background checkpoint inside the timed window are on. Each shape runs in a process of its own, in under 90 seconds.
 
-Needs a checkout, Python 3.12 (3.11 does) and: torch >= 2.11 with CUDA and Triton, transformers >= 5.10, accelerate (for
-Trainer), peft, safetensors, numpy, numba, pydantic, xxhash, zstandard, rich; a C compiler for `torch.compile`. Nothing
-is installed or downloaded. Without a GPU it says so and ends with exit code 2.
+Needs a checkout, Python 3.12 (3.11 does), torch >= 2.11 with CUDA and its Triton, transformers >= 5.10, and what these
+lines name: numpy, pydantic, safetensors, xxhash, zstandard, rich, tokenizers; accelerate for Trainer; a C
+compiler for `torch.compile`. Nothing is installed or downloaded. Without a GPU it says so and ends with exit code 2.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from gpu_shapes import SHAPES, TOYS, Plan, Shape
 
 from deepen.formats.checkpoints import list_checkpoints
 from deepen.formats.document_ids import pack_ids
-from deepen.formats.documents import document_id
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
 from deepen.formats.megatron import IndexedDatasetWriter, token_dtype
 from deepen.formats.order import Segment, Segments, row_ids, write_order, write_segments
@@ -70,7 +69,7 @@ def write_data(root: Path, shape: Shape, rows: int) -> dict[str, Artifact]:
         (root / name).mkdir(parents=True)
     with IndexedDatasetWriter(root / "tokenize/shards/text", dtype) as writer:
         writer.add_documents(random.integers(1, shape.vocabulary, int(lengths.sum())).astype(dtype), lengths)
-    ids = pack_ids([document_id("text", str(number)) for number in range(len(lengths))])
+    ids = pack_ids([f"{number:032x}" for number in range(len(lengths))])
     np.save(root / "tokenize/documents/text.npy", ids)
     ends = np.cumsum(lengths)
     cuts = np.union1d(np.concatenate([[0], ends]), np.arange(num_rows + 1) * length)
@@ -145,7 +144,7 @@ def our_loop(shape: Shape, plan: Plan, device: torch.device, root: Path) -> dict
         run.progress.last_save = time.monotonic() - _NEVER  # due now, and not again
     records = [next(steps) for _ in _until(begun, plan.seconds)]
     elapsed = _now(device) - begun
-    steps.close()
+    del steps
     run.saver.wait()
     return {
         "tokens_per_second": (records[-1]["tokens"] - first["tokens"]) / elapsed,

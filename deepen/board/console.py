@@ -11,10 +11,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from deepen.board.decisions import COLUMNS, decision_rows
 from deepen.board.masking import masked
 from deepen.progress import readable
 
 if TYPE_CHECKING:
+    from deepen.formats.decisions import Decision
     from deepen.formats.scores import Score
     from deepen.recipe.explain import Explanation
     from deepen.workflow.account import AccountLine
@@ -104,6 +106,13 @@ def print_account(lines: Iterable[AccountLine]) -> None:
     """Print the token account."""
     rows = [(e.source, e.what, f"{e.left:,}", f"{e.right:,}", e.terms, "yes" if e.balances else "NO") for e in lines]
     print_table("token account", "source, what, left, right, which is, balances", rows)
+
+
+def print_decisions(decisions: Sequence[Decision]) -> None:
+    """Print what a training decided about itself, if anything."""
+    rows = decision_rows(decisions)
+    if rows:
+        print_table("decisions", ", ".join(COLUMNS), rows)
 
 
 def print_explanation(found: Explanation) -> None:

@@ -88,7 +88,7 @@ def _sections(
         yield _diagnosis_section(run)
         metrics = list(read_records(stages["train"].path / "metrics.jsonl"))
         body = charts.loss_chart(metrics) + charts.learning_rate_chart(metrics)
-        yield from timeline_sections(stages["train"], float(recipe["evaluate"]["forgetting"]["budget"]))
+        yield from timeline_sections(run, stages["train"], float(recipe["evaluate"]["forgetting"]["budget"]))
         yield Section("Training", "Loss of every step and smoothed; learning rate and gradient norm below.", body)
     if "mix" in stages:
         yield _mixture_section(run, stages["mix"])

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
 from deepen.board import charts
+from deepen.board.decisions import COLUMNS, decision_rows
 from deepen.board.page import Section, table
 from deepen.formats.manifest import Artifact
 from deepen.formats.records import read_records
+from deepen.workflow.decisions import decisions_of
 
-_COLUMNS = ("step", "decided by", "what", "why", "details")
 
-
-def timeline_sections(train: Artifact, budget: float) -> Iterator[Section]:
+def timeline_sections(run: Path, train: Artifact, budget: float) -> Iterator[Section]:
     """A section when something was decided during training: the kept ability over time, marks, and a table."""
-    decisions = list(read_records(train.path / "decisions.jsonl"))
+    decisions = decisions_of(run)
     if not decisions:
         return
     scores = list(read_records(train.path / "scores.jsonl"))
@@ -25,23 +25,8 @@ def timeline_sections(train: Artifact, budget: float) -> Iterator[Section]:
         for score in one["scores"]
         if (score["probe"], score["ability"]) == ("held_out", "kept")
     ]
-    done = [one for one in decisions if not one.get("cannot")]
-    by_monitor = sum(one.get("by") == "forgetting" for one in done)
+    done = [one for one in decisions if one.cannot is None]
+    by_monitor = sum(one.by == "forgetting" for one in done)
     lead = f"{len(done)} decisions during training, {by_monitor} of them by the forgetting monitor."
-    chart = charts.timeline_chart(kept, budget, done) if kept else ""
-    yield Section("What the run decided", lead, chart + table(_COLUMNS, [_row(one) for one in decisions]))
-
-
-def _row(decision: dict[str, Any]) -> tuple[Any, ...]:
-    what = decision["action"].replace("_", " ")
-    if decision.get("cannot"):
-        what += f" (not done: {decision['cannot']})"
-    details = [_detail(key, value) for key, value in decision.get("details", {}).items()]
-    documents = decision.get("documents", [])
-    if documents:
-        details.append(f"{len(documents)} documents")
-    return decision["step"], decision.get("by", ""), what, decision["reason"], ", ".join(details)
-
-
-def _detail(key: str, value: Any) -> str:
-    return f"{key.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{key.replace('_', ' ')} {value}"
+    chart = charts.timeline_chart(kept, budget, [one.record() for one in done]) if kept else ""
+    yield Section("What the run decided", lead, chart + table(COLUMNS, decision_rows(decisions)))

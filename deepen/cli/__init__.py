@@ -54,6 +54,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": looking.verify,
     "show": looking.show,
     "trace": looking.trace,
+    "quarantine": looking.quarantine,
     "report": looking.report,
     "rm": looking.rm,
     "chat": looking.chat,

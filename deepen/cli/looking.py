@@ -12,6 +12,7 @@ from deepen.board.console import (
     print_account,
     print_checkpoints,
     print_comparison,
+    print_decisions,
     print_findings,
     print_pair,
     print_row,
@@ -24,6 +25,7 @@ from deepen.errors import DeepenError
 
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show which stages of a run are done and what they were made from."""
+    from deepen.workflow.decisions import decisions_of
     from deepen.workflow.lineage import checkpoints
     from deepen.workflow.lineage import status as stage_status
 
@@ -33,6 +35,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     else:
         print_status(run, rows)
         print_checkpoints(checkpoints(run))
+        print_decisions(decisions_of(run))
 
 
 def diagnose(run: RunArgument, as_json: JsonOption = False) -> None:
@@ -136,6 +139,14 @@ def trace(
         rows = [(visit.step, visit.row, visit.position, visit.start, visit.tokens) for visit in found.visits]
         title = f"document {found.document} of {found.source}: {len(rows)} visits"
         print_table(title, "step, row, position, from token, tokens", rows)
+
+
+def quarantine(run: RunArgument) -> None:
+    """List the documents that a training stumbled over, for `curate.quarantine` of a later recipe."""
+    from deepen.workflow.decisions import quarantined
+
+    for record in quarantined(run):
+        print(json.dumps(record, ensure_ascii=False))
 
 
 def report(run: RunArgument) -> None:

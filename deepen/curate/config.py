@@ -20,8 +20,10 @@ from deepen.curate.length import LengthStep
 from deepen.curate.limit import Limit
 from deepen.curate.near_duplicates import NearDuplicates
 from deepen.curate.normalize import Normalize
+from deepen.curate.quarantine import Quarantine
 from deepen.curate.step import CorpusStep, CurateStep, DocumentStep
 from deepen.errors import Problem, SourceError
+from deepen.formats.quarantine import read_quarantine
 from deepen.plug import Plug, plug_from
 from deepen.settings import Count, Many, Settings, Share
 
@@ -71,6 +73,9 @@ class CurateConfig(Settings):
     (``exact_duplicates``, ``near_duplicates``) run in the order given."""
     held_out: HeldOutConfig = HeldOutConfig()
     """The split for measuring."""
+    quarantine: Many[str] = ()
+    """Lists of documents that are left out from the start, as `deepen quarantine RUN` prints them: what an earlier
+    training stumbled over (OLMo 2, arXiv 2501.00656, traced spikes to text with long repeats, and filtered it)."""
 
     @field_validator("steps", mode="after")
     @classmethod
@@ -83,7 +88,8 @@ class CurateConfig(Settings):
     @property
     def document_steps(self) -> tuple[DocumentStep, ...]:
         """The steps that see one document at a time."""
-        return tuple(step for step in self.steps if isinstance(step, DocumentStep))
+        first = (Quarantine(files=self.quarantine),) if self.quarantine else ()
+        return (*first, *(step for step in self.steps if isinstance(step, DocumentStep)))
 
     @property
     def corpus_steps(self) -> tuple[CorpusStep, ...]:
@@ -112,9 +118,20 @@ def problems(config: CurateConfig, sources: Collection[str] | None = None) -> li
             except SourceError as error:
                 path = f"curate.steps[{number}].against"
                 found.append(Problem(path=path, message=error.message, remedy=error.hint or ""))
+    found += _quarantine_problems(config)
     run = config.held_out.from_run
     if run is not None and not (Path(run).expanduser() / "curate" / "manifest.json").is_file():
         remedy = "give the folder of a run whose `curate` stage is finished"
         message = "no finished curate stage here"
         found.append(Problem(path="curate.held_out.from", message=message, remedy=remedy, value=run))
+    return found
+
+
+def _quarantine_problems(config: CurateConfig) -> list[Problem]:
+    found = []
+    for number, file in enumerate(config.quarantine):
+        try:
+            read_quarantine([Path(file).expanduser()])
+        except SourceError as error:
+            found.append(Problem(f"curate.quarantine[{number}]", error.message, error.hint or "", file))
     return found

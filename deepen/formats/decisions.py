@@ -132,6 +132,13 @@ def open_ledger(path: Path, reached: int) -> tuple[Ledger, list[Decision]]:
     return Ledger(path, kept), [decision for decision in found if decision.parent_step > reached]
 
 
+def drop_decisions_after(path: Path, step: int) -> None:
+    """Make void what was decided after ``step``, where the run is to go another way from there."""
+    found = read_decisions(path)
+    if any(decision.step > step for decision in found):
+        write_records(path, [decision.record() for decision in found if decision.step <= step], path.parent)
+
+
 def _folded(decisions: Sequence[Decision]) -> list[Decision]:
     """By step; a decision that turned out impossible replaces itself."""
     kept: list[Decision] = []

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from deepen.errors import DeepenError
+
+varlen_attn: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # PyTorch before 2.10
+    varlen_attn = None
+
+_HAS_KERNEL = varlen_attn is not None and {"window_size", "enable_gqa"} <= signature(varlen_attn).parameters.keys()
+"""Early versions of the kernel had neither windows nor shared keys."""
 
 Attention = Literal["auto", "sdpa", "varlen", "flash", "flex"]
 
@@ -123,19 +133,13 @@ def varlen_attention(  # noqa: PLR0913 - transformers' signature
             hint="set `compute.attention: sdpa` in the machine file",
         )
     takes_them = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    attend = _kernel() if takes_them else masked_varlen_attention
+    attend = varlen_attn if takes_them else masked_varlen_attention
     query_NHD, key_NHD, value_NHD = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     out_NHD = attend(
         query_NHD, key_NHD, value_NHD, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
         window_size=(sliding_window - 1 if sliding_window else -1, 0), enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     return out_NHD.unsqueeze(0), None
-
-
-def _kernel() -> Any:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return varlen_attn
 
 
 def masked_varlen_attention(  # noqa: PLR0913 - PyTorch's signature
@@ -173,6 +177,8 @@ def use_attention(model: PreTrainedModel, wanted: Attention, device: torch.devic
     if wanted == "sdpa":
         return False  # as loaded: sdpa, or eager in families that have none
     names = {"varlen": VARLEN, "flash": "flash_attention_2", "flex": "flex_attention"}
+    if wanted == "varlen" and device.type == "cuda" and not _HAS_KERNEL:
+        raise DeepenError("this PyTorch has no `varlen_attn` with windows", hint="install a newer one, or use sdpa")
     if wanted == "flash" and not half:
         raise DeepenError("`compute.attention: flash` computes in bfloat16 only", hint="set `train.precision: bf16`")
     AttentionInterface.register(VARLEN, varlen_attention)
@@ -194,8 +200,4 @@ def _fits(model: PreTrainedModel) -> bool:
     """Whether the kernel of ``varlen`` takes this model, and PyTorch has it."""
     config = model.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    try:
-        _kernel()
-    except ImportError:
-        return False
-    return config.model_type in _KNOWN and head <= _LARGEST_HEAD and head % 8 == 0
+    return _HAS_KERNEL and config.model_type in _KNOWN and head <= _LARGEST_HEAD and head % 8 == 0

@@ -25,6 +25,8 @@ from deepen.errors import DamageError
 from deepen.formats.checkpoints import LAYOUT
 
 _INDEX = ".index.json"
+_MAPPED_BYTES = 64 * 2**20
+"""How much is read of files before they are opened anew: what was read of a mapped file counts as memory until then."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class StoredTensors:
         """Raises ``DamageError`` when there is nothing to read."""
         self.folder, self.file = file.parent, file
         self._open: dict[str, Any] = {}
+        self._bytes_read = 0
         self._stack = ExitStack()
         try:
             self.tensors = self._find()
@@ -154,6 +157,8 @@ class StoredTensors:
     def read(self, name: str, box: Box | None = None) -> Tensor:
         """A box of a tensor (or all of it), in the precision it is stored in; raises ``DamageError`` if not all of it
         is there."""
+        if self._bytes_read > _MAPPED_BYTES:
+            self._close()
         stored = self.tensors[name]
         box = box or Box((0,) * len(stored.shape), stored.shape)
         if not box.shape:
@@ -176,6 +181,7 @@ class StoredTensors:
         try:
             opened = self._file(file)
             part: Tensor = opened.get_slice(name)[box.slices] if box.shape else opened.get_tensor(name)
+            self._bytes_read += part.numel() * part.element_size()
         except (OSError, SafetensorError) as error:
             raise DamageError(f"`{self.folder / file}` cannot be read: {error}") from error
         return part
@@ -184,8 +190,12 @@ class StoredTensors:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._open.clear()
         self._stack.close()
+        self._bytes_read = 0
 
 
 @torch.no_grad()

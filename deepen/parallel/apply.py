@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
 from deepen.model.loss import IGNORED, LossModel
 from deepen.model.recompute import decoder_layers
 from deepen.parallel.context import SharedRows, attend_together, begin_rows
-from deepen.parallel.gradients import add_up
+from deepen.parallel.gradients import add_up, everywhere
 from deepen.parallel.pipeline import PipelinedModel
 from deepen.parallel.process import Process, ProcessMesh
 from deepen.parallel.rows import NO_ROW, collect, rows_of
@@ -93,7 +93,7 @@ class SpreadModel(LossModel):
         """After the last micro-batch: make the gradients of this process those of the whole batch."""
         mesh = _mesh(self.process)
         if not self.process.is_sharded:
-            add_up([p.grad for p in self.parameters() if p.grad is not None], mesh.gradients)
+            add_up(everywhere([p for p in self.parameters() if p.requires_grad], mesh.gradients), mesh.gradients)
         partial = [p.grad for module in self.partial for p in module.parameters() if p.grad is not None]
         add_up(partial, mesh.tensor)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 _PLAIN = frozenset(
     {
         "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "smollm3", "granite", "starcoder2", "cohere",
-        "cohere2", "olmo", "phi", "arcee", "nemotron", "ernie4_5",
+        "cohere2", "olmo", "olmo2", "olmo3", "phi", "phi3", "arcee", "nemotron", "ernie4_5", "glm", "glm4",
     }
 )  # fmt: skip
 

@@ -136,7 +136,8 @@ def set_up(compute: Compute, mesh: Mesh | None = None) -> Process:
     torch.set_num_threads(threads)
     if device.type == "cuda":
         if started is not None:
-            device = torch.device("cuda", started.local_rank)
+            # Some launchers show each process its own GPU only.
+            device = torch.device("cuda", started.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(compute.deterministic, warn_only=True)

@@ -7,18 +7,28 @@ every process of a tensor group; FSDP cuts them over the other dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
+from functools import partial
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
 from deepen.errors import DeepenError
+from deepen.parallel.families import TENSOR
 
 _PARTIAL = "replicated_with_grad_allreduce"
 """A norm of single heads: each process sees its own heads only, so gradients are parts of a sum."""
-_STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+_STYLES: dict[str, Callable[[], ParallelStyle]] = {
+    "colwise": ColwiseParallel,
+    "rowwise": RowwiseParallel,
+    # What lies between (norms over all heads, fused projections) needs whole outputs: only the product is shared.
+    "colwise_gather_output": partial(ColwiseParallel, output_layouts=Replicate()),
+    "rowwise_split_input": partial(RowwiseParallel, input_layouts=Replicate()),
+}
 
 
 def share_matrices(model: PreTrainedModel, devices: DeviceMesh) -> list[nn.Module]:
@@ -35,16 +45,16 @@ def share_matrices(model: PreTrainedModel, devices: DeviceMesh) -> list[nn.Modul
         what = f"has a plan with {', '.join(unknown)}" if unknown else "has no plan for it"
         raise DeepenError(
             f"`mesh.tensor`: `{model.config.model_type}` {what} in transformers",
-            hint="use `mesh.shard` instead; llama, mistral, qwen2, qwen3 and gemma can be shared",
+            hint=f"use `mesh.shard` instead; these can be shared: {', '.join(sorted(TENSOR))}",
         )
-    partial = []
+    parts = []
     for name, module in list(body.named_modules()):
         style = styles[name]
         if style == _PARTIAL:
-            partial.append(module)
+            parts.append(module)
         elif style is not None:
             parallelize_module(module, devices, _STYLES[style](), src_data_rank=None)
-    return partial
+    return parts
 
 
 def _style_of(name: str, plan: dict[str, str]) -> str | None:

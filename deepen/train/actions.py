@@ -47,7 +47,7 @@ def prepared(run: Run, decision: Decision) -> Decision:
         before = int(decision.details.get("before", progress.step))
         info = checkpoint_before(run.out / CHECKPOINTS, before, good_only=bool(decision.details.get("good_only")))
         if info is None:
-            return decision.model_copy(update={"cannot": f"there is no such checkpoint before step {before}"})
+            return decision.model_copy(update={"cannot": f"there is no such checkpoint before step {max(0, before)}"})
         decision = decision.model_copy(
             update={"details": {**decision.details, "to": info.step}, "documents": suspects(run, decision)}
         )

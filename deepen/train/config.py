@@ -89,7 +89,7 @@ class TrainConfig(Settings):
     """Noise on the embeddings of at most alpha / sqrt(T d) (arXiv 2310.05914, which uses 5 for instruction data); 0:
     none, since it serves style and not knowledge."""
     precision: Literal["auto", "fp32", "tf32", "bf16", "pure_bf16"] = "auto"
-    """``bf16``: forward and backward in bfloat16 on copies of fp32 weights (as Megatron-LM; 18 bytes per parameter);
+    """``bf16``: forward and backward in bfloat16 on copies of fp32 weights (arXiv 1710.03740; 18 bytes per parameter);
     ``pure_bf16``: weights and moments in bfloat16 too, rounded stochastically (8 bytes; arXiv 2010.06192); ``tf32``:
     fp32 whose products a GPU may round to TensorFloat-32, on a CPU the same as fp32. ``auto``: bf16 on a GPU that
     computes in it, else fp32; decided when the run starts and written down, since it changes results."""

@@ -82,27 +82,34 @@ class StochasticAdamW(AdamW):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move all parameters that have gradients."""
         del closure
-        index = 0
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                index += 1
-                if parameter.grad is not None:
-                    self._move(parameter, group, index)
+        everything = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        moved = [(*one, index) for index, one in enumerate(everything) if one[0].grad is not None]
+        states = [self._state_of(parameter) for parameter, _, _ in moved]
+        for state in states:
+            state["step"] += 1
+        steps = torch.stack([state["step"] for state in states]).tolist() if states else []  # waits for a GPU once
+        for (parameter, group, index), state, step in zip(moved, states, steps, strict=True):
+            random = torch.Generator(parameter.device).manual_seed(int(step) * 1_000_003 + index)
+            _move(parameter, state, group, int(step), random)
 
-    def _move(self, parameter: Tensor, group: dict[str, Any], index: int) -> None:
-        state = self.state[parameter]
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        state["step"] += 1
-        step = int(state["step"])
-        random = torch.Generator(parameter.device).manual_seed(step * 1_000_003 + index)
-        assert parameter.grad is not None, "only parameters with gradients move"
-        tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-        flat = [_local(tensor).view(-1) for tensor in tensors]
-        for begin in range(0, len(flat[0]), _NUMBERS_AT_ONCE):
-            part = slice(begin, begin + _NUMBERS_AT_ONCE)
-            _adamw_(flat[0][part], flat[1][part], (flat[2][part], flat[3][part]), group, step, random)
+        return state
+
+
+def _move(
+    parameter: Tensor, state: dict[str, Tensor], group: dict[str, Any], step: int, random: torch.Generator
+) -> None:
+    """One update of one parameter, of the part that this process holds, some of its numbers at a time."""
+    assert parameter.grad is not None, "only parameters with gradients move"
+    tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+    flat = [_local(tensor).view(-1) for tensor in (tensors[0], tensors[1].contiguous(), *tensors[2:])]
+    for begin in range(0, len(flat[0]), _NUMBERS_AT_ONCE):
+        part = slice(begin, begin + _NUMBERS_AT_ONCE)
+        _adamw_(flat[0][part], flat[1][part], (flat[2][part], flat[3][part]), group, step, random)
 
 
 def _adamw_(

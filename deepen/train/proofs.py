@@ -72,14 +72,17 @@ def prove_isolation(run: Run) -> Iterator[Proof]:
 
 
 def prove_accumulation(run: Run) -> Proof:
-    """One row at a time against all rows at once: the same loss and gradient norm."""
+    """One row at a time against all rows at once: the same loss and gradient norm; without noise and dropout, whose
+    random numbers are others for other micro-batches."""
     batch = first_rows(run.batches[0])
     norms, losses = [], []
+    run.trainee.model.eval()
     for rows in (1, len(batch.source_B)):
         trainee = replace(run.trainee, compute=run.trainee.compute.model_copy(update={"micro_batch_rows": rows}))
         result = train_step(trainee, batch, 0.0, lambda _loss, _norm: "only measured")
         norms.append(result.gradient_norm)
         losses.append(result.loss)
+    run.trainee.model.train()
     worst = max(abs(a / b - 1) for a, b in (norms, losses))
     limit = _FP32_TOLERANCE if run.trainee.precision == "fp32" else 0.02
     found = (

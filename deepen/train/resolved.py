@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from deepen.errors import DamageError, RunError
 from deepen.formats.atomic import write_json
 from deepen.formats.checkpoints import is_resumable, list_checkpoints, remove_checkpoint
+from deepen.formats.decisions import DECISIONS, drop_decisions_after
 from deepen.settings import Settings
 from deepen.train.config import TrainConfig, num_steps
 from deepen.train.schedules import Shape
@@ -90,6 +91,7 @@ def prepare_continuation(directory: Path, old: TrainConfig, new: TrainConfig) ->
         )
     values = {"total_steps": new_shape.total_steps, "decay_steps": new_shape.decay_steps}
     write_resolved(directory, resolved.model_copy(update=values))
+    drop_decisions_after(directory / DECISIONS, old_shape.decay_start)
     for info in checkpoints:
         if info.step > old_shape.decay_start:
             remove_checkpoint(info)

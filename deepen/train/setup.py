@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from deepen.model.compiled import Compilations
 from deepen.model.config import ResolvedBase
 from deepen.model.loss import LossModel, check_loss
 from deepen.model.neftune import add_noise
-from deepen.model.precision import keep_in_bf16
+from deepen.model.precision import bf16_copies, keep_in_bf16
 from deepen.model.streaming import placeholders
 from deepen.model.token_tables import new_row_ids, token_tables
 from deepen.parallel.apply import spread
@@ -72,8 +73,8 @@ def prepare_run(
     takes, a loss or an attention that is not what we think. Raises ``DeepenError`` for each.
     """
     process = process or set_up(compute)
+    newest = process.from_main(newest_intact(_checkpoints(job), say) if process.is_main else None)  # hashed once
     with process.main_first():  # it tidies up, the others find it done
-        newest = newest_intact(_checkpoints(job), say)
         ledger = _ledger(job, newest)
         found = resume_point(_checkpoints(job), ledger, newest)
         changes = changes_in_force(job.out, job.inputs["mix"].path, found, newest)
@@ -141,7 +142,7 @@ def _model(settled: _Settled, sequence_length: int, *, resumes: bool) -> tuple[L
     loss_model = LossModel(model, z_loss=config.z_loss)
     choose_kernels(loss_model, compute, process, precision)
     checked = checked_in_place_of(loss_model, base, compute, process) if streamed else loss_model
-    _check_model(checked, sequence_length)
+    _check_model(checked, sequence_length, precision)
     _parts(config, model)
     flops = flops_of(model, process.device, process.world_size)  # before new rows go first, which freezes the rest
     prepare_layers(loss_model, compute, process)
@@ -216,7 +217,7 @@ def _check_batches(config: TrainConfig, batches: Batches) -> None:
         )
 
 
-def _check_model(loss_model: LossModel, sequence_length: int) -> None:
+def _check_model(loss_model: LossModel, sequence_length: int, precision: str) -> None:
     longest = getattr(loss_model.model.config, "max_position_embeddings", None)
     if longest is not None and sequence_length > longest:
         raise TrainingError(
@@ -224,7 +225,10 @@ def _check_model(loss_model: LossModel, sequence_length: int) -> None:
             hint=f"set `mix.sequence_length` to {longest} or less",
         )
     check_loss(loss_model)
-    check_isolation(loss_model)
+    # Kernels that take boundaries take bfloat16: the one that trains is the one to check.
+    in_bf16 = precision == "bf16" and loss_model.takes_boundaries
+    with bf16_copies(loss_model.model) if in_bf16 else nullcontext():
+        check_isolation(loss_model)
 
 
 def _resolve(config: TrainConfig, job: StageJob, base: ResolvedBase, process: Process) -> Resolved:

@@ -130,13 +130,17 @@ def rewind_from_spikes(
     mine = [decision for decision in decisions if decision.by == "spikes" and decision.action == "rewind"]
     if rule is None or any(decision.step == progress.step for decision in mine):
         return ()
-    last = max((decision.step for decision in mine if decision.cannot is None), default=0)
+    last = max(
+        (decision.step for decision in mine), default=0
+    )  # what could not be done then cannot be done a step later
     first = max(last, progress.step - rule.within)
     skips = [d.step for d in decisions if d.action == "skip_batch" and d.step > first]
     stuck = progress.skips_in_a_row >= MOST_NOT_FINITE and decisions[-1].reason == NOT_FINITE
     if (len(skips) < rule.after and not stuck) or sum(d.cannot is None for d in mine) >= rule.most:
         return ()
     begin = progress.step - progress.skips_in_a_row + 1 if stuck else skips[0]
-    reason = f"{len(skips)} steps were skipped from step {skips[0]} on"
+    reason = (
+        f"{max(len(skips), progress.skips_in_a_row)} steps were skipped from step {skips[0] if skips else begin} on"
+    )
     details = {"before": begin - rule.steps_before, "suspect_from": begin}
     return (Decision(step=progress.step, action="rewind", by="spikes", reason=reason, details=details),)

@@ -56,16 +56,17 @@ def counts_of_method(config: TrainConfig, model: PreTrainedModel) -> dict[str, A
 
 
 def check_objective(config: TrainConfig, tokenize: Artifact, mix: Artifact) -> None:
-    """Raise ``TrainingError`` when `objective: sft` would train words of a domain source that are no answers."""
+    """Raise ``TrainingError`` when `objective: sft` would train words of a domain source that are no answers.
+
+    Says how often conversations are cut because they are longer than a row: behind a cut, questions are out of sight.
+    """
     if config.objective != "sft":
         return
     fixed = mix.counts.get("fixed_rows", {})
     for name, counts in {**tokenize.counts["sources"], **fixed}.items():
         if counts["role"] != "domain":
             continue
-        plain = counts["documents"] - counts.get("conversations", 0)
-        if name in fixed:
-            plain = 0 if counts["targets"] < counts["tokens"] else counts["documents"]
+        plain = _rows_without_answers(counts) if name in fixed else counts["documents"] - counts.get("conversations", 0)
         if plain:
             raise TrainingError(
                 f"`train.objective: sft`: {plain:,} of {counts['documents']:,} documents of `{name}` have no answers "
@@ -73,3 +74,13 @@ def check_objective(config: TrainConfig, tokenize: Artifact, mix: Artifact) -> N
                 hint="make it conversations (`ingest.sources.conversations`), give it the role `replay`, or use "
                 "`objective: next_token`",
             )
+        cuts = mix.counts["sources"].get(name, {}).get("cuts", 0)
+        if cuts:
+            say(
+                f"train: conversations of `{name}` are longer than a row and cut in {cuts:,} places; what is behind "
+                "a cut is trained without what was asked before it (a longer `mix.sequence_length` keeps them whole)"
+            )
+
+
+def _rows_without_answers(counts: dict[str, Any]) -> int:
+    return 0 if counts["targets"] < counts["tokens"] else int(counts["documents"])

@@ -92,11 +92,13 @@ def with_probe_items(recipe: Recipe) -> Recipe:
 
 
 def _probes(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
-    """The files of test items that curation keeps out of training, by content."""
+    """The files of test items, and of documents in quarantine, that curation keeps out of training, by content."""
     steps = [step for step in recipe.curate.steps if isinstance(step, Decontaminate)]
     cache = HashCache(hash_cache(run))
     files = [path for step in steps for path in probe_files(step.against)]
     entries = {f"probe:{path}": InputEntry(path=str(path), fingerprint=cache.hash(path)) for path in files}
+    for file in recipe.curate.quarantine:
+        entries[f"quarantine:{file}"] = InputEntry(path=file, fingerprint=cache.hash(Path(file).expanduser()))
     if entries:
         cache.save()
     return entries

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from deepen.recipe.models import Machine
 from deepen.workflow.worker import FOLDER, launch_folder
 
 SCRIPT = "job.sbatch"
+_LOOK_SECONDS = 0.5
 
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=30")
 
@@ -116,12 +117,31 @@ def over_ssh(made: Made) -> None:
     for reader in readers:
         reader.start()
     with _asking_to_stop(made):
-        codes = {host: agent.wait() for host, agent in agents.items()}
+        codes = _ended(made, agents)
     for reader in readers:
         reader.join(timeout=10)
     ended_well = sum(code == 0 for code in codes.values())
     if ended_well < (made.job.launch.min_nodes or made.job.nodes):
         raise _failed(made, codes)
+
+
+def _ended(made: Made, agents: dict[str, subprocess.Popen[str]]) -> dict[str, int]:
+    """The exit codes of all agents. When more have failed than can be done without, the others are asked to stop: they
+    would wait for those."""
+    spare, asked = made.job.nodes - (made.job.launch.min_nodes or made.job.nodes), False
+    while any(agent.poll() is None for agent in agents.values()):
+        failed = [host for host, agent in agents.items() if agent.poll() not in (None, 0)]
+        if len(failed) > spare and not asked:
+            asked = True
+            _ask_to_stop(made, [host for host, agent in agents.items() if agent.poll() is None])
+        time.sleep(_LOOK_SECONDS)
+    return {host: agent.wait() for host, agent in agents.items()}
+
+
+def _ask_to_stop(made: Made, hosts: Iterable[str]) -> None:
+    for host in hosts:
+        note = shlex.quote(str(pid_file(made.job, host, made.identity)))
+        subprocess.Popen([*_SSH, host, f"kill -TERM $(cat {note})"], stdin=subprocess.DEVNULL)
 
 
 def _start(host: str, command: str) -> subprocess.Popen[str]:
@@ -146,10 +166,8 @@ def _asking_to_stop(made: Made) -> Iterator[None]:
     """Pass the first SIGTERM or Ctrl-C on to every agent, on its own host."""
     assert made.commands is not None
 
-    def ask(number: int, _frame: object) -> None:
-        for host in made.commands or {}:
-            note = shlex.quote(str(pid_file(made.job, host, made.identity)))
-            subprocess.Popen([*_SSH, host, f"kill -TERM $(cat {note})"], stdin=subprocess.DEVNULL)
+    def ask(_number: int, _frame: object) -> None:
+        _ask_to_stop(made, made.commands or ())
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

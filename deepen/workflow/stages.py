@@ -238,7 +238,7 @@ STAGES: dict[str, Stage] = {
         Stage("ingest", (), _ingest_identity, _ingest, _format_of("ingest"),
               reads=lambda name: name.startswith("source:")),
         Stage("curate", ("ingest",), _seeded("curate"), _curate, _format_of("curate"),
-              reads=lambda name: name == "held_out" or name.startswith("probe:")),
+              reads=lambda name: name == "held_out" or name.startswith(("probe:", "quarantine:"))),
         Stage("tokenize", ("curate",), _seeded("tokenize"), _tokenize, _format_of("tokenize"),
               reads=lambda name: name == "base" or name.startswith("tokenize:")),
         Stage("mix", ("curate", "tokenize"), _mix_identity, _mix, _format_of("mix"),

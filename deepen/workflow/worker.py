@@ -154,9 +154,10 @@ def together(run: Path) -> Iterator[Gang | None]:
             gang.check_storage(run / FOLDER)
             _meet_again(folder, started, restarts)
             yield gang
-    except DeepenError as error:
+    except Exception as error:
         write_outcome(folder, outcome_of(error, name, started.rank, restarts))
-        error.message = f"{name}: {error.message}"
+        if isinstance(error, DeepenError):
+            error.message = f"{name}: {error.message}"
         raise
 
 

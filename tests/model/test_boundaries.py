@@ -21,6 +21,7 @@ from deepen.model.boundaries import (
     varlen_attention,
 )
 from deepen.model.loss import LossModel
+from deepen.model.precision import bf16_copies
 from tests.model.test_packed import FAMILIES, model_of
 
 CPU = torch.device("cpu")
@@ -159,6 +160,29 @@ def test_an_attention_that_mixes_documents_is_refused(monkeypatch: pytest.Monkey
     with pytest.raises(DeepenError, match="mixes the documents") as caught:
         check_isolation(model)
     assert "compute.attention: sdpa" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("family", KNOWN)
+def test_in_bfloat16_isolated_and_mixed_are_still_told_apart(family: str) -> None:
+    model = LossModel(model_of(family, "sdpa"))
+    model.takes_boundaries = use_attention(model.model, "varlen", CPU, half=True)
+    with bf16_copies(model.model):
+        assert leak(model) < 0.1
+        check_isolation(model)
+        assert leak_without_boundaries(model) > 0.5
+
+
+def leak_without_boundaries(model: LossModel) -> float:
+    """The leak of a kernel that takes a row for one document."""
+    attend = module.masked_varlen_attention
+
+    def mixes(*inputs: Any, **named: Any) -> Tensor:
+        cu = torch.tensor([0, len(inputs[0])], dtype=torch.int32)
+        return attend(*inputs[:3], cu, cu, *inputs[5:], **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "masked_varlen_attention", mixes)
+        return leak(model)
 
 
 @pytest.mark.parametrize(("family", "wanted"), [("gpt2", "varlen"), ("gemma2", "varlen")])

@@ -93,9 +93,11 @@ def test_families_without_a_plan_are_refused_but_may_be_sharded() -> None:
 def test_the_families_have_plans_that_we_know() -> None:
     from transformers import AutoConfig
 
+    from deepen.parallel.tensor import _PARTIAL, _STYLES
+
     for family in TENSOR:
         plan = AutoConfig.for_model(family).base_model_tp_plan
-        assert set(plan.values()) <= {"colwise", "rowwise", "replicated_with_grad_allreduce"}, family
+        assert set(plan.values()) <= {*_STYLES, _PARTIAL}, family
     assert TENSOR >= {"llama", "qwen2", "qwen3", "mistral"} <= CONTEXT
 
 

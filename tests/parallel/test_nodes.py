@@ -17,6 +17,7 @@ from deepen.parallel.jobs import job_problems, processes_per_node, read_hosts
 from tests.parallel.gang import free_port
 from tests.parallel.runs import deepen, end, finish, losses, machine, marked, started, wait_for_step, write_inputs
 
+FAULTS = str(Path(__file__).parent / "faults")
 LAUNCH = ("launch", "recipe.yaml", "--machine", "machine.yaml", "--offline", "--until", "train")
 STAND_INS = {
     # ssh -o A -o B HOST COMMAND: a shell on that host
@@ -77,19 +78,17 @@ def test_slurm_runs_the_script(root: Path) -> None:
 def test_an_error_comes_back_from_the_nodes(root: Path) -> None:
     text = (root / "machine.yaml").read_text().replace("max_restarts: 2", "max_restarts: 0")
     (root / "machine.yaml").write_text(text)
-    recipe = (root / "recipe.yaml").read_text()
-    (root / "recipe.yaml").write_text(recipe.replace("path: prose.jsonl", "path: missing.jsonl"))
-    output = finish(deepen(*LAUNCH, "--ssh", "hosts", "--submit"), root, 1)
-    assert "\nerror: rank 0 on" in output and "missing.jsonl" in output
+    command = deepen(*LAUNCH, "--ssh", "hosts", "--submit")
+    output = finish(command, root, 1, PYTHONPATH=FAULTS, DEEPEN_FAULT="1:train_step:2:raise")
+    assert "\nerror: rank 1 on" in output and "struck by a test" in output
+    assert not marked("DEEPEN_FAULT=1:train_step:2:raise")
 
 
 @pytest.mark.slow
 def test_with_fewer_nodes_it_goes_on(root: Path) -> None:
     text = (root / "machine.yaml").read_text().replace("nodes: 2,", "nodes: 2, min_nodes: 1,")
     (root / "machine.yaml").write_text(text)
-    faults = str(Path(__file__).parent / "faults")
-    command = deepen(*LAUNCH, "--ssh", "hosts", "--submit")
-    with started(command, root, PYTHONPATH=faults) as process:
+    with started(deepen(*LAUNCH, "--ssh", "hosts", "--submit"), root) as process:
         wait_for_step(root, 2)
         for number in marked("AGENT_OF=127.0.0.1"):
             with suppress(ProcessLookupError):
@@ -105,7 +104,7 @@ def test_storage_that_is_not_shared_is_named(root: Path) -> None:
     other.mkdir()
     for name in ("recipe.yaml", "machine.yaml", "code.jsonl", "prose.jsonl"):
         shutil.copy(root / name, other / name)
-    there = f'[ "$host" = localhost ] || set -- "${{*//{root}/{other}}}"; AGENT_OF='
+    there = f'[ "$host" = localhost ] || set -- "$(sed "s#{root}#{other}#g" <<< "$*")"; AGENT_OF='
     ssh = (root / "bin/ssh").read_text().replace("AGENT_OF=", there)
     (root / "bin/ssh").write_text(ssh)
     output = finish(deepen(*LAUNCH, "--ssh", "hosts", "--submit", "--set", "machine.launch.max_restarts=0"), root, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepen.formats.extension import NEW_ROWS
+from deepen.formats.manifest import StageJob
 from deepen.model.config import ResolvedBase
 from deepen.model.load import load_model
-from deepen.model.loss import LossModel
+from deepen.model.loss import LossModel, check_loss
 from deepen.model.pieces import local_box, local_part
 from deepen.model.streaming import can_stream, placeholders, sibling, stream_weights
 from deepen.model.tensor_files import write_tensors
 from deepen.parallel.apply import spread
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.process import set_up
+from deepen.train.streamed import checked_in_place_of, fill_in
 from tests.parallel.gang import run_gang
 from tests.parallel.networks import VOCABULARY, batch_of, network
 
@@ -46,6 +50,60 @@ def write_rows(folder: Path, base: ResolvedBase) -> None:
         tensors[f"repaired_{name}"] = torch.tensor([2, 50])
     folder.mkdir(exist_ok=True)
     write_tensors(folder / NEW_ROWS, tensors)
+
+
+def private_bytes() -> int:
+    """Memory of this process that it shares with no other."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def load_measured(folder: str) -> tuple[int, int, int]:
+    """Bytes of private memory at the most, of this process's share, and of one layer, while 1B weights are loaded."""
+    process = set_up(Compute(device="cpu", threads=1), Mesh.model_validate({"shard": 4}))
+    base = ResolvedBase("1b", Path(folder), None, "1b")
+    job = StageJob(Path(folder), "x", {"tokenize": tokenized(Path(folder))})
+    before, peak, done = private_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.02):
+            peak = max(peak, private_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    model = placeholders(base, job.inputs["tokenize"])
+    loss_model = LossModel(model)
+    checked = checked_in_place_of(loss_model, base, Compute(device="cpu", threads=1), process)
+    check_loss(checked)
+    del checked
+    loss_model = spread(loss_model, process)
+    fill_in(loss_model, job, base, process, resumes=False)
+    share = sum(local_part(parameter).numel() * 4 for parameter in model.parameters())
+    layer = sum(parameter.numel() * 4 for parameter in model.model.layers[0].parameters())
+    done.set()
+    watcher.join()
+    return max(peak, private_bytes()) - before, share, layer
+
+
+@pytest.mark.slow
+def test_no_process_holds_more_than_its_share_of_1b_weights(tmp_path: Path) -> None:
+    """The shape of Llama 3.2 1B; private memory beyond what it was after imports."""
+    config = AutoConfig.for_model(
+        "llama", vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    weights = {name: torch.full(tensor.shape, 0.01, dtype=torch.bfloat16) for name, tensor in model.named_parameters()}
+    assert sum(tensor.numel() for tensor in weights.values()) > 1.2e9
+    write_tensors(tmp_path / "model.safetensors", weights)
+    del weights
+    config.save_pretrained(tmp_path)
+    results = run_gang(4, {"load": (load_measured, (str(tmp_path),))}, tmp_path)["load"]
+    for found, share, layer in results:
+        print(f"{found / 1e6:.0f} MB of private memory, share {share / 1e6:.0f} MB, layer {layer / 1e6:.0f} MB")
+        assert found <= 1.35 * share + layer
 
 
 def tokenized(folder: Path) -> Any:

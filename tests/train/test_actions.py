@@ -16,6 +16,7 @@ from deepen.formats.records import read_records
 from deepen.formats.scores import CheckpointScores, Score
 from deepen.settings import Amount, Interval
 from deepen.train import actions
+from deepen.train.resolved import prepare_continuation
 from deepen.train.watch import Watch
 from tests.train.conftest import CrashError, read_metrics, read_tensors
 
@@ -136,13 +137,12 @@ def _only_after_rewinds(work: Callable[..., Any]) -> Callable[..., Any]:
     return when
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("action", ["rewind", "lower_learning_rate"])
+@pytest.mark.parametrize(
+    ("action", "point"), [("lower_learning_rate", "decided"), *(("rewind", point) for point in POINTS)]
+)
 def test_who_dies_at_any_point_of_it_resumes_to_the_same(
     run: Run, settings: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, action: str
 ) -> None:
-    if action != "rewind" and point != "decided":
-        pytest.skip("going back alone has these points")
     config = settings(**EVERY_TWO)
     decide = at_step(6, action, **({"before": 5} if action == "rewind" else {"to": 0.5}))
     run(config, "whole", watch=watch(decide))
@@ -268,3 +268,15 @@ def test_what_rests_on_a_checkpoint_that_is_gone_is_void(tmp_path: Path) -> None
     kept, void = open_ledger(ledger.path, 4)
     assert (kept.decisions, void) == (made[:2], made[2:])
     assert read_decisions(ledger.path) == made[:2]
+
+
+def test_a_longer_continuation_forgets_what_was_decided_in_the_old_decay(
+    run: Run, settings: Configure, tmp_path: Path
+) -> None:
+    schedule = {"use": "wsd", "warmup": "2 steps", "decay": "25%"}
+    short, long = (settings(steps, schedule=schedule, **EVERY_TWO) for steps in (8, 16))
+    assert run(short, "grown", watch=watch(at_step(8, "stop"))).counts["ended"] == "too much"
+    prepare_continuation(tmp_path / "grown", short, long)
+    counts = run(long, "grown", watch=watch(None)).counts
+    assert counts["steps"] == 16 and "ended" not in counts
+    assert read_decisions(tmp_path / "grown/decisions.jsonl") == []

@@ -222,7 +222,9 @@ def test_a_target_that_matches_nothing_is_refused(
         prepare_run(settings(method=LORA | {"targets": ["query"]}), job(), folder, CPU)
 
 
-def test_sft_refuses_domain_documents_without_answers(settings: Configure, tmp_path: Path) -> None:
+def test_sft_refuses_domain_documents_without_answers(
+    settings: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stages(conversations: int, role: str = "domain") -> tuple[Artifact, Artifact]:
         sources = {
             "talks": {"role": "domain", "documents": 5, "conversations": 5},
@@ -242,6 +244,10 @@ def test_sft_refuses_domain_documents_without_answers(settings: Configure, tmp_p
         check_objective(sft, tokenize, mix)
     mix.counts["fixed_rows"]["rows"]["targets"] = 20
     check_objective(sft, tokenize, mix)
+    assert "are longer than a row" not in capsys.readouterr().err
+    mix.counts["sources"]["talks"]["cuts"] = 3
+    check_objective(sft, tokenize, mix)
+    assert "conversations of `talks` are longer than a row and cut in 3 places" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("rate", "is_low"), [(2e-5, True), (2e-4, False)])

@@ -27,7 +27,10 @@ from deepen.formats.checkpoints import list_checkpoints
 from deepen.formats.manifest import open_artifact
 from deepen.formats.records import read_records
 from deepen.recipe.reading import load
+from deepen.settings import parse_amount
 from deepen.workflow.account import account
+from deepen.workflow.branch import Branch, branch_run
+from deepen.workflow.prove import prove_recipe
 from deepen.workflow.run import RunOptions, run_pipeline
 from deepen.workflow.show import ShowOptions, show
 from deepen.workflow.verify import verify
@@ -105,6 +108,23 @@ def test_the_export_of_adapters_is_a_base_like_any_other(finished_run: Path, tmp
     run = run_here(answers_recipe(tmp_path, finished_run))
     again = run_here(answers_recipe(tmp_path, run), "train.method=full", "export.adapter=false", name="again")
     assert counts(again, "export")["step"] == 5
+
+
+@pytest.mark.slow
+def test_a_branch_and_all_proofs_beside_adapters(finished_run: Path, tmp_path: Path) -> None:
+    recipe = answers_recipe(tmp_path, finished_run)
+    steady = ["train.schedule={use: constant, warmup: 1 steps}", "train.save={every: 1 steps, keep: 9}"]
+    run = run_here(recipe, *steady)
+    branch, _ = branch_run(run, Branch(3, parse_amount("2 steps"), "branch"))
+    assert counts(branch, "train")["adapters"] == counts(run, "train")["adapters"]
+    assert counts(branch, "export")["largest_merge_difference"] <= 1e-5
+    at_three = (load_file(one / "train/checkpoints/step-000003/model.safetensors") for one in (run, branch))
+    first, second = at_three
+    assert all(torch.equal(first[name], second[name]) for name in first | second)
+    loaded = load(recipe, None, ["machine.workers=1"])
+    found = prove_recipe(loaded.recipe, loaded.machine, run.with_name("proven"), RunOptions(last="mix", offline=True))
+    assert {proof.name for proof in found if proof.passed} >= {"save, stop and resume", "export and reload"}
+    assert not [proof for proof in found if proof.passed is False]
 
 
 def test_sft_refuses_what_it_cannot_teach(finished_run: Path, tmp_path: Path) -> None:

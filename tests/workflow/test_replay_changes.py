@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from deepen.board.report import write_report
 from deepen.errors import RunError
 from deepen.formats.decisions import Decision, read_decisions
 from deepen.formats.order import Order, appended_files, read_segment_file, source_of
@@ -62,3 +63,23 @@ def test_a_run_that_decides_on_more_replay_still_balances(tiny, monkeypatch):
     sources = [{name for name, _ in open_order(run).rows_of(step)} for step in (5, 6, 10)]
     assert sources == [{"code", "prose"}, {"prose"}, {"prose"}]
     assert [line for line in account(run) if not line.balances] == []
+
+
+def test_a_run_that_stops_early_goes_on_to_its_export_and_reports_why(tiny, monkeypatch):
+    train = stage.train
+
+    def decide(_scores, decisions):
+        known = [decision.action for decision in decisions]
+        return [] if known else [Decision(step=5, action="stop", reason="forgets <too> much")]
+
+    monkeypatch.setattr(
+        stage, "train", lambda *args, watch, **named: train(*args, watch=replace(watch, decide=decide), **named)
+    )
+    loaded = load(tiny, None, ["machine.workers=1", "machine.compute.threads=1"])
+    run = tiny.parent / "runs" / "tiny"
+    run_pipeline(loaded.recipe, loaded.machine, run, RunOptions(offline=True))
+    counts = json.loads((run / "train/manifest.json").read_text())["counts"]
+    assert (counts["steps"], counts["ended"]) == (5, "forgets <too> much")
+    assert [line for line in account(run) if not line.balances] == []
+    assert (run / "export/manifest.json").is_file()
+    assert "forgets &lt;too&gt; much" in write_report(run).read_text()

@@ -1,0 +1,40 @@
+"""What a training decided about itself, as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from deepen.formats.decisions import Decision
+
+COLUMNS = ("step", "action", "by", "change", "outcome", "why")
+
+
+def decision_rows(decisions: Sequence[Decision]) -> list[tuple[Any, ...]]:
+    """A row under ``COLUMNS`` for each decision; steps that were skipped one by one share one."""
+    rows: list[tuple[Any, ...]] = [
+        (d.step, d.action, d.by, _change_of(d), "done" if d.cannot is None else f"cannot: {d.cannot}", d.reason)
+        for d in decisions
+        if d.action != "skip_batch"
+    ]
+    skipped = [decision for decision in decisions if decision.action == "skip_batch"]
+    if skipped:
+        steps = f"{skipped[0].step} to {skipped[-1].step}" if len(skipped) > 1 else str(skipped[0].step)
+        batches = f"{len(skipped)} batches" if len(skipped) > 1 else "1 batch"
+        rows.append((steps, "skip_batch", skipped[-1].by, batches, "done", skipped[-1].reason))
+    return rows
+
+
+def _change_of(decision: Decision) -> str:
+    """What an action changes, in a word or two."""
+    details = decision.details
+    match decision.action:
+        case "lower_learning_rate":
+            return f"x {details.get('to')}"
+        case "more_replay":
+            return f"{details.get('by', 0):+.0%} replay"
+        case "rewind":
+            return f"to step {details['to']}" if "to" in details else ""
+        case "smaller_micro_batch":
+            return f"{details.get('from')} to {details.get('rows')} rows"
+    return ""
