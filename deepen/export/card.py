@@ -30,8 +30,8 @@ class Export:
     num_new_tokens: int
     """Tokens of it that the run added to the base's vocabulary."""
     dtype: str
-    difference: float
-    """Largest absolute difference of logits between the model in memory and its export."""
+    difference: float | None
+    """Largest absolute difference of logits between the model in memory and its export; None: tensors were compared."""
     compared_tokens: int
     compared_on: str
     """What text the logits were compared on."""
@@ -72,10 +72,15 @@ def _summary(export: Export) -> str:
             f". Trained were adapters beside the base's frozen weights ({export.adapters.title}); they are merged into "
             f"the weights, which changed logits by at most {export.merge_difference:.3g}"
         )
-    proof = f"its logits on {export.compared_tokens:,} tokens of {export.compared_on} differ from those of the model"
+    proof = (
+        f"its logits on {export.compared_tokens:,} tokens of {export.compared_on} differ from those of the model in "
+        f"memory by at most {export.difference:.3g}"
+        if export.difference is not None
+        else "every tensor equals that of the checkpoint; logits were not compared"
+    )
     return (
         f"# {export.base}, continued with deepen\n\nThis folder holds {what}. It has {size}. Reloaded from "
-        f"these files, {proof} in memory by at most {export.difference:.3g}."
+        f"these files, {proof}."
     )
 
 

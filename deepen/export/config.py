@@ -17,6 +17,9 @@ class ExportConfig(Settings):
     dtype: Literal["trained", "float32", "bfloat16"] = "trained"
     """Number format of the weights. `trained`: as in the checkpoint, float32, so nothing is lost; `bfloat16`: half the
     size, each weight rounded to 8 significant bits, as most models are published."""
+    proof: Literal["logits", "tensors"] = "logits"
+    """How the folder is proven: it is loaded and its `logits` compared; or its `tensors` are compared with the
+    checkpoint's, one by one, without ever holding the whole model: for models larger than the memory of one machine."""
     max_shard: Annotated[str, Field(pattern=r"^[1-9]\d*(MB|GB)$")] = "5GB"
     """Largest size of one weight file; larger models are split. A file of 5 GB is quick to fetch again when a transfer
     breaks."""

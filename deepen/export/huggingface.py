@@ -68,11 +68,16 @@ def save_folder(
     model.generation_config = GenerationConfig(bos_token_id=special.begin, eos_token_id=special.end)
     with _quietly():
         model.save_pretrained(folder, max_shard_size=max_shard)
+    hand_on_settings(folder, base, extension, num_rows=len(model.get_input_embeddings().weight))
+
+
+def hand_on_settings(folder: Path, base: Path | None, extension: Extension | None, *, num_rows: int) -> None:
+    """Put the base's own generation settings in place, and what a grown vocabulary adds to them."""
     settings = base / "generation_config.json" if base is not None else None
     if settings is not None and settings.is_file():
         shutil.copyfile(settings, folder / settings.name)
     if extension is not None:
-        _suppress(folder / "generation_config.json", extension, num_rows=len(model.get_input_embeddings().weight))
+        _suppress(folder / "generation_config.json", extension, num_rows=num_rows)
 
 
 def _suppress(file: Path, extension: Extension, *, num_rows: int) -> None:

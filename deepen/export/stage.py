@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from deepen.errors import DamageError
+from deepen.errors import DamageError, DeepenError
 from deepen.export.card import Export, lineage_record, model_card
 from deepen.export.config import ExportConfig
 from deepen.formats.atomic import FileEntry, entry_of, sync_directory, write_bytes
@@ -62,7 +62,10 @@ def export(
         counts |= {"method": made.adapters.title, "largest_merge_difference": made.merge_difference}
     what = "the untouched base" if choice.step is None else f"step {choice.step}"
     size = f"{made.num_parameters:,} parameters"
-    say(f"export: {what}, {size}; reloaded, its logits differ by at most {made.difference:.3g}")
+    proof = "every tensor is the checkpoint's"
+    if made.difference is not None:
+        proof = f"reloaded, its logits differ by at most {made.difference:.3g}"
+    say(f"export: {what}, {size}; {proof}")
     return finish_stage(job, stage="export", format_number=FORMAT, config=config, files=files, counts=counts)
 
 
@@ -92,6 +95,9 @@ def _make_folder(
     special = SpecialIds(tokenize.counts["begin_of_document_id"], tokenize.counts["end_of_document_id"])
     vocabulary_size, tokenizer = tokenize.counts["vocabulary_size"], tokenize.path / "tokenizer"
     extension = read_extension(tokenize.path)
+    if config.proof == "tensors":
+        copy_tokenizer(tokenizer, aside)
+        return _stream_folder(config, job, choice, base=base, aside=aside)
     if choice.step is not None:
         model = load_run_model(base, tokenize, seed=job.seed)
         put_checkpoint(model, _checkpoint(job.inputs["train"], choice.step), base)
@@ -121,6 +127,38 @@ def _make_folder(
         compared_on=compared_on,
         adapters=None if merged is None else merged.adapters,
         merge_difference=None if merged is None else merged.difference,
+    )
+
+
+def _stream_folder(config: ExportConfig, job: StageJob, choice: Choice, *, base: ResolvedBase, aside: Path) -> Export:
+    """Write the weights of the chosen checkpoint one by one, and compare them so; raises ``DeepenError`` where that is
+    not possible."""
+    from deepen.export.huggingface import SpecialIds
+    from deepen.export.streamed import Saving, save_streamed
+    from deepen.formats.adapters import read_adapters
+    from deepen.model.load import unique_weights
+    from deepen.model.streaming import placeholders
+
+    tokenize = job.inputs["tokenize"]
+    info = _checkpoint(job.inputs["train"], choice.step) if choice.step is not None else None
+    if info is None or read_adapters(info) is not None:
+        what = "the untouched base was chosen" if info is None else "adapters are merged in memory"
+        raise DeepenError(f"`export.proof: tensors` is not possible: {what}", hint="use `export.proof: logits`")
+    special = SpecialIds(tokenize.counts["begin_of_document_id"], tokenize.counts["end_of_document_id"])
+    extension = read_extension(tokenize.path)
+    model = placeholders(base, tokenize)
+    saving = Saving(aside, config.max_shard, special, base.path, extension)
+    save_streamed(model, info.weights, saving, dtype=config.dtype)
+    return Export(
+        base=base.name,
+        choice=choice,
+        num_parameters=sum(tensor.numel() for tensor in unique_weights(model).values()),
+        vocabulary_size=tokenize.counts["vocabulary_size"],
+        num_new_tokens=0 if extension is None else len(extension.tokens),
+        dtype={"trained": "float32"}.get(config.dtype, config.dtype),
+        difference=None,
+        compared_tokens=0,
+        compared_on="tensors",
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from deepen.errors import DamageError
 from deepen.formats.extension import new_rows_file, rows_for
@@ -33,12 +33,15 @@ def can_stream(base: ResolvedBase, tokenize: Artifact) -> bool:
         return False
     model = placeholders(base, tokenize)
     with StoredTensors(base.path / _WEIGHTS) as stored:
-        return all(_name_in(stored, model, name) is not None for name in unique_weights(model))
+        return all(name_in(stored, model, name) is not None for name in unique_weights(model))
 
 
 def placeholders(base: ResolvedBase, tokenize: Artifact) -> PreTrainedModel:
     """The model that a run begins with, of shapes without numbers."""
-    assert base.path is not None, "only a folder has weights to stream"
+    if base.init is not None:
+        settings = base.init.config_json(tokenize.counts["vocabulary_size"])
+        return _of_config(AutoConfig.for_model(settings.pop("model_type"), **settings), "meta")
+    assert base.path is not None, "a resolved base is a folder or a random network"
     config = read_config(base.path)
     file = new_rows_file(tokenize.path)
     if file is not None:
@@ -99,7 +102,7 @@ def _read_weights(model: PreTrainedModel, weights: Path, file: Path | None) -> N
     tables = {id(table): name for name, table in token_tables(model).items()} if file is not None else {}
     with StoredTensors(weights) as stored:
         for name, tensor in unique_weights(model).items():
-            source = _name_in(stored, model, name)
+            source = name_in(stored, model, name)
             assert source is not None, "asked before: can_stream"
             if file is not None and id(tensor) in tables:
                 _fill_grown(tensor, stored, source, tables[id(tensor)], file)
@@ -107,7 +110,7 @@ def _read_weights(model: PreTrainedModel, weights: Path, file: Path | None) -> N
                 fill(tensor, stored, source)
 
 
-def _name_in(stored: StoredTensors, model: PreTrainedModel, name: str) -> str | None:
+def name_in(stored: StoredTensors, model: PreTrainedModel, name: str) -> str | None:
     """A weight's name in the files, which may be those of the body alone (GPT-2's are)."""
     prefix = model.base_model_prefix + "."
     return next((found for found in (name, name.removeprefix(prefix)) if found in stored.tensors), None)

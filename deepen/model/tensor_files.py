@@ -6,7 +6,7 @@ The library's own writer wants all tensors on the CPU at once and returns no has
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,14 @@ _DTYPE_NAMES = {
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
     """Write tensors as one safetensors file, atomically and hashed, moving one at a time to the CPU."""
+    return write_streamed(path, tensors, lambda name: tensors[name])
+
+
+def write_streamed(path: Path, shapes: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> FileEntry:
+    """The same of tensors that ``read`` brings by name, one at a time; ``shapes`` has their shapes and precisions."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, tensor in tensors.items():
+    for name, tensor in shapes.items():
         end = offset + tensor.numel() * tensor.element_size()
         header[name] = {
             "dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end],
@@ -36,8 +41,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileEntry:
     with writing(path) as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
-        for tensor in tensors.values():
-            plain = tensor.detach().to("cpu").contiguous().reshape(-1)
+        for name in shapes:
+            plain = read(name).detach().to("cpu").contiguous().reshape(-1)
             if plain.numel():
                 file.write(plain.view(torch.uint8).numpy())
     return file.entry(path.name)

@@ -137,25 +137,24 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch compiles for a CPU with g++")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning")
-@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize(
+    ("precision", "more"), [("fp32", {}), ("bf16", {"recompute": "selective", "attention": "varlen"})]
+)
 def test_compiled_training_resumes_bit_equal_and_counts_what_it_compiles(
-    run: Run, settings: Configure, tmp_path: Path, recompute: str
+    run: Run, settings: Configure, tmp_path: Path, precision: str, more: dict[str, str]
 ) -> None:
     torch._dynamo.reset()
-    compute = Compute.model_validate(
-        {"device": "cpu", "threads": 1, "micro_batch_rows": 2, "compile": True, "recompute": recompute}
-    )
-    config = settings(save={"every": "2 steps", "milestones": None})
+    compute = Compute.model_validate({"device": "cpu", "threads": 1, "micro_batch_rows": 2, "compile": True} | more)
+    config = settings(save={"every": "2 steps", "milestones": None}, precision=precision)
     run(config, "whole", compute=compute)
     assert run(config, "broken", crash_at=5, compute=compute) is None
     run(config, "broken", compute=compute)
     run(config, "plain")
     assert read_tensors(tmp_path / "whole", 8) == read_tensors(tmp_path / "broken", 8)
-    assert read_tensors(tmp_path / "whole", 8) != read_tensors(tmp_path / "plain", 8)
     found = [list(read_records(tmp_path / name / "metrics.jsonl")) for name in ("whole", "plain")]
     counts = [record["recompiles"] for record in found[0]]
     assert counts[0] >= 2, "layers and loss"
     assert not any(counts[2:]), counts
     assert "recompiles" not in found[1][0]
     for mine, theirs in zip(*found, strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5 if precision == "fp32" else 5e-3)

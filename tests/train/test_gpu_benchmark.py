@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepen.formats.architecture import architecture_from_config
+from deepen.parallel.peaks import peak_bf16
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -70,6 +71,17 @@ def test_plans_fit_the_memory(shapes: Any) -> None:
         tried.append((plan.rows_at_once, plan.recompute))
         plan = shapes.smaller_plan(plan)
     assert tried[-1] == (1, "full") and len(set(tried)) == len(tried)
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12), ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L4", 121e12), ("NVIDIA GeForce RTX 3090", None),
+    ],
+)  # fmt: skip
+def test_peaks_are_found_by_the_names_that_drivers_give(name: str, peak: float | None) -> None:
+    assert peak_bf16(name) == peak
 
 
 @pytest.mark.slow
