@@ -14,7 +14,7 @@ from typing import Any
 from deepen.formats.adapters import Adapters
 from deepen.formats.manifest import Artifact
 from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores, Choice, Score
+from deepen.formats.scores import REPORT_ON, SCORES, CheckpointScores, Choice, Score
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _summary(export: Export) -> str:
     what = (
         f"the untouched base `{export.base}`: no checkpoint of the run was chosen over it"
         if step is None
-        else f"`{export.base}` after continued pretraining, checkpoint of step {step}"
+        else f"`{export.base}` after continued pretraining, {_source(export.choice)}"
     )
     size = (
         f"{export.num_parameters:,} parameters in {export.dtype} and a vocabulary of {export.vocabulary_size:,} tokens"
@@ -148,14 +148,20 @@ def _training(lineage: Mapping[str, Artifact]) -> str:
     return f"{text}\n\nSettings other than deepen's defaults:\n\n```json\n{settings}\n```"
 
 
+def _source(choice: Choice) -> str:
+    return f"a blend: {choice.title}" if choice.blend else f"checkpoint of step {choice.step}"
+
+
 def _scores(export: Export, lineage: Mapping[str, Artifact]) -> str:
     """The chosen checkpoint's scores against the base; the base's own when it was kept."""
     if "evaluate" not in lineage:
         return ""
-    records = read_records(lineage["evaluate"].path / "scores.jsonl")
+    choice, evaluated = export.choice, lineage["evaluate"].path
+    records = read_records(evaluated / (REPORT_ON if choice.confirmed else SCORES))
     scores = [CheckpointScores.model_validate(record, strict=False) for record in records]
-    chosen = next((one for one in scores if one.step == export.choice.step), None)
-    notes = (
+    chosen = next((one for one in scores if (one.step, one.blend) == (choice.step, choice.blend)), None)
+    half = "On the half of documents and items that had no part in the choice. " if choice.confirmed else ""
+    notes = half + (
         "Bits per byte of held-out documents, which were kept out of training together with their near-duplicates; "
         "lower is better. Changes are relative to the base on the same documents, with 95 % intervals from a paired "
         "bootstrap over documents. New: domain sources; kept: replay and watch sources; rows named mean are means over "
@@ -224,6 +230,7 @@ def lineage_record(export: Export, lineage: Mapping[str, Artifact]) -> dict[str,
     return {
         "base": export.base,
         "step": export.choice.step,
+        "blend": [part.model_dump() for part in export.choice.blend],
         "dtype": export.dtype,
         "parameters": export.num_parameters,
         "largest_logit_difference": export.difference,

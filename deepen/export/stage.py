@@ -14,11 +14,11 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from deepen.errors import DamageError, DeepenError
+from deepen.errors import DeepenError
 from deepen.export.card import Export, lineage_record, model_card
+from deepen.export.chosen import chosen_checkpoint, chosen_model
 from deepen.export.config import ExportConfig
 from deepen.formats.atomic import FileEntry, entry_of, sync_directory, write_bytes
-from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
 from deepen.formats.documents import read_tables
 from deepen.formats.extension import read_extension
 from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
@@ -60,7 +60,7 @@ def export(
     }
     if made.adapters is not None:
         counts |= {"method": made.adapters.title, "largest_merge_difference": made.merge_difference}
-    what = "the untouched base" if choice.step is None else f"step {choice.step}"
+    what = "the untouched base" if choice.step is None else choice.title
     size = f"{made.num_parameters:,} parameters"
     proof = "every tensor is the checkpoint's"
     if made.difference is not None:
@@ -83,8 +83,6 @@ def _make_folder(
 
     from deepen.export.huggingface import SpecialIds, copy_tokenizer, round_trip, save_folder, tokens_of
     from deepen.export.merging import ADAPTER_FOLDER, merge
-    from deepen.model.adapters import put_checkpoint
-    from deepen.model.load import load_base_model, load_run_model
     from deepen.parallel.process import set_up
 
     aside = job.out / _ASIDE
@@ -98,13 +96,9 @@ def _make_folder(
     if config.proof == "tensors":
         copy_tokenizer(tokenizer, aside)
         return _stream_folder(config, job, choice, base=base, aside=aside)
-    if choice.step is not None:
-        model = load_run_model(base, tokenize, seed=job.seed)
-        put_checkpoint(model, _checkpoint(job.inputs["train"], choice.step), base)
-    else:  # the base as it was: tokens that it was never trained on would only harm it
-        model = load_base_model(base, tokenize, seed=job.seed)
-        if extension is not None and base.path is not None:
-            vocabulary_size, tokenizer, extension = extension.base_vocabulary_size, base.path, None
+    model = chosen_model(choice, job, base)
+    if choice.step is None and extension is not None and base.path is not None:
+        vocabulary_size, tokenizer, extension = extension.base_vocabulary_size, base.path, None
     model.to(set_up(compute).device)
     copy_tokenizer(tokenizer, aside)
     tokens, compared_on = tokens_of(aside, texts), "held-out documents"
@@ -140,9 +134,10 @@ def _stream_folder(config: ExportConfig, job: StageJob, choice: Choice, *, base:
     from deepen.model.streaming import placeholders
 
     tokenize = job.inputs["tokenize"]
-    info = _checkpoint(job.inputs["train"], choice.step) if choice.step is not None else None
-    if info is None or read_adapters(info) is not None:
-        what = "the untouched base was chosen" if info is None else "adapters are merged in memory"
+    info = chosen_checkpoint(job.inputs["train"], choice.step) if choice.step is not None else None
+    if info is None or choice.blend or read_adapters(info) is not None:
+        what = "adapters are merged in memory" if info is not None else "the untouched base was chosen"
+        what = "a blend is made in memory" if choice.blend else what
         raise DeepenError(f"`export.proof: tensors` is not possible: {what}", hint="use `export.proof: logits`")
     special = SpecialIds(tokenize.counts["begin_of_document_id"], tokenize.counts["end_of_document_id"])
     extension = read_extension(tokenize.path)
@@ -160,19 +155,6 @@ def _stream_folder(config: ExportConfig, job: StageJob, choice: Choice, *, base:
         compared_tokens=0,
         compared_on="tensors",
     )
-
-
-def _checkpoint(train: Artifact, step: int) -> CheckpointInfo:
-    """The checkpoint of ``step``, its bytes checked; raises ``DamageError``."""
-    found = next((info for info in list_checkpoints(train.path / "checkpoints") if info.step == step), None)
-    if found is None:
-        raise DamageError(f"the chosen checkpoint of step {step} is gone from `{train.path}`", hint="run `train` again")
-    wrong = verify(found)
-    if wrong:
-        raise DamageError(
-            f"the chosen checkpoint is damaged: {wrong[0]}", hint="run `evaluate` and `select` again: they pass it over"
-        )
-    return found
 
 
 def _texts(lineage: Mapping[str, Artifact]) -> list[str]:

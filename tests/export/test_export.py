@@ -19,9 +19,12 @@ from deepen.errors import DamageError, DeepenError
 from deepen.export.chat import generate
 from deepen.export.config import ExportConfig
 from deepen.export.huggingface import reload, require_equal
+from deepen.formats.atomic import write_json
 from deepen.formats.manifest import Artifact
+from deepen.formats.scores import BlendPart, Choice
 from deepen.model.config import ResolvedBase
-from tests.export.conftest import TEXTS, Run, init
+from deepen.model.load import load_model, unique_weights
+from tests.export.conftest import TEXTS, VOCABULARY_SIZE, Run, init
 
 
 def logits(model: PreTrainedModel, folder: Path) -> torch.Tensor:
@@ -179,3 +182,15 @@ def test_a_real_pretrained_model_survives_the_export(run: Run) -> None:
     assert torch.equal(logits(before, folder), logits(after, folder))
     story = "".join(generate(run.out, "Once upon a time", max_new_tokens=30, temperature=0))
     assert story.startswith(",") and " " in story and story.isascii()
+
+
+def test_a_blend_is_the_weighted_sum_and_the_card_names_it(run: Run) -> None:
+    start = load_model(run.base, vocabulary_size=VOCABULARY_SIZE, seed=17)  # what the run began with, by the job's seed
+    half = (BlendPart(step=10, weight=0.5), BlendPart(step=None, weight=0.5))
+    choice = Choice(step=10, blend=half, rule="best_new_within_budget", reason="Because.", candidates=())
+    write_json(run.lineage["select"].path / "choice.json", choice.model_dump(mode="json"))
+    run.export()
+    exported = unique_weights(AutoModelForCausalLM.from_pretrained(run.out))
+    trained, began = unique_weights(run.network), unique_weights(start)
+    assert all(torch.allclose(exported[name], (trained[name] + began[name]) / 2, atol=1e-6) for name in exported)
+    assert "a blend: 0.5 x step 10 + 0.5 x base" in (run.out / "README.md").read_text()
