@@ -182,13 +182,22 @@ def _join(mesh: Mesh, started: Started, device: torch.device) -> ProcessMesh:
         settings=mesh,
         sizes=sizes,
         here=coordinates(sizes, started.rank),
-        devices=DeviceMesh(device.type, ranks, mesh_dim_names=("pipeline", "replicate", "shard", "tensor")),
+        devices=_with_timeout(
+            DeviceMesh(device.type, ranks, mesh_dim_names=("pipeline", "replicate", "shard", "tensor")), timeout
+        ),
         data=group("replicate", "shard"),
         context=group("context"),
         tensor=group("tensor"),
         gradients=group("replicate", "shard", "context"),
         control=dist.new_group(backend="gloo", timeout=timeout),
     )
+
+
+def _with_timeout(devices: DeviceMesh, timeout: timedelta) -> DeviceMesh:
+    """The same mesh; the groups that it made for itself would wait half an hour for a process that hangs."""
+    for group in devices.get_all_groups():
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+    return devices
 
 
 def _meet(started: Started, backend: str, timeout: timedelta) -> None:
