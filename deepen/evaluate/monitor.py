@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from deepen.evaluate.forgetting import Action, Forgetting, Situation
 from deepen.formats.scores import CheckpointScores, Score
 
 State = Literal["ok", "warning", "breach", "unknown"]
 
-BY = "forgetting"
+BY: Final = "forgetting"
 _UNITS = ("bits per byte", "accuracy")
 
 
