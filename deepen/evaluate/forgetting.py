@@ -10,13 +10,16 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
 from deepen.errors import Problem
 from deepen.plug import Plug, plug_from
 from deepen.settings import Count, Many, Settings, Share, parse_share
+
+Doing = Literal["more_replay", "lower_learning_rate", "strengthen", "rewind", "stop"]
+"""What the training loop can be told to do."""
 
 
 def parse_points(value: Any) -> Any:
@@ -75,9 +78,9 @@ class Action(Plug):
     """How often before the next action of the list is taken."""
 
     @property
-    def action(self) -> str:
+    def action(self) -> Doing:
         """Name of what the training loop is told to do."""
-        return self.use
+        return cast(Doing, self.use)
 
     @abstractmethod
     def details(self, situation: Situation) -> dict[str, Any] | str:
@@ -145,7 +148,7 @@ class _Strengthen(Action):
     """How often at most."""
 
     @property
-    def action(self) -> str:
+    def action(self) -> Doing:
         """One action for all penalties."""
         return "strengthen"
 

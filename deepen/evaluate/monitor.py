@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from deepen.evaluate.forgetting import Action, Forgetting, Situation
 from deepen.formats.decisions import Decision
@@ -17,7 +17,7 @@ from deepen.formats.scores import CheckpointScores, Score
 
 State = Literal["ok", "warning", "breach", "unknown"]
 
-BY: Literal["forgetting"] = "forgetting"
+BY: Final = "forgetting"
 _UNITS = ("bits per byte", "accuracy")
 
 

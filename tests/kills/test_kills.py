@@ -91,7 +91,7 @@ def snapshot(run):
             found[name] = {key: tensor.tobytes() for key, tensor in load_file(path).items()}
         elif path.name == "manifest.json":
             manifest = without_times(json.loads(path.read_text()))
-            loose = ("metrics.jsonl", "deepen.json")
+            loose = ("metrics.jsonl", "rolled_back.jsonl", "deepen.json")  # their records hold times
             manifest["files"] = [entry for entry in manifest.get("files", []) if entry["path"] not in loose]
             found[name] = manifest
         elif path.name == "deepen.json":
