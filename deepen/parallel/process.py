@@ -218,10 +218,21 @@ def leave(process: Process) -> None:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """The precision of a run: what ``auto`` means on ``device`` (bf16 on a GPU that computes in it, else fp32)."""
+    """The precision of a run: what ``auto`` means on ``device`` (bf16 where it computes in it, else fp32)."""
     if precision != "auto":
         return precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if computes_in_bf16(device) else "fp32"
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are faster than fp32 ones: a GPU, or a CPU with instructions for them (AVX512_BF16, AMX).
+
+    Without such instructions bf16 is emulated, which is slow.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name)() for name in known if hasattr(torch.cpu, name))
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -91,8 +91,9 @@ class TrainConfig(Settings):
     precision: Literal["auto", "fp32", "tf32", "bf16", "pure_bf16"] = "auto"
     """``bf16``: forward and backward in bfloat16 on copies of fp32 weights (arXiv 1710.03740; 18 bytes per parameter);
     ``pure_bf16``: weights and moments in bfloat16 too, rounded stochastically (8 bytes; arXiv 2010.06192); ``tf32``:
-    fp32 whose products a GPU may round to TensorFloat-32, on a CPU the same as fp32. ``auto``: bf16 on a GPU that
-    computes in it, else fp32; decided when the run starts and written down, since it changes results."""
+    fp32 whose products a GPU may round to TensorFloat-32, on a CPU the same as fp32. ``auto``: bf16 where the
+    GPU or the CPU (AVX512_BF16, AMX) computes in it, else fp32; decided when the run starts and written down, since it
+    changes results."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay of matrices; none on embeddings, norms and biases (OLMo 2, arXiv 2501.00656)."""
     betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)

@@ -30,9 +30,12 @@ def test_micro_batches_fit_into_the_batch(rows: int | str, length: int, expected
     assert compute.rows_per_micro_batch(rows_per_batch=20, sequence_length=length, device="cpu") == expected
 
 
-def test_precision_is_resolved_for_the_device() -> None:
+@pytest.mark.parametrize(("computes", "auto"), [(True, "bf16"), (False, "fp32")])
+def test_precision_is_resolved_for_the_device(monkeypatch: pytest.MonkeyPatch, computes: bool, auto: str) -> None:
     cpu = torch.device("cpu")
-    assert [resolve_precision(name, cpu) for name in ("auto", "bf16", "fp32")] == ["fp32", "bf16", "fp32"]
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: computes)
+    assert [resolve_precision(name, cpu) for name in ("auto", "bf16", "fp32")] == [auto, "bf16", "fp32"]
 
 
 def test_memory_is_that_of_this_process() -> None:
