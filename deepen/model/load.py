@@ -168,12 +168,12 @@ def load_weights(model: PreTrainedModel, file: Path) -> None:
     """Copy the weights of a checkpoint's safetensors file into ``model``, in place and tensor by tensor.
 
     Either may be in pieces: the checkpoint of several processes has a layout beside ``file``, and of a model that is
-    spread over processes each fills in what it holds.
-    Names must agree exactly with ``stored_weights``; raises ``DamageError`` otherwise.
+    spread over processes each fills in what it holds. Names must agree exactly with ``stored_weights``, but that a
+    stage of a pipeline has fewer; raises ``DamageError`` otherwise.
     """
     own = stored_weights(model)
     with StoredTensors(file) as stored:
-        unknown = sorted(set(stored.tensors) ^ set(own))
+        unknown = sorted(set(own) - set(stored.tensors) if _is_stage(model) else set(stored.tensors) ^ set(own))
         if unknown:
             raise DamageError(
                 f"`{file}` does not fit the model: {', '.join(unknown[:5])} ({len(unknown)} names in all)",
@@ -181,6 +181,12 @@ def load_weights(model: PreTrainedModel, file: Path) -> None:
             )
         for name, tensor in own.items():
             fill(tensor, stored, name)
+
+
+def _is_stage(model: PreTrainedModel) -> bool:
+    """Whether a pipeline left the model only some of its layers: its body's configuration counts fewer than its own."""
+    body, whole = model.base_model.config, model.config
+    return body is not whole and bool(getattr(body, "num_hidden_layers", 0) < getattr(whole, "num_hidden_layers", 0))
 
 
 def unique_weights(model: PreTrainedModel) -> dict[str, Tensor]:

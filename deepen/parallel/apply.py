@@ -21,7 +21,8 @@ from torch.distributed.fsdp import (
 from deepen.model.loss import IGNORED, LossModel
 from deepen.model.recompute import decoder_layers
 from deepen.parallel.context import SharedRows, attend_together, begin_rows
-from deepen.parallel.gradients import add_up, everywhere
+from deepen.parallel.gradients import add_up
+from deepen.parallel.overlap import Overlap
 from deepen.parallel.pipeline import PipelinedModel
 from deepen.parallel.process import Process, ProcessMesh
 from deepen.parallel.rows import NO_ROW, collect, rows_of
@@ -37,6 +38,8 @@ class SpreadModel(LossModel):
         self.process = process
         self.partial: list[nn.Module] = []
         """Modules whose gradients are parts of a sum over the tensor group."""
+        self.overlap: Overlap | None = None
+        """Adds up the gradients of whole copies; made at the first step, when all parameters are what they stay."""
 
     def forward(self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
         """As ``LossModel.forward`` on this process's rows; the loss is that of its part of them."""
@@ -81,6 +84,12 @@ class SpreadModel(LossModel):
         dist.all_reduce(nll_BT, group=rows.group)
         return nll_BT[:, : shape[1]]
 
+    def begin_gradients(self) -> None:
+        """Before the first micro-batch of a step."""
+        group = _mesh(self.process).gradients
+        if self.overlap is None and not self.process.is_sharded and group.size() > 1:
+            self.overlap = Overlap(self.parameters(), group)
+
     def before_backward(self, *, is_last: bool) -> None:
         """Say whether a micro-batch is its step's last: gradients are added up over processes then, or each time."""
         settings = _mesh(self.process).settings
@@ -88,14 +97,15 @@ class SpreadModel(LossModel):
             self.set_requires_gradient_sync(is_last)
             if not settings.reshard:
                 self.set_reshard_after_backward(is_last)
+        if self.overlap is not None and is_last:
+            self.overlap.begin()
 
     def finish_gradients(self) -> None:
         """After the last micro-batch: make the gradients of this process those of the whole batch."""
-        mesh = _mesh(self.process)
-        if not self.process.is_sharded:
-            add_up(everywhere([p for p in self.parameters() if p.requires_grad], mesh.gradients), mesh.gradients)
+        if self.overlap is not None:
+            self.overlap.finish()
         partial = [p.grad for module in self.partial for p in module.parameters() if p.grad is not None]
-        add_up(partial, mesh.tensor)
+        add_up(partial, _mesh(self.process).tensor)
 
 
 def spread(loss_model: LossModel, process: Process, precision: str = "fp32") -> LossModel:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
@@ -45,26 +45,6 @@ def add_up(gradients: Iterable[Tensor], group: dist.ProcessGroup) -> None:
             work.wait()
         parts = torch.split(flat, [gradient.numel() for gradient in bucket])
         torch._foreach_copy_(bucket, [part.view_as(into) for part, into in zip(parts, bucket, strict=True)])
-
-
-@torch.no_grad()
-def everywhere(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> list[Tensor]:
-    """The gradients of those ``parameters`` that have one on some process of ``group``; zeros where it has none.
-
-    An expert that no token of this process went to has no gradient here, and one elsewhere.
-    """
-    if not parameters or group.size() == 1:
-        return [parameter.grad for parameter in parameters if parameter.grad is not None]
-    has_one = [parameter.grad is not None for parameter in parameters]
-    found = torch.tensor(has_one, dtype=torch.int32, device=parameters[0].device)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=group)
-    gradients = []
-    for parameter, is_needed in zip(parameters, found.tolist(), strict=True):
-        if is_needed and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        if parameter.grad is not None:
-            gradients.append(parameter.grad)
-    return gradients
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterable[list[Tensor]]:

@@ -30,6 +30,8 @@ from deepen.train.staging import Staging, available_memory_bytes, fits_into_memo
 if TYPE_CHECKING:
     from deepen.train.sharded import Shards
 
+_SECONDS_FOR_OTHERS = 30.0
+
 Write = Callable[[Snapshot], object]
 """Writes a checkpoint and removes those that need not stay; returns when all of it is durable."""
 
@@ -135,7 +137,12 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; but who interrupts from the keyboard once more is not made to wait."""
+        """Close; but who interrupts from the keyboard once more is not made to wait, and after an error nobody waits
+        long for other processes, which may be gone."""
+        if self.shards is not None and kind is not None and self._thread is not None:
+            self._thread.join(_SECONDS_FOR_OTHERS)
+            if self._thread.is_alive():
+                return
         if kind is not KeyboardInterrupt:
             self.close()
 

@@ -41,8 +41,8 @@ from deepen.parallel.process import Process
 from deepen.train.checkpoint import Marks, Snapshot, own_random_state, snapshot_of
 from deepen.train.saving import Keeping
 
-_PATIENCE = timedelta(hours=1)
-"""How long the fastest disk waits for the slowest."""
+_PATIENCE = 3
+"""How often ``mesh.timeout_seconds`` the fastest disk waits for the slowest."""
 
 Key = tuple[str, Box]
 """A box of the tensor of that name."""
@@ -63,7 +63,8 @@ class Shards:
         """All processes at the same time: it makes a group."""
         assert process.mesh is not None, "a process that is alone has no one to share a checkpoint with"
         self._rank, self._world_size, self._control = process.rank, process.world_size, process.mesh.control
-        self._writers: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        patience = timedelta(seconds=_PATIENCE * process.mesh.settings.timeout_seconds)
+        self._writers: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=patience)
         self._held: tuple[Any, ...] = ()
         self._plans: dict[str, dict[Key, int]] = {}
 

@@ -103,6 +103,8 @@ def gradients(trainee: Trainee, batch: Batch, num_valid: int) -> npt.NDArray[np.
     at_once = trainee.compute.rows_per_micro_batch(
         rows_per_batch=len(mine), sequence_length=sequence_length, device=process.device.type
     )
+    if isinstance(model, SpreadModel):
+        model.begin_gradients()
     if isinstance(model, PipelinedModel):
         nll_mine = _through_stages(trainee, batch, mine, at_once, num_valid)
     else:

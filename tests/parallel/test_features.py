@@ -13,8 +13,11 @@ from tests.parallel.gang import run_gang
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "DDP2": {"replicate": 2}, "FSDP2": {"shard": 2}, "TP2": {"tensor": 2}, "CP2": {"context": 2},
+    "PP2": {"pipeline": 2},
 }  # fmt: skip
-REFUSED = {("lora", "TP2"), ("neftune", "CP2")}
+REFUSED = {("lora", "TP2"), ("neftune", "CP2")} | {
+    (feature, "PP2") for feature in ("lora", "new_rows_first", "row_rate", "multiples")
+}
 RANDOM = {"neftune"}
 """Noise depends on which process has a row, so only the losses are near each other."""
 ROUNDED = {"bf16", "pure_bf16"}

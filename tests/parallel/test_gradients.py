@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from deepen.parallel.config import Compute, Mesh
-from deepen.parallel.gradients import add_up, clip_spread, everywhere
+from deepen.parallel.gradients import clip_spread
+from deepen.parallel.overlap import Overlap
 from deepen.parallel.process import set_up
 from tests.parallel.gang import run_gang
 
@@ -19,9 +20,11 @@ def sums() -> tuple[list[list[float]], list[bool], float, tuple[bool, ...]]:
     process = set_up(Compute(device="cpu", threads=1), Mesh(replicate=2))
     assert process.mesh is not None
     parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
-    parameters[process.rank].grad = torch.tensor([3.0, 4.0]) * (process.rank + 1)
-    gradients = everywhere(parameters, process.mesh.gradients)
-    add_up(gradients, process.mesh.gradients)
+    overlap = Overlap(parameters, process.mesh.gradients)
+    overlap.begin()
+    (parameters[process.rank] @ torch.tensor([3.0, 4.0]) * (process.rank + 1)).backward()
+    overlap.finish()
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = clip_spread(gradients, 1.0, process)
     values = [gradient.tolist() for gradient in gradients]
     answers = process.any_of(process.rank == 0, process.rank == 1, False)

@@ -45,7 +45,7 @@ QUICK = [
 MORE_FAMILIES = [(layout, family) for layout in ("FSDP2", "PP2") for family in ("qwen3", "gemma3_text")]
 MORE_FAMILIES += [(layout, family) for layout in ("TP2", "CP2") for family in sorted(TENSOR - {"llama", "qwen2"})]
 EXPERTS = {"mixtral", "qwen3_moe"}
-SINGLE = {"gemma", "gemma3_text", "cohere", "cohere2", *EXPERTS}
+SINGLE = {"gemma", "gemma3_text", "cohere", "cohere2", "olmo2", "olmo3", *EXPERTS}
 """Families that compute in fp32 here and there, whatever the precision of the model is."""
 SLOW = [
     pair for pair in [(layout, family) for layout in LAYOUTS for family in ("llama", "qwen2")] if pair not in QUICK

@@ -70,6 +70,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any] | None]] = {
     "ddp2": (2, {"shard": 1, "replicate": 2}),
     "tp2": (2, {"shard": 1, "tensor": 2}),
     "zero2-2": (2, {"shard": 2, "reshard": False}),
+    "pp2": (2, {"shard": 1, "pipeline": 2}),
+    "pp2xfsdp2": (4, {"shard": 2, "pipeline": 2}),
     "fsdp3": (3, {"shard": 3}),
     "fsdp4": (4, {"shard": 4}),
     "hsdp2x2": (4, {"replicate": 2, "shard": 2}),
@@ -80,7 +82,7 @@ QUICK = (("fsdp2", "alone"), ("alone", "fsdp2"), ("fsdp2", "tp2"), ("ddp2", "fsd
 ALL = (
     *QUICK, ("fsdp4", "fsdp3"), ("fsdp4", "alone"), ("fsdp3", "fsdp4"), ("hsdp2x2", "fsdp2"), ("tp2xfsdp2", "fsdp3"),
     ("fsdp4", "tp2xfsdp2"), ("tp2", "fsdp4"), ("cp2xfsdp2", "tp2xfsdp2"), ("zero2-2", "hsdp2x2"),
-    ("alone", "tp2xfsdp2"),
+    ("alone", "tp2xfsdp2"), ("pp2", "alone"), ("alone", "pp2"), ("fsdp4", "pp2xfsdp2"), ("pp2xfsdp2", "tp2"),
 )  # fmt: skip
 
 
