@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ from deepen.cli.options import (
     write_report,
 )
 from deepen.errors import DeepenError
+
+if TYPE_CHECKING:
+    from deepen.formats.watched import WatchedScores
 
 STAGE_HELP = {
     "ingest": "Read files of any supported format into documents.",
@@ -132,12 +135,19 @@ def evaluate(
     base_only: Annotated[
         bool, typer.Option("--base-only", help="Measure the untouched base only: nothing is trained.")
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Beside a training: score the checkpoints of this run as they appear.")
+    ] = False,
 ) -> None:
     """Score every kept checkpoint against the base.
 
     Earlier stages that are not done are made first; with --base-only they end before training, and the table of what
-    the base can do is printed.
+    the base can do is printed. With --watch nothing is made: the checkpoints of a run directory are scored while
+    another process trains.
     """
+    if watch:
+        _watch(recipe, options, base_only=base_only)
+        return
     if not base_only:
         run_stages(recipe, options, "ingest", "evaluate")
         return
@@ -152,6 +162,40 @@ def evaluate(
         print_json({"run": str(directory), **counts})
     else:
         print(baseline_table({"probes": {}, "failed": {}, **counts}))
+
+
+def _watch(run: Path, options: StageOptions, *, base_only: bool) -> None:
+    """Score the checkpoints of a run as they appear, a line each."""
+    others = {
+        "--base-only": base_only,
+        "--redo": options.redo,
+        "--continue": options.extend,
+        "--part": options.part is not None,
+        "--runs": options.runs != DEFAULT_RUNS,
+        "--set of the recipe": any(not assignment.startswith("machine.") for assignment in options.sets or []),
+    }
+    refused = [name for name, given in others.items() if given]
+    if refused:
+        hint = "only --machine, --set machine.KEY=VALUE, --offline and --json go with it"
+        raise DeepenError(f"{refused[0]} has no meaning with --watch, which makes nothing", hint=hint)
+    if not run.is_dir():
+        hint = f"give the directory that holds its `recipe.yaml`, such as {options.runs}/NAME"
+        raise DeepenError(f"--watch watches a run, and `{run}` is no directory", hint=hint)
+    from deepen.evaluate.summary_table import score_line
+    from deepen.workflow.watching import watch_run
+
+    found: list[dict[str, Any]] = []
+
+    def tell(scores: WatchedScores) -> None:
+        found.append(scores.model_dump(mode="json"))
+        if not options.as_json:
+            print(score_line(scores), flush=True)
+
+    count = watch_run(run, options.machine, options.sets or [], offline=options.offline, tell=tell)
+    if options.as_json:
+        print_json({"run": str(run), "scored": found})
+    else:
+        print(f"{count} checkpoints scored")
 
 
 @with_stage_options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -18,7 +19,7 @@ from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.probes.samples import Samples
 from deepen.plug import plug_from
-from deepen.settings import Amount, Interval, IntervalSetting, Many, Settings, Share
+from deepen.settings import Amount, AmountSetting, Interval, IntervalSetting, Many, Settings, Share
 
 PROBES: dict[str, type[Probe]] = {
     "held_out": HeldOut,
@@ -57,6 +58,13 @@ class EvaluateConfig(Settings):
     overhead: Annotated[Share, Field(gt=0)] | None = None
     """Share of training time that measuring during training may take, such as `3%`: subsets are made smaller, once, at
     the first measurement, and stay so. Not given: the subsets have the sizes that the probes say."""
+    lag: AmountSetting | None = None
+    """Another process, `deepen evaluate RUN --watch`, scores the checkpoints in full, and what it found is acted on so
+    much later, such as `20 steps` or `2%`: exactly then, whichever is faster. Not given: training stands still and
+    scores a subset by itself."""
+    wait: AmountSetting = Amount(7200, "seconds")
+    """How long training waits for scores that `lag` says should be there, before it saves and ends with an error.
+    Changes no result. Our choice."""
     forgetting: Forgetting = Forgetting()
     """The budget of the kept ability."""
     blends: Blends = Blends()
@@ -81,6 +89,7 @@ def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) 
         remedy = "use a shorter interval, for example `5%`"
         message = f"never fires: the run has {total_steps} steps"
         found.append(Problem("evaluate.every", message, remedy, str(config.every)))
+    found += _lag_problems(config, total_steps, tokens_per_step)
     times = Counter(probe.label for probe in config.all_probes)
     for label in sorted(label for label, count in times.items() if count > 1):
         message = "two probes have the same name"
@@ -89,3 +98,27 @@ def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) 
         found += probe.problems(f"evaluate.probes[{index}]")
     found += [problem for probe in PANELS[config.panel] for problem in probe.problems("evaluate.panel")][:1]
     return found
+
+
+def _lag_problems(config: EvaluateConfig, total_steps: int, tokens_per_step: int) -> Iterator[Problem]:
+    if config.wait.unit != "seconds" or config.wait.value <= 0:
+        yield Problem("evaluate.wait", "must be a time", "for example `2h`", str(config.wait))
+    if config.lag is None:
+        return
+    place, value = "evaluate.lag", str(config.lag)
+    if config.lag.unit == "seconds":
+        message = "a time is another number of steps on every machine, and so would the results be"
+        yield Problem(place, message, "give steps, tokens or a share, for example `2%`", value)
+        return
+    steps = config.lag.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
+    if steps < 1:
+        yield Problem(place, f"is less than a step: the run has {total_steps}", "give `1 steps` or more", value)
+    elif steps >= total_steps:
+        message = f"no scores would ever be acted on: it is {steps} steps, and the run has {total_steps}"
+        yield Problem(place, message, "make it shorter", value)
+    if config.every.every_steps(total_steps=total_steps, tokens_per_step=tokens_per_step) is None:
+        message = "with `evaluate.lag` models are scored at fixed steps"
+        yield Problem("evaluate.every", message, "give a share, steps or tokens", str(config.every))
+    if config.overhead is not None:
+        message = "with `evaluate.lag` another process measures, and training spends no time on it"
+        yield Problem("evaluate.overhead", message, "take one of the two out", f"{config.overhead:g}")

@@ -39,6 +39,7 @@ class Reading:
     """What one evaluation says about the kept ability."""
 
     step: int
+    """The model that was scored."""
     loss: float | None
     """Relative loss of the worst kept score: rise of bits per byte, drop of accuracy; None when nothing was scored."""
     surely: float | None
@@ -46,6 +47,8 @@ class Reading:
     in_units: float | None
     """The same loss in the probe's unit."""
     state: State
+    known: int
+    """The step that training had reached when it came to know this: later, where another process scored."""
 
 
 def readings(history: Sequence[CheckpointScores], settings: Forgetting) -> list[Reading]:
@@ -55,11 +58,11 @@ def readings(history: Sequence[CheckpointScores], settings: Forgetting) -> list[
     for scores in history:
         worst = max(map(_loss_of, kept_scores(scores.scores)), default=None)
         if worst is None:
-            found.append(Reading(scores.step, None, None, None, "unknown"))
+            found.append(Reading(scores.step, None, None, None, "unknown", scores.known))
             continue
         loss, surely, in_units = worst
         state = _state(loss, surely, state, settings)
-        found.append(Reading(scores.step, loss, surely, in_units, state))
+        found.append(Reading(scores.step, loss, surely, in_units, state, scores.known))
     return found
 
 
@@ -96,7 +99,7 @@ def decide(
 
     Actions that cannot be taken come before it, marked with the reason. An action of this list that the loop finds
     impossible is recorded as skipped; called again, this function then names the next one. Nothing is decided twice
-    for the same step.
+    for the same step, nor on a model of before the last decision, which says nothing about what that did.
     """
     found = readings(history, settings)
     if not found or not settings.actions or found[-1].loss is None:
@@ -174,7 +177,7 @@ def _next_action(
     found: Sequence[Reading], decisions: Sequence[Decision], settings: Forgetting, plan: Plan, reason: str
 ) -> Iterator[Decision]:
     """The first action in order that is not used up and can be taken, after those that cannot."""
-    step = found[-1].step
+    step = found[-1].known
     good = [one.step for one in found if one.loss is not None and one.loss <= settings.budget]
     situation = Situation(step, share_in_force(step, decisions, plan), good[-1] if good else None)
     for action in settings.actions:
@@ -232,8 +235,8 @@ def _relaxed(
     now = found[-1]
     since = [one for one in found if one.step > applied[-1].step]
     calm = _run_length(since, lambda one: one.loss is not None and one.loss <= settings.relax * settings.budget)
-    left = (plan.total_steps - now.step) * len(found) / now.step
-    share, planned = share_in_force(now.step, decisions, plan), plan.domain_share(now.step)
+    left = (plan.total_steps - now.known) * len(found) / now.step
+    share, planned = share_in_force(now.known, decisions, plan), plan.domain_share(now.known)
     if calm < settings.relax_after or left < 2 * settings.patience or share >= planned:
         return []
     by = min(planned - share, getattr(give, "by", 0.0))
@@ -241,4 +244,4 @@ def _relaxed(
         f"the loss of the kept ability is {now.loss:.2%}, below {settings.relax:.0%} of the budget ({calm} in a row)"
     )
     back = {"by": round(-by, 6), "domain_share": round(share + by, 6)}
-    return [_decision(now.step, give, reason, back)]
+    return [_decision(now.known, give, reason, back)]

@@ -27,6 +27,7 @@ from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.statistics import RESAMPLES, adjusted
 from deepen.evaluate.summary_table import baseline_table, blend_table, summary_table
 from deepen.evaluate.tables import base_table, readable_file, say_not_finite, table_file
+from deepen.evaluate.watched import WatchedTables, watched_tables
 from deepen.formats.atomic import FileEntry, entry_of, link_or_copy, write_bytes
 from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, fingerprint, finish_stage
@@ -77,12 +78,15 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     )
 
 
-def evaluate(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compute: Compute) -> Manifest:
+def evaluate(
+    config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compute: Compute, watched: Path | None = None
+) -> Manifest:
     """Every kept checkpoint of ``train`` in full against the baseline.
 
     Inputs: ``curate``, ``tokenize``, ``baseline``, ``train``. Writes ``PROBE/step-000100.parquet`` per checkpoint and
     ``scores.jsonl``, one ``CheckpointScores`` per line by rising step. A checkpoint whose bytes differ from its
-    manifest is passed over with a message and counted.
+    manifest is passed over with a message and counted. What another process measured into ``watched`` is not measured
+    again.
     """
     begin_stage(job, stage="evaluate", format_number=FORMAT, config=config)
     material = material_of(job.inputs["curate"], job.inputs["tokenize"], base)
@@ -90,8 +94,10 @@ def evaluate(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     models = Models(base, job, compute)
     subjects = [models.checkpoint(info) for info in checkpoints]
     blends = list(models.blends(config.blends, checkpoints))
-    work = Evaluation(config, job, material)
+    work = Evaluation(config, job, material, watched=None if watched is None else watched_tables(watched, checkpoints))
     files = [entry for probe in config.all_probes for entry in work.measure(probe, [*subjects, *blends])]
+    if work.num_taken_over:
+        say(f"evaluate: {work.num_taken_over} tables were measured by `deepen evaluate --watch` and are taken over")
     scored = [work.compared(subject) for subject in subjects]
     files.append(_write_scores(job.out, SCORES, scored))
     if blends:
@@ -136,6 +142,11 @@ def probe_mark(probe: Probe, job: StageJob) -> str:
     return fingerprint("baseline", BASELINE_FORMAT, settings, inputs)
 
 
+def table_mark(probe: Probe, job: StageJob) -> str:
+    """Identity of what a checkpoint is measured with: that of the base's result, and how this version measures."""
+    return fingerprint("table", FORMAT, {}, {"probe": probe_mark(probe, job)})
+
+
 def _taken_over(job: StageJob, probe: Probe, mark: str) -> bool:
     """Whether the result that this one replaces had the same probe; its table is then linked here."""
     if job.previous is None:
@@ -171,6 +182,9 @@ class Evaluation:
     material: Material
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     """By probe and step (or name of a blend), why there is no result."""
+    watched: WatchedTables | None = None
+    """What another process has measured."""
+    num_taken_over: int = 0
 
     def measure(self, probe: Probe, subjects: Sequence[Subject]) -> list[FileEntry]:
         """Write the tables of a probe that are missing; returns the entries of all."""
@@ -181,12 +195,20 @@ class Evaluation:
         files = []
         for subject in subjects:
             path = self.job.out / table_file(probe, subject.key)
-            if not path.is_file() and not self._write_table(probe, subject, path):
+            if not (
+                path.is_file() or self._taken_over(probe, subject, path) or self._write_table(probe, subject, path)
+            ):
                 continue
             files.append(entry_of(path, self.job.out))
             text = probe.readable(read_likelihoods(path), base_table(self.job.inputs["baseline"], probe))
             files += _written(self.job.out, probe, subject.key, text)
         return files
+
+    def _taken_over(self, probe: Probe, subject: Subject, path: Path) -> bool:
+        if self.watched is None or not self.watched.link(probe, subject.key, table_mark(probe, self.job), path):
+            return False
+        self.num_taken_over += 1
+        return True
 
     def _write_table(self, probe: Probe, subject: Subject, path: Path) -> bool:
         measured = _measured(probe, self.material, subject.open(), f"evaluate {subject.title}")

@@ -47,6 +47,17 @@ def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapp
     return "\n".join(lines)
 
 
+def score_line(one: CheckpointScores) -> str:
+    """One checkpoint in one line: every probe's value and change, and what failed."""
+    parts = []
+    for score in one.scores:
+        if ":" not in score.probe:
+            change = f"{score.difference:+.2%}" if score.relative else f"{score.difference:+.4f}"
+            parts.append(f"{score.probe} {score.ability} {score.value:.4f} ({change})")
+    parts += [f"{label} FAILED: {reason}" for label, reason in one.failed.items()]
+    return f"step {one.step}: {', '.join(parts) or 'nothing could be measured'}"
+
+
 def blend_table(scored: Sequence[CheckpointScores]) -> str:
     """Checkpoints and blends with the changes of both abilities, on all documents."""
     names = [blend_title(one.step, one.blend) for one in scored]

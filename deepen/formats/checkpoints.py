@@ -49,6 +49,10 @@ class CheckpointManifest(Settings):
     """Relative change of the new ability against the base, where the model was scored; negative is better."""
     kept: float | None = None
     """Relative change of the kept ability; positive is forgetting."""
+    awaits_scores: bool = False
+    """Another process is to score it, and it stays until then."""
+    scored_late: bool = False
+    """Another process has scored it: ``good``, ``new`` and ``kept`` were filled in later."""
     weights_only: bool = False
     """The optimizer's state was dropped: it can be scored, chosen and exported, but training cannot go on from it."""
     files: Many[FileEntry]
@@ -123,6 +127,11 @@ def _is_of_optimizer(name: str) -> bool:
     return name == OPTIMIZER or (name.startswith("optimizer-") and name.endswith(".safetensors"))
 
 
+def is_of_weights(name: str) -> bool:
+    """Whether a file of a checkpoint holds weights, or says where they are."""
+    return name == LAYOUT or (name.endswith(".safetensors") and not _is_of_optimizer(name))
+
+
 def is_resumable(info: CheckpointInfo) -> bool:
     """Whether training can go on from a checkpoint: it still has the optimizer's state. Damage is not looked for."""
     try:
@@ -157,6 +166,21 @@ def checkpoint_before(directory: Path, step: int, *, good_only: bool) -> Checkpo
         if fits and (not good_only or read_checkpoint(info).good):
             return info
     return None
+
+
+def mark_scored(info: CheckpointInfo, *, good: bool, new: float | None, kept: float | None) -> None:
+    """Fill in, atomically, what the scores of another process say about a checkpoint."""
+    _remark(info, {"awaits_scores": False, "scored_late": True, "good": good, "new": new, "kept": kept})
+
+
+def unmark_scored(info: CheckpointInfo) -> None:
+    """Take back ``mark_scored``: the run is back where these scores are not known yet."""
+    _remark(info, {"awaits_scores": True, "scored_late": False, "good": False, "new": None, "kept": None})
+
+
+def _remark(info: CheckpointInfo, marks: dict[str, Any]) -> None:
+    changed = read_checkpoint(info).model_copy(update=marks)
+    write_json(info.path / MANIFEST, changed.model_dump(mode="json"))
 
 
 def drop_optimizer(info: CheckpointInfo) -> None:

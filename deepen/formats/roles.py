@@ -21,11 +21,12 @@ from deepen.formats.checkpoints import (
     remove_checkpoint,
 )
 
-Role = Literal["latest", "newest", "milestone", "begins_decay", "best_new", "best_kept", "last_good"]
+Role = Literal["latest", "newest", "milestone", "begins_decay", "best_new", "best_kept", "last_good", "awaits_scores"]
 """``latest`` is the newest of all, ``newest`` one of the last N; ``best_new`` and ``best_kept`` gained most and forgot
-least of those that were scored; ``last_good`` is the newest that was ``good``."""
+least of those that were scored; ``last_good`` is the newest that was ``good``; one that ``awaits_scores`` of another
+process may turn out to be any of these."""
 
-_WITH_OPTIMIZER: set[Role] = {"latest", "newest", "begins_decay", "last_good"}
+_WITH_OPTIMIZER: set[Role] = {"latest", "newest", "begins_decay", "last_good", "awaits_scores"}
 """Roles of checkpoints that training goes on from, or back to."""
 
 
@@ -43,6 +44,7 @@ def roles(manifests: Sequence[CheckpointManifest], keep: int) -> dict[int, tuple
         "best_new": _best(manifests, lambda manifest: manifest.new),
         "best_kept": _best(manifests, lambda manifest: manifest.kept),
         "last_good": {m.step for m in [m for m in manifests if m.good and not m.weights_only][-1:]},
+        "awaits_scores": {manifest.step for manifest in manifests if manifest.awaits_scores},
     }
     return {
         manifest.step: tuple(role for role, steps in members.items() if manifest.step in steps)
@@ -75,7 +77,7 @@ def prune(directory: Path, keep: int, *, weights_only: bool = False) -> None:
 
 
 def candidates(directory: Path) -> list[CheckpointInfo]:
-    """The checkpoints that may be chosen, oldest first: milestones, and those that their scores keep.
+    """The checkpoints that may be chosen, oldest first: milestones, those that their scores keep or will judge.
 
     Others are kept for resuming only, and which ones there are depends on how fast the machine was.
     """
@@ -87,7 +89,11 @@ def candidates(directory: Path) -> list[CheckpointInfo]:
 
 def _lasts(manifest: CheckpointManifest, mine: Sequence[Role]) -> bool:
     scored = manifest.new is not None or manifest.kept is not None
-    return manifest.milestone or (scored and bool({"best_new", "best_kept", "last_good"} & set(mine)))
+    return (
+        manifest.milestone
+        or manifest.awaits_scores
+        or (scored and bool({"best_new", "best_kept", "last_good"} & set(mine)))
+    )
 
 
 def role_records(directory: Path, keep: int) -> list[dict[str, Any]]:

@@ -83,9 +83,16 @@ class CheckpointScores(Settings):
     blend: Blend = ()
     tokens: int
     """Tokens trained when the checkpoint was made."""
+    known_at: int | None = None
+    """Steps that training had finished when it took these scores from another process; None: it had them at once."""
     scores: Many[Score]
     failed: dict[str, str] = {}
     """Probes that could not be measured, with the reason."""
+
+    @property
+    def known(self) -> int:
+        """Finished steps when the scores could first be acted on."""
+        return self.step if self.known_at is None else self.known_at
 
     def of(self, probe: str, ability: Ability) -> Score | None:
         """The score of ``probe`` for ``ability``, if it was measured."""

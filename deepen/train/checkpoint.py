@@ -51,6 +51,7 @@ class Marks:
     good: bool = False
     new: float | None = None
     kept: float | None = None
+    awaits_scores: bool = False
 
 
 @dataclass(frozen=True)

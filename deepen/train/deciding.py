@@ -89,7 +89,7 @@ def by_scores(run: Run) -> tuple[Run, bool]:
         return run, False
     records = read_records(run.out / SCORES)
     scores = [CheckpointScores.model_validate(record, strict=False) for record in records]
-    scores = [score for score in scores if score.step <= step]
+    scores = [score for score in scores if score.known <= step]
     run = settle(run, "forgetting", lambda decisions: decide(scores, decisions))
     made = run.ledger.at(step, "forgetting")
     return run, any(decision.action == "rewind" and decision.cannot is None for decision in made)

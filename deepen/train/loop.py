@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from deepen.errors import TrainingError
 from deepen.formats.decisions import Ledger
 from deepen.formats.records import append_record
 from deepen.formats.scores import CheckpointScores, Score
@@ -31,6 +32,7 @@ from deepen.train.deciding import by_scores, diverged, faults
 from deepen.train.divergence import Divergence, LossTrend
 from deepen.train.flops import Flops
 from deepen.train.interrupt import StopRequest, stopped
+from deepen.train.lagging import due_scores, take_scores
 from deepen.train.marks import marks_of
 from deepen.train.memory import step_within_memory
 from deepen.train.new_rows import NewRowsFirst, RowHold
@@ -73,6 +75,8 @@ class Progress:
     trend: LossTrend = field(default_factory=LossTrend)
     rate_factor: float = 1.0
     """What decisions have multiplied the schedule's learning rate by, for good."""
+    judged_step: int = 0
+    """Where another process scores: the last step whose scores were taken, or given up."""
     saved_step: int = 0
     """The newest checkpoint."""
     last_save: float = field(default_factory=time.monotonic)
@@ -126,12 +130,14 @@ def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None
     """
     watching = watching or Watching(None, run.out)
     progress, total_steps = run.progress, run.shape.total_steps
+    if due_scores(run):  # an earlier start ended while it waited for them
+        run, _ = finish_step(run, _due(run, stop), stop)
     while progress.step < total_steps and not has_ended(run):
         run.saver.check()
         if (rewind := run.ledger.rewind_from(progress.step)) is not None:  # an earlier start ended on the way back
             run = pass_over(run, rewind)
             run, _ = finish_step(
-                run, replace(_due(run, stop), saves=True, waits=True), decides=rewind.by != "forgetting"
+                run, replace(_due(run, stop), saves=True, waits=True), stop, decides=rewind.by != "forgetting"
             )
             continue
         if progress.step == run.new_rows.steps and run.new_rows.hold is not None:
@@ -157,13 +163,13 @@ def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None
             "checkpoint_stall_seconds": run.saver.take_stall_seconds(),
         }
         due = _due(run, stop)
-        if due.saves or result.skipped or progress.step % run.calendar.log_every == 0:
+        if due.saves or result.skipped or progress.step % run.calendar.log_every == 0 or due_scores(run):
             append_record(run.out / METRICS, record)  # a checkpoint makes it durable
         num_rewinds = len(run.ledger.rewinds())
         run = faults(run, batch_index, result)
         if len(run.ledger.rewinds()) > num_rewinds:
             due = replace(due, saves=True, waits=True)
-        run, scores = finish_step(run, due)
+        run, scores = finish_step(run, due, stop)
         if scores is not None:
             record["scores"] = scores
         progress.elapsed_seconds += time.perf_counter() - started - seconds
@@ -180,6 +186,7 @@ class Due:
     """What is to be done at the end of a step."""
 
     evaluates: bool
+    """The model is scored, or saved to be scored by another process."""
     is_milestone: bool
     saves: bool
     waits: bool
@@ -191,7 +198,7 @@ class Due:
 def _due(run: Run, stop: StopRequest) -> Due:
     progress = run.progress
     is_last = progress.step == run.shape.total_steps
-    evaluates = run.watch.evaluate is not None and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
+    evaluates = run.watch.is_scored and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
     is_milestone = (evaluates and run.calendar.evaluated_stay) or is_last or _is_milestone(run, progress.step)
     stop.heed_limit(progress.elapsed_seconds, run.watch.stop_after_seconds)
     process = run.trainee.process  # signals and clocks differ between processes
@@ -200,11 +207,16 @@ def _due(run: Run, stop: StopRequest) -> Due:
     return Due(evaluates, is_milestone, saves, is_last or stop.requested, stop.requested)
 
 
-def finish_step(run: Run, due: Due, *, decides: bool = True) -> tuple[Run, list[Score] | None]:
+def finish_step(
+    run: Run, due: Due, stop: StopRequest | None = None, *, decides: bool = True
+) -> tuple[Run, list[Score] | None]:
     """Score, decide on the scores, save, as is due; returns the scores of the model as it then is.
 
-    Whoever went back is scored anew, and nothing more is decided on that.
+    Whoever went back is scored anew, and nothing more is decided on that. Where another process scores, its scores of
+    an earlier step are taken, decided on and returned instead, and what is saved now waits for its own.
     """
+    if run.watch.lag is not None:
+        return _finish_with_lag(run, due, stop or StopRequest(), decides=decides)
     scores, went_back = None, False
     if due.evaluates:
         scores = evaluate_now(run)
@@ -216,6 +228,23 @@ def finish_step(run: Run, due: Due, *, decides: bool = True) -> tuple[Run, list[
         save_now(run, scores, milestone=due.is_milestone, wait=due.waits or went_back or has_ended(run))
         remove_rolled_back(run.out / CHECKPOINTS, run.ledger, run.progress.saved_step)
     return run, scores
+
+
+def _finish_with_lag(run: Run, due: Due, stop: StopRequest, *, decides: bool) -> tuple[Run, list[Score] | None]:
+    try:
+        taken = take_scores(run, stop)
+    except TrainingError:  # they did not come, or nobody wants to wait: the next start takes them first
+        save_now(run, None, milestone=False, wait=True)
+        raise
+    went_back = False
+    if decides and taken and taken[-1].known == run.progress.step:
+        run, went_back = by_scores(run)
+    ended = has_ended(run)
+    if due.saves or went_back or ended:
+        milestone, wait = due.is_milestone or ended, due.waits or went_back or ended
+        save_now(run, None, milestone=milestone, wait=wait, awaits=due.evaluates)
+        remove_rolled_back(run.out / CHECKPOINTS, run.ledger, run.progress.saved_step)
+    return run, list(taken[-1].scores) if taken else None
 
 
 def has_ended(run: Run) -> bool:
@@ -300,14 +329,16 @@ def state_of(run: Run) -> dict[str, Any]:
         "trend": progress.trend.to_json(), "rate_factor": progress.rate_factor,
         "sources": counts_to_json(run.names, progress.counts), "order": list(run.order_changes),
         "fingerprint": run.fingerprint, **adapters_record(run.trainee.model.model),
+        **({} if run.watch.lag is None else {"judged_step": progress.judged_step}),
     }  # fmt: skip
 
 
-def save_now(run: Run, scores: list[Score] | None, *, milestone: bool, wait: bool) -> None:
-    """Save the present state, scored if ``scores`` are given; with ``wait`` it is on the disk on return."""
+def save_now(run: Run, scores: list[Score] | None, *, milestone: bool, wait: bool, awaits: bool = False) -> None:
+    """Save the present state, scored if ``scores`` are given, to be scored elsewhere if it ``awaits`` that; with
+    ``wait`` it is on the disk on return."""
     progress, trainee = run.progress, run.trainee
     with run.saver.standing_still():
-        marks = marks_of(run, scores, milestone=milestone)
+        marks = marks_of(run, scores, milestone=milestone, awaits=awaits)
         run.saver.save(run.saver.take(trainee.model.model, trainee.optimizer, state_of(run), marks))
     progress.last_save = time.monotonic()
     progress.saved_step = progress.step

@@ -15,19 +15,31 @@ if TYPE_CHECKING:
 _PROBE = "held_out"
 
 
-def marks_of(run: Run, scores: Sequence[Score] | None, *, milestone: bool) -> Marks:
-    """The marks of the present state; ``scores`` are those of this very model, None when it was not scored.
+def marks_of(run: Run, scores: Sequence[Score] | None, *, milestone: bool, awaits: bool = False) -> Marks:
+    """The marks of the present state; ``scores`` are those of this very model, None when it was not scored (yet, with
+    ``awaits``).
 
     Good is a state whose last step was applied (finite, and no spike) and which, in a run that is scored on the way,
     was scored: the kept ability within the forgetting budget.
     """
-    progress, budget = run.progress, run.watch.forgetting_budget
-    new, kept = _change(scores or (), "new"), _change(scores or (), "kept")
+    progress = run.progress
+    new, kept = changes_of(scores or ())
     good = progress.last_loss is not None and progress.skips_in_a_row == 0
-    if run.watch.evaluate is not None:
-        good &= scores is not None and (budget is None or kept is None or kept <= budget)
+    if run.watch.is_scored:
+        good &= scores is not None and within_budget(run, kept)
     begins_decay = run.schedule.extendable and progress.step == run.shape.decay_start
-    return Marks(milestone=milestone, begins_decay=begins_decay, good=good, new=new, kept=kept)
+    return Marks(milestone, begins_decay, good=good, new=new, kept=kept, awaits_scores=awaits)
+
+
+def within_budget(run: Run, kept: float | None) -> bool:
+    """Whether that change of the kept ability is inside the forgetting budget; what was not measured is."""
+    budget = run.watch.forgetting_budget
+    return budget is None or kept is None or kept <= budget
+
+
+def changes_of(scores: Sequence[Score]) -> tuple[float | None, float | None]:
+    """The relative changes of the new and the kept ability against the base; None for what was not measured."""
+    return _change(scores, "new"), _change(scores, "kept")
 
 
 def _change(scores: Sequence[Score], ability: Ability) -> float | None:

@@ -39,7 +39,7 @@ def room_needed(run: Run, save: Save) -> Room:
     groups = run.trainee.optimizer.param_groups
     moments = 2 * sum(_num_bytes(parameter) for group in groups for parameter in group["params"])
     one, calendar, total = weights + moments, run.calendar, run.shape.total_steps
-    lasting, evaluates = _multiples(calendar.milestone_every, total), run.watch.evaluate is not None
+    lasting, evaluates = _multiples(calendar.milestone_every, total), run.watch.is_scored
     if evaluates and calendar.evaluated_stay:
         lasting |= _multiples(calendar.evaluate_every, total)
     best = 3 if evaluates and not calendar.evaluated_stay else 0

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from deepen.errors import RunError, TrainingError
-from deepen.formats.checkpoints import CheckpointInfo, checkpoint_before, newest_intact
+from deepen.formats.checkpoints import CheckpointInfo, checkpoint_before, newest_intact, read_state
 from deepen.formats.decisions import DECISIONS, Ledger, open_ledger
 from deepen.formats.extension import new_rows_file
 from deepen.formats.manifest import StageJob
@@ -42,6 +42,7 @@ from deepen.train.counts import SourceCounts, counts_from_json
 from deepen.train.divergence import LossTrend
 from deepen.train.flops import Flops, flops_of
 from deepen.train.groups import RowRate, freeze, rate_multiples
+from deepen.train.lagging import forget_scores
 from deepen.train.learning_rate import resolve_peak
 from deepen.train.loop import Calendar, Progress, Run
 from deepen.train.new_rows import NewRowsFirst, RowHold
@@ -338,10 +339,13 @@ def resume_point(directory: Path, ledger: Ledger, newest: CheckpointInfo | None)
 def _forget_later(job: StageJob, found: CheckpointInfo | None) -> None:
     """Drop everything that was recorded or saved after the checkpoint ``found`` (None: the beginning)."""
     step = found.step if found else 0
+    judged_step = read_state(found).get("judged_step", 0) if found else 0
     remove_later(_checkpoints(job), step)
+    forget_scores(_checkpoints(job), judged_step)
 
     def is_kept(record: dict[str, Any]) -> bool:
-        return bool(record["step"] <= step)
+        is_late = record.get("known_at") is not None
+        return bool(record["step"] <= (judged_step if is_late else step))
 
     for name in (METRICS, SCORES):
         keep_records(job.out / name, is_kept)
@@ -366,6 +370,7 @@ def _resume(
         recent=RecentSteps.from_json(recent.window, state["recent"]),
         trend=LossTrend.from_json(state.get("trend")),
         rate_factor=state.get("rate_factor", 1.0),
+        judged_step=state.get("judged_step", 0),
         saved_step=found.step,
         elapsed_seconds=last.get("elapsed_seconds", 0.0),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepen.settings import Interval
@@ -31,6 +32,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Lag:
+    """Another process scores the checkpoints, and its scores are taken a fixed number of steps later."""
+
+    steps: int
+    wait_seconds: float
+    """How long training stands still for scores that are late, before it saves and ends."""
+    scores: Path
+    """Where the other process appends ``WatchedScores``."""
+    command: str
+    """What starts the other process, for people."""
+
+
+@dataclass(frozen=True)
 class Watch:
     """What is called during a run, and when."""
 
@@ -49,6 +63,13 @@ class Watch:
     """Training time, earlier starts of the same run included, after which it saves and stops."""
     watchdog: Watchdog | None = None
     """What tells a step that is stuck; None: nothing does."""
+    lag: Lag | None = None
+    """In place of ``evaluate``: another process scores."""
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether models are scored during the run, here or elsewhere."""
+        return self.evaluate is not None or self.lag is not None
 
 
 UNWATCHED = Watch()

@@ -65,7 +65,10 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
     if frozen is not None:
         raw_inputs["held_out"] = _held_out_of_run(Path(frozen))
     raw_inputs |= (
-        _probes(recipe, run) | _probe_files(recipe, run) | _tokenize_files(recipe, run) | _fixed_rows(recipe, pins, run)
+        _probes(recipe, run)
+        | probe_files_of(recipe, run)
+        | _tokenize_files(recipe, run)
+        | _fixed_rows(recipe, pins, run)
     )
     return Setup(recipe, machine, base, sources, raw_inputs)
 
@@ -104,7 +107,7 @@ def _probes(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
     return entries
 
 
-def _probe_files(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
+def probe_files_of(recipe: Recipe, run: Path) -> dict[str, InputEntry]:
     """What each probe of the evaluation reads, by the contents of its files."""
     cache, entries = HashCache(hash_cache(run)), dict[str, InputEntry]()
     for probe in recipe.evaluate.all_probes:

@@ -10,15 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
+from deepen.formats.scores import SCORES
+from deepen.formats.watched import WATCH
 from deepen.ingest.config import IngestConfig
 from deepen.mix.config import MixConfig
 from deepen.model.config import ResolvedBase
 from deepen.parallel.gang import Gang
 from deepen.plug import identity
 from deepen.recipe.models import Machine, Recipe
+
+if TYPE_CHECKING:
+    from deepen.train.watch import Lag
 
 
 @dataclass(frozen=True)
@@ -116,18 +121,14 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
     from deepen.workflow.monitoring import monitor_of
     from deepen.workflow.remix import replay_changes
 
-    every = setup.recipe.evaluate.every
-    evaluate = in_loop_evaluator(
-        setup.recipe.evaluate,
-        job.inputs,
-        base=setup.base,
-        seed=job.seed,
-        out=job.out,
-        pace=Pace(
-            every.every_steps(total_steps=setup.num_batches, tokens_per_step=setup.recipe.train.batch_tokens),
-            every.every_seconds,
-        ),
-    )
+    every, lag = setup.recipe.evaluate.every, lag_of(setup, job.out.parent)
+    amounts = {"total_steps": setup.num_batches, "tokens_per_step": setup.recipe.train.batch_tokens}
+    evaluate = None
+    if lag is None:
+        pace = Pace(every.every_steps(**amounts), every.every_seconds, setup.num_batches)
+        evaluate = in_loop_evaluator(
+            setup.recipe.evaluate, job.inputs, base=setup.base, seed=job.seed, out=job.out, pace=pace
+        )
     started = read_environment()
     tracking = setup.machine.tracking if started is None or started.rank == 0 else ()
     return train(
@@ -137,6 +138,7 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
         compute=setup.machine.compute,
         watch=Watch(
             evaluate=evaluate,
+            lag=lag,
             evaluate_every=setup.recipe.evaluate.every,
             watchdog=setup.machine.watchdog,
             decide=monitor_of(setup.recipe.evaluate.forgetting, job.inputs["mix"].path, total_steps=setup.num_batches),
@@ -149,10 +151,26 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
     )
 
 
+def lag_of(setup: Setup, run: Path) -> Lag | None:
+    """Where and when training takes scores of another process; None when it scores by itself."""
+    from deepen.train.watch import Lag
+
+    config = setup.recipe.evaluate
+    if config.lag is None:
+        return None
+    return Lag(
+        steps=config.lag.in_steps(total_steps=setup.num_batches, tokens_per_step=setup.recipe.train.batch_tokens),
+        wait_seconds=config.wait.value,
+        scores=run / WATCH / SCORES,
+        command=f"deepen evaluate {run} --watch",
+    )
+
+
 def _evaluate(setup: Setup, job: StageJob) -> Manifest:
     from deepen.evaluate.stage import evaluate
 
-    return evaluate(setup.recipe.evaluate, job, base=setup.base, compute=setup.machine.compute)
+    watched = job.out.parent / WATCH
+    return evaluate(setup.recipe.evaluate, job, base=setup.base, compute=setup.machine.compute, watched=watched)
 
 
 def _select(setup: Setup, job: StageJob) -> Manifest:
@@ -192,11 +210,17 @@ def _mix_identity(setup: Setup) -> dict[str, Any]:
 
 def _train_identity(setup: Setup) -> dict[str, Any]:
     # The probes decide which checkpoints exist, so they are part of what training makes.
-    return _seeded("train")(setup) | {"evaluate": without_probe_paths(identity(setup.recipe.evaluate))}
+    return _seeded("train")(setup) | {"evaluate": evaluation_identity(setup.recipe)}
 
 
 def _evaluate_identity(setup: Setup) -> dict[str, Any]:
-    return {"evaluate": without_probe_paths(identity(setup.recipe.evaluate)), "seed": setup.recipe.seed}
+    return {"evaluate": evaluation_identity(setup.recipe), "seed": setup.recipe.seed}
+
+
+def evaluation_identity(recipe: Recipe) -> dict[str, Any]:
+    """Identity of everything that is set about the evaluation; how long to wait for another process changes nothing."""
+    settings = without_probe_paths(identity(recipe.evaluate))
+    return {key: value for key, value in settings.items() if key != "wait"}
 
 
 def without_probe_paths(settings: dict[str, Any]) -> dict[str, Any]:

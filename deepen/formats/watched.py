@@ -1,0 +1,60 @@
+"""Scores that another process makes beside a training: ``RUN/watch/scores.jsonl`` and the tables next to it.
+
+Each record names the checkpoint by what it holds and each table by what it was measured with, so that neither a step
+that was trained anew nor a probe that changed is ever mistaken for what was scored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deepen.formats.checkpoints import CheckpointInfo, is_of_weights, read_checkpoint
+from deepen.formats.manifest import fingerprint
+from deepen.formats.records import read_records
+from deepen.formats.scores import SCORES, CheckpointScores
+from deepen.settings import Settings
+
+WATCH = "watch"
+"""Directory inside a run."""
+
+
+class WatchedTable(Settings):
+    """What one probe measured of a checkpoint."""
+
+    mark: str
+    """Identity of the probe: settings, files, tokenizer, held-out documents and base."""
+    hash: str
+    """Of the table's file."""
+
+
+class WatchedScores(CheckpointScores):
+    """The scores of a checkpoint, with what they are the scores of."""
+
+    checkpoint: str
+    """Identity of the checkpoint, as ``identity_of`` gives it."""
+    tables: dict[str, WatchedTable]
+    """By probe; not those that failed."""
+
+    @property
+    def plain(self) -> CheckpointScores:
+        """The scores alone."""
+        return CheckpointScores(step=self.step, tokens=self.tokens, scores=self.scores, failed=self.failed)
+
+
+def identity_of(info: CheckpointInfo) -> str:
+    """Identity of a checkpoint: the training that made it and the hashes of its weights; raises ``DamageError``.
+
+    Dropping the optimizer's state or marking a checkpoint changes nothing about it.
+    """
+    manifest = read_checkpoint(info)
+    weights = {entry.path: entry.hash for entry in manifest.files if is_of_weights(entry.path)}
+    return fingerprint("checkpoint", 1, {"step": manifest.step, "by": manifest.fingerprint}, weights)
+
+
+def read_watched(directory: Path) -> dict[tuple[int, str], WatchedScores]:
+    """The records of a ``watch`` directory by step and identity of the checkpoint; the first of equal ones counts."""
+    found: dict[tuple[int, str], WatchedScores] = {}
+    for record in read_records(directory / SCORES):
+        scores = WatchedScores.model_validate(record, strict=False)
+        found.setdefault((scores.step, scores.checkpoint), scores)
+    return found
