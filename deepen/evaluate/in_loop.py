@@ -1,7 +1,8 @@
 """Scores during training: a subset of every probe, chosen once and written down, the same until the run ends.
 
 With an overhead budget the subsets are sized at the first measurement: a small part is timed, and the rest is made as
-large as the budget allows. That depends on the machine, so it happens once; a resumed run reads the file.
+large as the budget allows, this sizing and the encoding included. That depends on the machine, so it happens once; a
+resumed run reads the file.
 """
 
 from __future__ import annotations
@@ -54,6 +55,21 @@ class Pace:
     """Steps between measurements; None when only a time was given."""
     seconds: float | None = None
     """Seconds between measurements, if a time was given."""
+    total_steps: int | None = None
+    """Steps of the whole run; None: not known, and what is paid once is spread over one measurement."""
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Seconds that a whole subset would take."""
+
+    once: float = 0.0
+    """To read and encode it."""
+    each: float = 0.0
+    """To score and compare it, at every measurement."""
+
+    def __add__(self, other: _Cost) -> _Cost:
+        return _Cost(self.once + other.once, self.each + other.each)
 
 
 class InLoop:
@@ -127,24 +143,42 @@ class InLoop:
         }
         sizing: dict[str, Any] = {}
         if self._config.overhead is not None:
-            allowed = self._config.overhead * self._seconds_between(step, training_seconds)
-            expected = sum(self._expected_seconds(probe, chosen[probe.label], model) for probe in self._measured())
-            share = min(1.0, allowed / expected) if expected > 0 else 1.0
+            sizing = self._sized(chosen, model, self._config.overhead, self._pace_so_far(step, training_seconds))
+            share = sizing["share"]
             chosen = {label: {name: _first(ids, share) for name, ids in by.items()} for label, by in chosen.items()}
-            sizing = {"allowed_seconds": allowed, "expected_seconds": expected, "share": share}
-            say(f"measuring may take {allowed:.1f} s each time: subsets have {share:.0%} of their size")
+            _say_sizing(sizing, chosen)
         if self._out is not None:
             self._out.mkdir(parents=True, exist_ok=True)
             write_json(self._out / SUBSETS, {"step": step, "sizing": sizing, "ids": chosen})
         return chosen
 
-    def _seconds_between(self, step: int, training_seconds: float) -> float:
-        """Training seconds from one measurement to the next, from the speed of the steps so far."""
-        if self._pace.steps is None:
-            return self._pace.seconds or training_seconds
+    def _sized(
+        self, chosen: Mapping[str, Mapping[str, list[str]]], model: LossModel, overhead: float, pace: tuple[float, int]
+    ) -> dict[str, Any]:
+        """The share of the chosen subsets that all measurements together can afford, and what it follows from."""
+        between, measurements = pace
+        started = time.perf_counter()
+        cost = sum((self._cost(probe, chosen[probe.label], model) for probe in self._measured()), _Cost())
+        spent = time.perf_counter() - started
+        affordable = measurements * overhead * between - spent
+        whole = cost.once + measurements * cost.each
+        return {
+            "allowed_seconds": overhead * between,
+            "measurements": measurements,
+            "sizing_seconds": spent,
+            "expected_seconds": cost.each,
+            "expected_once_seconds": cost.once,
+            "share": max(0.0, min(1.0, affordable / whole)) if whole > 0 else 1.0,
+        }
+
+    def _pace_so_far(self, step: int, training_seconds: float) -> tuple[float, int]:
+        """Training seconds from one measurement to the next by the speed of the steps so far, and how many come."""
         per_step = self._seconds_per_step() or training_seconds / max(1, step)
-        between = per_step * self._pace.steps
-        return min(between, self._pace.seconds) if self._pace.seconds else between
+        by_steps = None if self._pace.steps is None else per_step * self._pace.steps
+        between = min(filter(None, (by_steps, self._pace.seconds)), default=training_seconds)
+        if self._pace.total_steps is None or between <= 0:
+            return between, 1
+        return between, max(1, int(per_step * self._pace.total_steps / between + 1e-6))
 
     def _seconds_per_step(self) -> float | None:
         """Median over the steps in the run's metrics, so that the first ones, which compile, do not count."""
@@ -162,22 +196,27 @@ class InLoop:
         )
         return paces[len(paces) // 2] if paces else None
 
-    def _expected_seconds(self, probe: Probe, ids: Mapping[str, list[str]], model: LossModel) -> float:
-        """How long the whole subset would take, from a timed part of it; a failing probe is found later."""
+    def _cost(self, probe: Probe, ids: Mapping[str, list[str]], model: LossModel) -> _Cost:
+        """What the whole subset would take, from a timed part of it; a failing probe is found later."""
         part = frozenset(name for names in ids.values() for name in names[:_TIMED_ITEMS])
         whole = sum(map(len, ids.values()))
         if not part:
-            return 0.0
+            return _Cost()
 
-        def timed() -> float:
+        def timed() -> tuple[float, float]:
+            begun = time.perf_counter()
             measure = probe.prepare(replace(self._material, only=part))
+            prepared = time.perf_counter()
             measure(model, None)  # the first call pays for what later ones find ready
             started = time.perf_counter()
-            measure(model, None)
-            return time.perf_counter() - started
+            table = measure(model, None)
+            probe.compare(self._tables[probe.label], table, self._material, seed=self._seed, resamples=_RESAMPLES)
+            return prepared - begun, time.perf_counter() - started
 
         seconds = attempt(probe.label, probe.time_limit.value, timed)
-        return 0.0 if isinstance(seconds, Failure) else seconds * whole / len(part)
+        if isinstance(seconds, Failure):
+            return _Cost()
+        return _Cost(*(value * whole / len(part) for value in seconds))
 
     def _record(self, name: str, record: dict[str, Any]) -> None:
         if self._out is not None:
@@ -194,6 +233,15 @@ class InLoop:
 
 def _first(ids: list[str], share: float) -> list[str]:
     return ids[: max(min(_LEAST_ITEMS, len(ids)), int(len(ids) * share))]
+
+
+def _say_sizing(sizing: Mapping[str, Any], chosen: Mapping[str, Mapping[str, list[str]]]) -> None:
+    """Tell what the subsets became, and when even the least that is measured goes beyond the budget."""
+    allowed, share = sizing["allowed_seconds"], sizing["share"]
+    say(f"measuring may take {allowed:.2g} s each time: subsets have {share:.0%} of their size")
+    at_least = max((len(ids) for by in chosen.values() for ids in by.values()), default=0) <= _LEAST_ITEMS
+    if share < 1 and at_least:
+        say(f"no less than {_LEAST_ITEMS} of each source or task are measured: `evaluate.overhead` may be exceeded")
 
 
 def in_loop_counts(train: Path, config: EvaluateConfig) -> dict[str, Any] | None:
