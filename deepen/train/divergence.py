@@ -29,8 +29,8 @@ class Divergence(Settings):
     """Steps over which the loss of each source is averaged (exponentially, by tokens). Our choice: the noise of a batch
     shrinks tenfold, and a rise is seen within about as many steps."""
     rise: float = Field(default=0.2, gt=0)
-    """Nats above its lowest point that the smoothed loss must stay. Our choice, untried on long runs: above the noise of
-    the tiny runs that we watched, well below what a run that diverges shows."""
+    """Nats above its lowest point that the smoothed loss must stay. Our choice, untried on long runs: above the noise
+    of the tiny runs that we watched, well below what a run that diverges shows."""
     deviations: float = Field(default=6.0, ge=0)
     """Standard errors of the smoothed loss that the rise must exceed, too. Our choice, after skip-step's 6."""
     steps: int = Field(default=100, ge=1)
