@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from deepen.errors import TrainingError
 from deepen.parallel.config import Compute, Launch, Mesh
@@ -70,8 +71,8 @@ def launch(command: Sequence[str], num_local: int, settings: Launch, folder: Pat
         except SignalException:
             raise _explained(folder, "stopped before the first step; nothing is lost", exit_code=3) from None
         except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            text = f"rank {rank} on {socket.gethostname()} ended by {_ended(failure.exitcode)}"
+            rank, exit_code = _first_to_die(error)
+            text = f"rank {rank} on {socket.gethostname()} ended by {_ended(exit_code)}"
             raise _explained(folder, f"{text}; restarts: {settings.max_restarts}", 1) from None
     stopped = final_outcome(folder)
     if stopped is not None:
@@ -98,6 +99,14 @@ def _explained(folder: Path, otherwise: str, exit_code: int) -> Exception:
     error = TrainingError(otherwise, hint="run the same command again: it goes on from the last checkpoint")
     error.exit_code = exit_code
     return error
+
+
+def _first_to_die(error: Any) -> tuple[int, int]:
+    """Rank and exit code of the process that began it: one that was killed, before those that then lost touch."""
+    codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+    killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
+    rank = killed[0] if killed else error.get_first_failure()[0]
+    return rank, codes[rank]
 
 
 def _ended(exit_code: int) -> str:
