@@ -1,16 +1,18 @@
 """False alarms and detection of the comparison of two models, on two real runs that differ in the seed alone.
 
-Two runs of one recipe train a really trained tiny base with other seeds (`deepen run`); their documents' likelihoods
-and their answers to HellaSwag are the material. A trial swaps the two models on each item with probability 1/2: then
-no model is better, whatever the items are like. Over the trials
+Two runs of one recipe pretrain a tiny model from other random weights in another order (`deepen run`); their documents'
+likelihoods and their answers to HellaSwag are the material: from scratch, so that they differ on many items (two runs
+that continue one base answer nearly all of them alike, and a trial then has too few swaps). A trial swaps the two
+models on each item with probability 1/2: then no model is better, whatever the items are like. Over the trials
 
 - the share of changes that an interval calls sure must lie in the 99 % binomial band around 5 %, per task;
 - so must the share of trials in which Holm calls any of all tasks' changes one (or below it: Holm may be careful);
 - a drop of the trial's minimum detectable size, planted into it, must be found in 80 % (or in the 99 % band below).
 
-For outcomes of 0 and 1 the drop is planted by swapping unevenly where the models differ, so that they differ on as many
-items as before. Needs DEEPEN_TEST_DATA. `python benchmarks/false_alarms.py [--trials 200]`: each bar prints PASS or
-FAIL, and the exit code says whether all passed.
+For outcomes of 0 and 1 the drop is planted by swapping unevenly where the models differ, so that they differ on as
+many items as before. At last, without a bar: false alarms where the models differ on few items only, since an interval
+cannot have every level there. Needs DEEPEN_TEST_DATA. `python benchmarks/false_alarms.py [--trials 200]`: each bar
+prints PASS or FAIL, and the exit code says whether all passed.
 """
 
 from __future__ import annotations
@@ -37,9 +39,14 @@ from deepen.evaluate.statistics import ALPHA, Change, Pairs, clustered, holm, pa
 
 Array = npt.NDArray[np.float64]
 POWER = 0.80
+LEAST_DISCORDANT = 100
+"""Items on which the models must differ for a trial of outcomes to have the level that is nominal."""
 _SETTINGS = {
-    "train.tokens": 61_440, "train.batch_tokens": 2048, "mix.domain_share": 0.7, "evaluate.every": "100%",
-    "curate.held_out": {"share": 0.1, "at_least": 100, "cap": 30_000},
+    "base": {"init": "random", "hidden_size": 128, "layers": 2, "heads": 4, "intermediate_size": 384,
+             "max_length": 512},
+    "tokenize.vocabulary": {"train": 2048}, "train.learning_rate": 3e-3,
+    "train.tokens": 819_200, "train.batch_tokens": 2048, "mix.domain_share": 0.7, "evaluate.every": "100%",
+    "curate.held_out": {"share": 0.15, "at_least": 100, "cap": 120_000},
     "evaluate.probes": [{"use": "held_out", "context": 256, "in_loop_tokens": 2_000}],
 }  # fmt: skip
 passed: list[bool] = []
@@ -175,12 +182,25 @@ def trials_of(tasks: list[Task], trials: int, resamples: int) -> None:
     judge(f"any of the {len(tasks)} tasks after Holm: {families} of {trials} trials", families <= high)
 
 
+def few_discordant(*, trials: int = 1_000, resamples: int = 1_000, items: int = 500) -> None:
+    """Print how often an interval is sure by chance when the models differ on few of ``items``, half of them right."""
+    print(f"\nfalse alarms by the number of items that the models differ on, of {items}; {trials} trials")
+    for count in (3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100):
+        alarms = 0
+        for trial in range(trials):
+            to_base = np.random.default_rng([count, trial]).random(count) < 0.5
+            both = (np.arange(items - count) < items // 2).astype(np.float64)
+            pairs = clustered(np.concatenate([to_base, both]), np.concatenate([~to_base, both]))
+            alarms += is_sure(paired(pairs, seed=(count, trial), resamples=resamples))
+        print(f"  {count:>4}: {alarms / trials:.1%}", flush=True)
+
+
 def main() -> None:
     """Train the two runs (once), then run the trials."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--trials", type=int, default=200)
     options.add_argument("--resamples", type=int, default=2_000)
-    options.add_argument("--items", type=int, default=1_000, help="HellaSwag questions")
+    options.add_argument("--items", type=int, default=2_000, help="HellaSwag questions")
     options.add_argument("--documents", type=int, default=2_000, help="of domain and of replay")
     options.add_argument("--runs", type=Path, default=Path("runs/false-alarms"), help="where runs and texts are kept")
     given = options.parse_args()
@@ -194,7 +214,11 @@ def main() -> None:
         differ = float((task.first != task.second).mean())
         print(f"{task.name}: {len(task.first)} items, the runs differ on {differ:.1%}, sums {task.first.sum():.6g} "
               f"and {task.second.sum():.6g}")  # fmt: skip
+        if task.is_outcome:
+            discordant = int((task.first != task.second).sum())
+            judge(f"{task.name}: the runs differ on {discordant} items", discordant >= LEAST_DISCORDANT)
     trials_of(tasks, given.trials, given.resamples)
+    few_discordant()
     print(f"\n{sum(passed)} of {len(passed)} bars met")
     sys.exit(0 if all(passed) else 1)
 

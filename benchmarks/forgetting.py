@@ -18,14 +18,12 @@ import sys
 sys.path.append(sys.path.pop(0))  # the standard library first: this folder has a `tokenize.py` too
 
 import argparse
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+from pictures import write_picture
 from tiny_runs import Texts, recipe, run, write_texts
 
 from deepen.formats.records import read_records
@@ -123,18 +121,7 @@ def picture(courses: dict[int, tuple[Course, Course, float]], target: Path) -> N
         yaxis={"title": "bits per byte of kept text, against the base", "tickformat": "+.0%"},
         title="Forgetting of a tiny base trained on medical text (dashed: budgets)", legend={"font": {"size": 11}},
     )  # fmt: skip
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "page.html"
-        figure.write_html(page, include_plotlyjs=True, config={"displayModeBar": False})
-        if browser is None:
-            shutil.copy(page, target.with_suffix(".html"))
-            print(f"no Chromium on the path: {target.with_suffix('.html')} has the picture")
-            return
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=8000"]
-        command = [browser, *options, "--window-size=1020,540", f"--screenshot={target.resolve()}", page.as_uri()]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-    print(f"picture: {target}")
+    write_picture(figure, target)
 
 
 def main() -> None:
