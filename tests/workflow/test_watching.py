@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,16 +182,29 @@ def test_only_a_run_can_be_watched(tmp_path: Path) -> None:
     assert "is no run directory" in str(watch(tmp_path).exception)
 
 
-Start = Callable[..., subprocess.Popen[str]]
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture
+def no_leftovers() -> Iterator[None]:
+    """Whatever the test starts has ended after it."""
+    yield
+    for process in _started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    _started.clear()
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """A command of deepen in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "deepen.cli", *arguments, "--offline"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+    _started.append(process)
+    return process
 
 
 def train(folder: Path) -> subprocess.Popen[str]:
@@ -220,11 +233,13 @@ def told(out: Path) -> list[Any]:
 @pytest.fixture
 def with_lag(tiny: Path) -> Path:
     """The tiny recipe scored by another process; returns its folder."""
-    tiny.write_text(tiny.read_text().replace("evaluate: {every: 50%}\n", LAG))
+    text = tiny.read_text().replace("evaluate: {every: 50%}\n", LAG)
+    tiny.write_text(text.replace("learning_rate: 1e-2", "learning_rate: 1e-1"))  # so that it forgets
     return tiny.parent
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_leftovers")
 def test_two_processes_decide_the_same_however_fast_and_whoever_is_killed(with_lag: Path, tmp_path: Path) -> None:
     run, saved = with_lag / "runs" / "tiny", tmp_path / "expected"
     training = train(with_lag)
