@@ -44,7 +44,13 @@ def room_needed(run: Run, save: Save) -> Room:
         lasting |= _multiples(calendar.evaluate_every, total)
     best = 3 if evaluates and not calendar.evaluated_stay else 0
     milestones = len(lasting) * (weights if save.milestones_weights_only else one) + best * one
-    return Room(one, (save.keep + 1) * one, milestones)
+    return Room(one, (save.keep + 1 + _num_waiting(run)) * one, milestones)
+
+
+def _num_waiting(run: Run) -> int:
+    """Checkpoints that wait at once for the scores of another process, besides those that stay for good."""
+    lag, every = run.watch.lag, run.calendar.evaluate_every
+    return 0 if lag is None or every is None or run.calendar.evaluated_stay else lag.steps // every + 1
 
 
 def _multiples(every: int | None, end: int) -> set[int]:

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from deepen.evaluate.config import EvaluateConfig, HeldOut, problems
 from deepen.plug import identity
+from deepen.recipe.models import Recipe
+from deepen.workflow.stages import evaluation_identity
 
 
 def read(**values: object) -> EvaluateConfig:
@@ -52,3 +54,32 @@ def test_settings_and_stage_are_read_without_torch(room: str) -> None:
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ({"lag": "10 steps"}, []),
+        ({"lag": "2%"}, []),
+        ({"lag": "30min"}, ["evaluate.lag"]),
+        ({"lag": "0.1%"}, ["evaluate.lag"]),
+        ({"lag": "100 steps"}, ["evaluate.lag"]),
+        ({"lag": "10 steps", "every": "10min"}, ["evaluate.every"]),
+        ({"lag": "10 steps", "overhead": "3%"}, ["evaluate.overhead"]),
+        ({"wait": "10 steps"}, ["evaluate.wait"]),
+    ],
+)
+def test_a_lag_that_cannot_work_is_a_problem(values: dict[str, object], places: list[str]) -> None:
+    found = problems(read(**values), total_steps=100, tokens_per_step=1000)
+    assert [problem.path for problem in found] == places
+
+
+def test_how_long_to_wait_is_no_part_of_what_a_run_is() -> None:
+    recipe = Recipe.model_validate({"name": "tiny", "base": "base", "ingest": {"sources": [SOURCE]}, "train": TRAIN})
+    waiting = recipe.model_copy(update={"evaluate": read(wait="9h")})
+    lagging = recipe.model_copy(update={"evaluate": read(lag="9 steps")})
+    assert evaluation_identity(waiting) == evaluation_identity(recipe) != evaluation_identity(lagging)
+
+
+SOURCE = {"name": "code", "role": "domain", "path": "code.jsonl"}
+TRAIN = {"tokens": "1M tokens", "batch_tokens": "1k tokens"}

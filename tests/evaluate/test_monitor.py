@@ -123,6 +123,17 @@ def test_it_waits_while_the_loss_is_on_its_way_back() -> None:
     assert [one.step for one in followed(history([0.09, 0.089, 0.088, 0.087]), settings())] == [10, 30]
 
 
+def test_scores_of_another_process_are_acted_on_when_they_are_known_and_not_after_a_later_decision() -> None:
+    late = [one.model_copy(update={"known_at": one.step + 15}) for one in history([0.02, 0.05, 0.05, 0.05, 0.05, 0.05])]
+    made: list[Decision] = []
+    for place, one in enumerate(late):
+        new = decide(late[: place + 1], made, settings(), PLAN)
+        assert all(decision.step == one.known for decision in new)
+        made += new
+    # Step 20 is known at 35. Steps 30 and the like were trained before that was acted on; 40 and 50 are after it.
+    assert [one.step for one in made] == [35, 65]
+
+
 def test_at_first_only_the_hard_floor_acts() -> None:
     early = settings(grace=0.2)  # 40 of 200 steps
     assert followed(history([0.06, 0.08, 0.08]), early) == []

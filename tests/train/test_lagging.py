@@ -18,9 +18,12 @@ from deepen.formats.records import append_record, read_records
 from deepen.formats.roles import candidates
 from deepen.formats.scores import SCORES, CheckpointScores, Score
 from deepen.formats.watched import WatchedScores, identity_of
+from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
 from deepen.train import actions, deciding, lagging
 from deepen.train.interrupt import StoppedError, StopRequest
+from deepen.train.room import room_needed
+from deepen.train.setup import prepare_run
 from deepen.train.watch import Lag, Watch
 from tests.train.conftest import CrashError, read_metrics, read_tensors
 
@@ -226,3 +229,14 @@ def test_a_checkpoint_that_cannot_be_scored_is_not_waited_for(
     assert "step 4 has no scores" in capsys.readouterr().err
     made = [(d.step, d.action, d.details["to"]) for d in read_decisions(out / "decisions.jsonl") if d.cannot is None]
     assert made[1] == (9, "rewind", 2)  # the last good one that is left
+
+
+def test_room_is_kept_for_what_waits_for_its_scores(
+    job: Callable[..., Any], base: Any, settings: Configure, tmp_path: Path
+) -> None:
+    config = settings(STEPS, **SETTINGS)
+    rooms = []
+    for how in (watch(tmp_path / "train"), Watch()):
+        run = prepare_run(config, job(), base, Compute(device="cpu", threads=1), how)
+        rooms.append(room_needed(run, config.save))
+    assert rooms[0].at_once == rooms[1].at_once + 2 * rooms[0].checkpoint  # every 2 steps, 3 steps later

@@ -273,3 +273,22 @@ def test_two_processes_decide_the_same_however_fast_and_whoever_is_killed(with_l
     ended(training)
     ended(watcher)
     assert told(run / "train") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_leftovers")
+def test_several_processes_take_the_same_scores_at_the_same_step(with_lag: Path) -> None:
+    (with_lag / "machine.yaml").write_text(
+        "workers: 1\ncompute: {threads: 1, device: cpu}\nlaunch: {processes_per_node: 2, max_restarts: 0}\n"
+    )
+    out = with_lag / "runs" / "tiny" / "train"
+    training = start(with_lag, "train", "recipe.yaml", "--machine", "machine.yaml")
+    until(lambda: len(list_checkpoints(out / "checkpoints")) > 3, training)  # all of them wait at step 5
+    watcher = start(with_lag, "evaluate", "runs/tiny", "--watch")
+    assert "step 5: waiting for the scores of step 2" in ended(training)
+    ended(watcher)
+    known = [(record["step"], record["known_at"]) for record in read_records(out / "scores.jsonl")]
+    assert known == [(2, 5), (4, 7), (6, 9)]
+    made = [(one.step, one.action) for one in read_decisions(out / "decisions.jsonl") if one.by == "forgetting"]
+    assert made[0] == (5, "lower_learning_rate")
+    assert (out / "checkpoints" / "step-000002" / "layout.json").is_file()
