@@ -68,7 +68,7 @@ class Circumstances:
     changeable_order: bool
     """Whether the order of training can be changed while it goes on."""
     penalties: frozenset[str] = frozenset()
-    """The retention penalties that training has: ``ewc``, ``kl``."""
+    """The retention penalties that training has: ``l2_sp``, ``ewc``, ``kl``."""
 
 
 class Action(Plug):
@@ -161,6 +161,12 @@ class _Strengthen(Action):
         return None if self.use in circumstances.penalties else f"training has no penalty `{self.use}`"
 
 
+class StrengthenL2Sp(_Strengthen):
+    """A stronger pull of all weights towards their old values."""
+
+    use: Literal["l2_sp"] = "l2_sp"
+
+
 class StrengthenEwc(_Strengthen):
     """A stronger pull of weights that matter to the base towards their old values."""
 
@@ -206,6 +212,7 @@ class Stop(Action):
 ACTIONS: dict[str, type[Action]] = {
     "more_replay": MoreReplay,
     "lower_learning_rate": LowerLearningRate,
+    "l2_sp": StrengthenL2Sp,
     "ewc": StrengthenEwc,
     "kl": StrengthenKl,
     "rewind": Rewind,

@@ -43,7 +43,7 @@ class Decision(Settings):
     details: dict[str, Any] = {}
     """What the action needs: ``to`` (the factor of ``lower_learning_rate``; the step that ``rewind`` goes back to,
     filled in by the loop), ``by`` (points of token share that ``more_replay`` moves to replay, 0.1 for ten; negative
-    gives back), ``rows`` (of ``smaller_micro_batch``)."""
+    gives back; the factor of ``strengthen``, whose ``penalty`` says of what), ``rows`` (of ``smaller_micro_batch``)."""
     documents: Many[str] = ()
     """``SOURCE:DOCUMENT_ID`` of what was in the batches that are suspected."""
     parent_step: int = 0

@@ -8,10 +8,9 @@ product. Sums, exponentials and logarithms are in fp32 (fp64 for fp64 models).
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +26,15 @@ from deepen.model.loss_kernels import (
     add_product_,
     apply_rules,
     chunked_gradient,
+    chunks,
+    compute_dtype,
+    head_product,
 )
 
-__all__ = ["IGNORED", "LinearCrossEntropy", "LogitRules", "LossModel", "LossSettings", "check_loss", "logit_rules"]
+if TYPE_CHECKING:
+    from deepen.model.closeness import Closeness
 
-_CHUNK_TOKENS = {"cpu": 512, "cuda": 2048}
-"""Tokens whose logits exist at a time. Measured on a CPU: fewer are slower, more gain under 5 %."""
+__all__ = ["IGNORED", "LinearCrossEntropy", "LogitRules", "LossModel", "LossSettings", "check_loss", "logit_rules"]
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, labels_N: Tensor, settings: LossSettings
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and, at once, the gradients of ``hidden_ND``, ``weight_VD`` and ``bias_V``."""
-        compute_dtype = _compute_dtype(hidden_ND)
-        weight = weight_VD.to(compute_dtype)
-        accumulator = accumulation_dtype(compute_dtype)
+        dtype = compute_dtype(hidden_ND)
+        weight = weight_VD.to(dtype)
+        accumulator = accumulation_dtype(dtype)
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulator) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         total = hidden_ND.new_zeros((), dtype=accumulator)
         nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulator)
-        for rows in _chunks(len(labels_N), hidden_ND.device.type):
-            chunk = hidden_ND[rows].to(compute_dtype)
-            raw = _product(chunk, weight)
+        for rows in chunks(len(labels_N), hidden_ND.device.type):
+            chunk = hidden_ND[rows].to(dtype)
+            raw = head_product(chunk, weight)
             grad_logits, nll_N[rows], penalty = settings.gradient(raw, bias_V, labels_N[rows], settings.rules)
             total += nll_N[rows].sum() + penalty
             grad_hidden_ND[rows] = grad_logits @ weight
@@ -92,25 +94,6 @@ class LinearCrossEntropy(torch.autograd.Function):
         return (*scaled, None, None)
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The dtype of the head's matrix product: autocast's where that is on, else the hidden state's."""
-    device = hidden.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-
-
-def _chunks(num_tokens: int, device: str) -> list[slice]:
-    """Nearly equal chunks of at most ``_CHUNK_TOKENS``."""
-    num_chunks = max(1, math.ceil(num_tokens / _CHUNK_TOKENS.get(device, 2048)))
-    size = max(1, math.ceil(num_tokens / num_chunks))
-    return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
-
-
-def _product(chunk_CD: Tensor, weight_VD: Tensor) -> Tensor:
-    """The head's output without its bias, in the dtype that was chosen."""
-    with torch.autocast(chunk_CD.device.type, enabled=False):
-        return torch.nn.functional.linear(chunk_CD, weight_VD)
-
-
 class LossModel(nn.Module):
     """A Hugging Face causal language model as a loss: tokens, labels and positions in, likelihoods out.
 
@@ -126,12 +109,20 @@ class LossModel(nn.Module):
         """Attention is told where documents begin (``use_attention``); else it finds out from positions."""
         self._room_for_documents = 0
 
-    def forward(self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of negative log-likelihoods in nats (plus z-loss), differentiable; and nats per token, detached.
+    def forward(
+        self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor, near: Closeness | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of negative log-likelihoods in nats (plus z-loss and the penalty of ``near``), differentiable; and nats
+        per token, detached.
 
         A label belongs to its own position: ``labels_BT[b, t]`` is what should follow ``tokens_BT[b, :t + 1]``.
         """
-        return self.loss_of(self.hidden(tokens_BT, positions_BT), labels_BT)
+        hidden_BTD = self.hidden(tokens_BT, positions_BT)
+        total, nll_BT = self.loss_of(hidden_BTD, labels_BT)
+        if near is not None:
+            head = self.model.get_output_embeddings()
+            total = total + near.penalty(hidden_BTD.flatten(0, 1), head, self.loss.rules)
+        return total, nll_BT
 
     def loss_of(self, hidden_BTD: Tensor, labels_BT: Tensor) -> tuple[Tensor, Tensor]:
         """As ``forward``, from the last hidden states."""
@@ -151,11 +142,11 @@ class LossModel(nn.Module):
         hidden_ND = hidden_BTD.flatten(0, 1)
         labels_N = labels_BT.flatten()
         head = self.model.get_output_embeddings()
-        compute_dtype = _compute_dtype(hidden_ND)
-        weight = head.weight.to(compute_dtype)
-        nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulation_dtype(compute_dtype))
-        for rows in _chunks(len(labels_N), hidden_ND.device.type):
-            logits, _ = apply_rules(_product(hidden_ND[rows].to(compute_dtype), weight), head.bias, self.loss.rules)
+        dtype = compute_dtype(hidden_ND)
+        weight = head.weight.to(dtype)
+        nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulation_dtype(dtype))
+        for rows in chunks(len(labels_N), hidden_ND.device.type):
+            logits, _ = apply_rules(head_product(hidden_ND[rows].to(dtype), weight), head.bias, self.loss.rules)
             nll_N[rows] = nn.functional.cross_entropy(logits, labels_N[rows], reduction="none", ignore_index=IGNORED)
         return nll_N.view(labels_BT.shape)
 

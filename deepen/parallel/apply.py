@@ -18,6 +18,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 
+from deepen.model.closeness import Closeness
 from deepen.model.loss import IGNORED, LossModel
 from deepen.model.recompute import decoder_layers
 from deepen.parallel.context import SharedRows, attend_together, begin_rows
@@ -41,10 +42,16 @@ class SpreadModel(LossModel):
         self.overlap: Overlap | None = None
         """Adds up the gradients of whole copies; made at the first step, when all parameters are what they stay."""
 
-    def forward(self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``LossModel.forward`` on this process's rows; the loss is that of its part of them."""
-        rows, inputs = self._part(tokens_BT, labels_BT, positions_BT)
-        total, nll_BQ = super().forward(*inputs)
+    def forward(
+        self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor, near: Closeness | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``LossModel.forward`` on this process's rows; the loss is that of its part of them.
+
+        ``near`` speaks of whole rows, so it does not go with rows that are cut (``mesh.context``).
+        """
+        rows, (tokens_BQ, labels_BQ, positions_BQ) = self._part(tokens_BT, labels_BT, positions_BT)
+        assert near is None or rows is None, "refused before the start"
+        total, nll_BQ = super().forward(tokens_BQ, labels_BQ, positions_BQ, near)
         return total, self._whole(nll_BQ, rows, labels_BT.shape)
 
     @torch.no_grad()

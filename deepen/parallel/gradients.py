@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from deepen.parallel.process import Process
+from deepen.parallel.process import Process, ProcessMesh
 
 _BUCKET_BYTES = 64 * 2**20
 """Gradients that are added up in one go: large enough for the network's full speed, small beside a model."""
@@ -76,22 +76,48 @@ def clip_spread(
     for gradient in gradients:
         if not any(gradient is other for other in repeated):
             shards.setdefault(_cut_along(gradient), []).append(local(gradient))
-    square = torch.zeros((), dtype=torch.float64, device=process.device)
-    for groups in sorted(shards, key=len):
-        norms = torch.stack(torch._foreach_norm(shards[groups], 2.0, dtype=_wide(shards[groups][0])))
-        part = norms.double().square().sum().to(process.device)
-        for group in groups:
-            dist.all_reduce(part, group=group)
-        square += part
-    if process.mesh.sizes.pipeline > 1:
-        dist.all_reduce(square, group=process.mesh.devices.get_group("pipeline"))
-    dist.broadcast(square, src=0)  # the same bits everywhere, since decisions hang on them
+    squares = {
+        groups: torch.stack(torch._foreach_norm(members, 2.0, dtype=_wide(members[0]))).double().square().sum()
+        for groups, members in shards.items()
+    }
+    square = _over_shards(squares, torch.zeros((), dtype=torch.float64, device=process.device), process.mesh)
     norm = math.sqrt(float(square)) if square.isfinite() else float(square)
     if norm > largest_norm:
         for members in (*shards.values(), [local(gradient) for gradient in repeated]):
             if members:
                 torch._foreach_mul_(members, largest_norm / (norm + 1e-6))
     return norm
+
+
+@torch.no_grad()
+def add_over_shards(parts: Sequence[tuple[Tensor, Tensor]], process: Process) -> Tensor:
+    """The sum of what each process found in its shard of some tensors: (tensor, found), all found alike in shape.
+
+    As with the norm of gradients, what is repeated counts once; the sum has the same bits on every process.
+    """
+    first = parts[0][1]
+    if process.mesh is None:
+        return torch.stack([found for _, found in parts]).sum(0)
+    sums: dict[tuple[dist.ProcessGroup, ...], Tensor] = {}
+    for tensor, found in parts:
+        groups = _cut_along(tensor)
+        sums[groups] = sums[groups] + found if groups in sums else found
+    zeros = torch.zeros(first.shape, dtype=first.dtype, device=process.device)
+    return _over_shards(sums, zeros, process.mesh)
+
+
+def _over_shards(sums: dict[tuple[dist.ProcessGroup, ...], Tensor], zeros: Tensor, mesh: ProcessMesh) -> Tensor:
+    """Sums of shards, by the groups that these make wholes over, added up over those and over stages."""
+    total = zeros
+    for groups in sorted(sums, key=len):
+        part = sums[groups].to(zeros.device)
+        for group in groups:
+            dist.all_reduce(part, group=group)
+        total += part
+    if mesh.sizes.pipeline > 1:
+        dist.all_reduce(total, group=mesh.devices.get_group("pipeline"))
+    dist.broadcast(total, src=0)  # the same bits everywhere, since decisions hang on them
+    return total
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -174,6 +174,8 @@ def _memory(work: Trained, recipe: Recipe) -> list[Line]:
     state = work.state_bytes
     row = work.shape.activation_bytes(recipe.mix.longest)
     frozen = ", 4 a frozen one" if work.how else ""
+    near, words = _retention_bytes(work, recipe)
+    retention = [Line("memory for retention", near, f"{near / 1e9:.2f} GB", words)] if near else []
     return [
         Line(
             "memory for state",
@@ -187,7 +189,20 @@ def _memory(work: Trained, recipe: Recipe) -> list[Line]:
             f"{row / 1e9:.3f} GB",
             f"activations of one row of {recipe.mix.longest} tokens, fp32",
         ),
+        *retention,
     ]
+
+
+def _retention_bytes(work: Trained, recipe: Recipe) -> tuple[int, str]:
+    """What `train.retention` keeps beside the model, and how that is worked out; fp32 as all of the plan's memory."""
+    penalties, found = recipe.train.retention, []
+    if penalties.anchors:
+        found.append((4 * work.trained, "where trained weights began"))
+    if penalties.ewc is not None:
+        found.append((4 * work.trained, "their importance"))
+    if penalties.kl is not None:
+        found.append((4 * work.shape.num_parameters, "a second copy of the base"))
+    return sum(size for size, _ in found), ", ".join(f"4 bytes a parameter for {what}" for _, what in found)
 
 
 def _disk(work: Trained, recipe: Recipe) -> list[Line]:

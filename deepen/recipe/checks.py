@@ -29,6 +29,7 @@ from deepen.recipe.models import Recipe
 from deepen.tokenize import config as tokenize_config
 from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig, TrainVocabulary
 from deepen.train import config as train_config
+from deepen.train import retention
 from deepen.train.config import TrainConfig
 from deepen.train.methods import Full
 
@@ -100,7 +101,7 @@ def _valid(kind: Any, value: Any) -> Any:
 def check(sections: Sections, text: YamlText) -> list[Problem]:
     """Everything that is wrong between settings that are each valid, and with inputs; places come from ``text``."""
     found = [*_check_sources(sections), *_check_mixture(sections), *_check_base(sections)]
-    found += _check_forgetting(sections)
+    found += [*_check_forgetting(sections), *_check_retention(sections)]
     if sections.curate is not None:
         known = [source.name for source in sections.sources if source is not None]
         all_known = sections.sources and None not in sections.sources
@@ -209,6 +210,27 @@ def _check_method(
     yield from train_config.method_problems(train, random_base=isinstance(base, RandomInit), grows=grows)
 
 
+def _check_retention(sections: Sections) -> Iterator[Problem]:
+    train, tokenize = sections.train, sections.tokenize
+    if train is None or not train.retention.strengths:
+        return
+    around = retention.Surroundings(
+        adapters=not isinstance(train.method, Full),
+        random_base=isinstance(sections.base, RandomInit),
+        grows=tokenize is not None and isinstance(tokenize.vocabulary, ExtendVocabulary),
+        has_replay=_has_replay(sections),
+    )
+    yield from retention.problems(train.retention, around)
+
+
+def _has_replay(sections: Sections) -> bool | None:
+    """Whether there is text of the base's own kind; None where that cannot be told."""
+    if sections.mix is None or not sections.sources or None in sections.sources:
+        return None
+    roles = {source.role for source in sections.sources if source is not None}
+    return "replay" in roles | {rows.role for rows in sections.mix.fixed_rows}
+
+
 def _check_adapter(train: TrainConfig) -> Iterator[Problem]:
     if isinstance(train.method, Full):
         yield Problem("export.adapter", "there are no adapters: all weights are trained", "leave it out", "true")
@@ -268,5 +290,6 @@ def _check_forgetting(sections: Sections) -> Iterator[Problem]:
         has_replay="replay" in roles,
         domain_share=mix_config.smallest_domain_share(mix, has_replay="replay" in roles),
         changeable_order=not mix.is_megatron,
+        penalties=frozenset(sections.train.retention.strengths if sections.train is not None else ()),
     )
     yield from forgetting.problems(evaluate.forgetting, circumstances, measures_kept=measures_kept)

@@ -68,8 +68,8 @@ def obstacle(run: Run, decision: Decision) -> str | None:
     """Why a decision cannot be carried out here, as far as that shows before it is tried."""
     is_end = run.progress.step >= run.shape.total_steps
     match decision.action:
-        case "strengthen":
-            return "no regularizer is configured"
+        case "strengthen" if not has_penalty(run, str(decision.details.get("penalty"))):
+            return f"training has no penalty `{decision.details.get('penalty')}`"
         case "lower_learning_rate":
             rate = run.progress.rate_factor * (0 if is_end else run.schedule.multiplier(run.progress.step, run.shape))
             if rate <= _LOWEST_RATE:
@@ -93,6 +93,26 @@ def carry_out(run: Run, decision: Decision) -> Run:
 def _lower(run: Run, decision: Decision) -> Run:
     run.progress.rate_factor *= float(decision.details["to"])
     return run
+
+
+def has_penalty(run: Run, name: str) -> bool:
+    """Whether the run has a penalty of this name on leaving the base."""
+    return run.trainee.penalties is not None and name in run.trainee.penalties.settings
+
+
+def _strengthen(run: Run, decision: Decision) -> Run:
+    factors, name = run.progress.penalty_factors, str(decision.details["penalty"])
+    factors[name] = factors.get(name, 1.0) * float(decision.details["by"])
+    return in_force(run)
+
+
+def in_force(run: Run) -> Run:
+    """The run with its penalties as strong as ``progress`` says."""
+    trainee = run.trainee
+    if trainee.penalties is None:
+        return run
+    penalties = trainee.penalties.with_factors(run.progress.penalty_factors)
+    return replace(run, trainee=replace(trainee, penalties=penalties))
 
 
 def _more_replay(run: Run, decision: Decision) -> Run:
@@ -127,7 +147,8 @@ def _rewind(run: Run, decision: Decision) -> Run:
     progress.recent = RecentSteps.from_json(progress.recent.window, state["recent"])
     progress.trend = LossTrend.from_json(state.get("trend"))
     progress.rate_factor = state.get("rate_factor", 1.0)
-    return pass_over(run, decision)
+    progress.penalty_factors = state.get("penalty_factors", {})
+    return pass_over(in_force(run), decision)
 
 
 def pass_over(run: Run, rewind: Decision) -> Run:
@@ -156,15 +177,17 @@ def _nothing(run: Run, _decision: Decision) -> Run:
 _ACTIONS: dict[str, Callable[[Run, Decision], Run]] = {
     "lower_learning_rate": _lower,
     "more_replay": _more_replay,
+    "strengthen": _strengthen,
     "rewind": _rewind,
     "stop": _nothing,  # the loop asks the ledger whether the run has ended
     "smaller_micro_batch": _nothing,  # done where memory ran out
     "skip_batch": _nothing,
 }
-_LASTING = {"lower_learning_rate", "more_replay"}
+_LASTING = {"lower_learning_rate", "more_replay", "strengthen"}
 _SAYS = {
     "lower_learning_rate": "a lower learning rate from here on",
     "more_replay": "another share of replay from here on",
+    "strengthen": "a stronger penalty on leaving the base from here on",
     "rewind": "back to an earlier checkpoint, passing over what came after it",
     "stop": "the run ends here",
     "smaller_micro_batch": "smaller micro-batches from here on",

@@ -15,6 +15,7 @@ from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSett
 from deepen.train.divergence import Divergence
 from deepen.train.learning_rate import BaseRates, PeakRate, RateSetting, resolve_peak
 from deepen.train.methods import METHODS, Full, Method, Plans
+from deepen.train.retention import Retention
 from deepen.train.schedules import SCHEDULES, Cosine, Multiple, Schedule
 from deepen.train.spikes import SkipSpikes
 
@@ -94,6 +95,9 @@ class TrainConfig(Settings):
     fp32 whose products a GPU may round to TensorFloat-32, on a CPU the same as fp32. ``auto``: bf16 where the
     GPU or the CPU (AVX512_BF16, AMX) computes in it, else fp32; decided when the run starts and written down, since it
     changes results."""
+    retention: Retention = Retention()
+    """Penalties on leaving the base: ``l2_sp``, ``ewc`` (weights), ``kl`` (predictions on replay). Our choice: none,
+    since replay alone is the better studied answer."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay of matrices; none on embeddings, norms and biases (OLMo 2, arXiv 2501.00656)."""
     betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)

@@ -11,7 +11,8 @@ from deepen.train.config import TrainConfig
 
 def problems(config: TrainConfig, mesh: Mesh) -> list[Problem]:
     """Everything in the training settings that this mesh cannot do; paths are complete."""
-    return [*_sharing_matrices(config, mesh), *_sharing_rows(config, mesh), *_sharing_layers(config, mesh)]
+    found = [*_sharing_matrices(config, mesh), *_sharing_rows(config, mesh), *_sharing_layers(config, mesh)]
+    return [*found, *_near_the_base(config, mesh)]
 
 
 def _sharing_matrices(config: TrainConfig, mesh: Mesh) -> Iterator[Problem]:
@@ -44,6 +45,18 @@ def _sharing_layers(config: TrainConfig, mesh: Mesh) -> Iterator[Problem]:
             "train.method", "adapters are not cut with the layers of `mesh.pipeline`", "use `mesh.shard`",
             config.method.use,
         )  # fmt: skip
+
+
+def _near_the_base(config: TrainConfig, mesh: Mesh) -> Iterator[Problem]:
+    kl, ewc = config.retention.kl, config.retention.ewc
+    for name in ("context", "pipeline"):
+        if kl is not None and getattr(mesh, name) > 1:
+            message = f"predictions are compared with the base's row by row, and `mesh.{name}` cuts rows or layers"
+            yield Problem("train.retention.kl", message, "use `mesh.shard` or `mesh.tensor`", f"{kl.strength:g}")
+    if ewc is not None and mesh.pipeline > 1:
+        message = "importance is measured and stored for all layers together, and no process of `mesh.pipeline` has all"
+        remedy = "use `mesh.shard` or `mesh.tensor`, or `train.retention.l2_sp`"
+        yield Problem("train.retention.ewc", message, remedy, f"{ewc.strength:g}")
 
 
 _TABLES = ("no process of `mesh.pipeline` has both tables of the vocabulary", "use `mesh.shard`")

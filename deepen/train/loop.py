@@ -75,6 +75,8 @@ class Progress:
     trend: LossTrend = field(default_factory=LossTrend)
     rate_factor: float = 1.0
     """What decisions have multiplied the schedule's learning rate by, for good."""
+    penalty_factors: dict[str, float] = field(default_factory=dict)
+    """And the strengths of penalties on leaving the base."""
     judged_step: int = 0
     """Where another process scores: the last step whose scores were taken, or given up."""
     saved_step: int = 0
@@ -327,6 +329,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "skipped_steps": progress.skipped_steps, "skips_in_a_row": progress.skips_in_a_row,
         "last_loss": progress.last_loss, "recent": progress.recent.to_json(),
         "trend": progress.trend.to_json(), "rate_factor": progress.rate_factor,
+        "penalty_factors": dict(progress.penalty_factors),
         "sources": counts_to_json(run.names, progress.counts), "order": list(run.order_changes),
         "fingerprint": run.fingerprint, **adapters_record(run.trainee.model.model),
         **({} if run.watch.lag is None else {"judged_step": progress.judged_step}),

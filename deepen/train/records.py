@@ -32,6 +32,7 @@ def step_record(run: Run, batch: Batch, result: StepResult) -> dict[str, Any]:
         "bits_per_byte_by_source": {run.names[s]: _finite(nll_S[s] / math.log(2) / bytes_S[s]) for s in present},
         "gradient_norm": _finite(result.gradient_norm),
         "skipped": result.skipped,
+        **({} if not result.penalties else {"penalties": {n: _finite(v) for n, v in result.penalties.items()}}),
     }
 
 

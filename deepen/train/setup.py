@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,15 @@ from deepen.parallel.kernels import choose_kernels, compiles, prepare_layers
 from deepen.parallel.process import Process, resolve_precision, set_up
 from deepen.progress import readable, say
 from deepen.settings import Interval
-from deepen.train.actions import CHECKPOINTS, METRICS, SCORES, forget_rolled_back, remove_rolled_back, set_aside
+from deepen.train.actions import (
+    CHECKPOINTS,
+    METRICS,
+    SCORES,
+    forget_rolled_back,
+    in_force,
+    remove_rolled_back,
+    set_aside,
+)
 from deepen.train.batches import Batches
 from deepen.train.changes import changes_in_force, describe_changes
 from deepen.train.checkpoint import load_checkpoint, remove_later
@@ -49,6 +57,7 @@ from deepen.train.new_rows import NewRowsFirst, RowHold
 from deepen.train.optimizer import build_optimizer
 from deepen.train.prefetch import Prefetch
 from deepen.train.resolved import Resolved, read_resolved, write_resolved
+from deepen.train.retaining import build_penalties
 from deepen.train.saving import Keeping, Saver, write_and_prune
 from deepen.train.sharded import Shards
 from deepen.train.spikes import RecentSteps, SkipSpikes
@@ -84,7 +93,7 @@ def prepare_run(
         resolved = _resolve(config, job, base, process)
         _forget_later(job, found)
     tokenized = job.inputs["tokenize"].counts
-    settled = _Settled(config, job, base, compute, process, resolved)
+    settled = _Settled(config, job, base, compute, process, resolved, batches)
     loss_model, flops = _model(settled, batches.sequence_length, resumes=found is not None)
     trainee, new_rows = _trainee(settled, loss_model, found)
     names = batches.order.sources
@@ -92,7 +101,7 @@ def prepare_run(
     sizes = [shards[name] for name in names]
     # For dropout, in bases that have it, and NEFTune: other rows get other noise.
     torch.manual_seed(job.seed + (process.mesh.data_index if process.mesh else 0))
-    return Run(
+    run = Run(
         out=job.out,
         fingerprint=job.fingerprint,
         trainee=trainee,
@@ -116,6 +125,7 @@ def prepare_run(
         saver=_saver(config, job, compute, process),
         order_changes=tuple(describe_changes(job.out, changes)),
     )
+    return in_force(run)
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,7 @@ class _Settled:
     compute: Compute
     process: Process
     resolved: Resolved
+    batches: Batches
 
 
 def _model(settled: _Settled, sequence_length: int, *, resumes: bool) -> tuple[LossModel, Flops]:
@@ -149,7 +160,7 @@ def _model(settled: _Settled, sequence_length: int, *, resumes: bool) -> tuple[L
     prepare_layers(loss_model, compute, process)
     loss_model = spread(loss_model, process, precision)
     if streamed:
-        fill_in(loss_model, job, base, process, resumes=resumes)
+        fill_in(loss_model, job, base, process, resumes=resumes and not config.retention.anchors)
     return loss_model, flops
 
 
@@ -157,18 +168,19 @@ def _trainee(settled: _Settled, loss_model: LossModel, found: CheckpointInfo | N
     """The model with its optimizer, and how the run begins."""
     config, job, model = settled.config, settled.job, loss_model.model
     everything = _optimizer(config, model)
-    optimizer, new_rows = _new_rows_first(config, job, settled.resolved, everything, model, found)
     trainee = Trainee(
         model=loss_model,
-        optimizer=optimizer,
+        optimizer=everything,
         clip=config.clip,
         compute=settled.compute,
         precision=settled.resolved.precision,
         process=settled.process,
         row_rate=_row_rate(config, job, model),
-        hold=new_rows.hold,
     )
-    return trainee, new_rows
+    # Before new rows go first, which freezes the rest, and before a checkpoint is loaded.
+    penalties = build_penalties(config.retention, trainee, job, settled.base, settled.batches)
+    optimizer, new_rows = _new_rows_first(config, job, settled.resolved, everything, model, found)
+    return replace(trainee, optimizer=optimizer, hold=new_rows.hold, penalties=penalties), new_rows
 
 
 def _tokens_per_byte(counts: dict[str, Any]) -> float:
@@ -370,6 +382,7 @@ def _resume(
         recent=RecentSteps.from_json(recent.window, state["recent"]),
         trend=LossTrend.from_json(state.get("trend")),
         rate_factor=state.get("rate_factor", 1.0),
+        penalty_factors=state.get("penalty_factors", {}),
         judged_step=state.get("judged_step", 0),
         saved_step=found.step,
         elapsed_seconds=last.get("elapsed_seconds", 0.0),

@@ -150,7 +150,8 @@ def _summary(run: Run) -> str:
 def _files(out: Path) -> list[FileEntry]:
     """Everything the stage wrote; hashes of checkpoint files come from their own manifests."""
     files = [entry_of(out / SCHEDULE, out)]
-    for name in ("metrics.jsonl", "scores.jsonl", "decisions.jsonl", "rolled_back.jsonl"):
+    importance = ("importance.json", "importance.safetensors")
+    for name in ("metrics.jsonl", "scores.jsonl", "decisions.jsonl", "rolled_back.jsonl", *importance):
         if (out / name).is_file():
             files.append(entry_of(out / name, out))
     for path in sorted((out / "order").glob("[0-9][0-9][0-9].*")):

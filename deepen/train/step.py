@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from deepen.model.closeness import nats_of_rows
 from deepen.model.loss import LossModel
 from deepen.model.precision import bf16_copies
 from deepen.parallel.apply import SpreadModel
@@ -29,6 +30,7 @@ from deepen.train.batches import IGNORED, PADDING_TOKEN, Batch
 from deepen.train.groups import RowRate
 from deepen.train.new_rows import RowHold
 from deepen.train.optimizer import clip_gradients, set_learning_rate
+from deepen.train.penalties import Penalties
 from deepen.train.spikes import not_finite
 
 
@@ -48,6 +50,8 @@ class Trainee:
     """Moves the rows of new tokens faster or slower than the rest."""
     hold: RowHold | None = None
     """While it is there, only the rows of new tokens move."""
+    penalties: Penalties | None = None
+    """What holds the model near its base."""
 
     @property
     def device(self) -> torch.device:
@@ -65,6 +69,8 @@ class StepResult:
     gradient_norm: float
     skipped: str | None
     """Why nothing was changed: loss or gradient was not finite, or far above what recent steps had."""
+    penalties: dict[str, float] = field(default_factory=dict)
+    """What each penalty added to the objective (nats per token), before the update; no part of the loss."""
 
     @property
     def loss(self) -> float:
@@ -80,22 +86,24 @@ def train_step(
     Nothing is changed when ``why_skip(loss, gradient norm)`` gives a reason.
     """
     num_valid = int((batch.labels_BT != IGNORED).sum())
-    nll_B = gradients(trainee, batch, num_valid)
+    nll_B, divergence = gradients(trainee, batch, num_valid)
     if trainee.hold is not None:
         trainee.hold.keep_rows()
+    penalties = _penalize(trainee, divergence / max(1, num_valid))
     gradient_norm = _clip(trainee)
     skipped = why_skip(float(nll_B.sum()) / max(1, num_valid), gradient_norm)
     if skipped is None:
         update(trainee, learning_rate)
     trainee.model.zero_grad(set_to_none=True)  # also of what the optimizer does not move
-    return StepResult(nll_B, num_valid, gradient_norm, skipped)
+    return StepResult(nll_B, num_valid, gradient_norm, skipped, penalties)
 
 
-def gradients(trainee: Trainee, batch: Batch, num_valid: int) -> npt.NDArray[np.float64]:
+def gradients(trainee: Trainee, batch: Batch, num_valid: int) -> tuple[npt.NDArray[np.float64], float]:
     """Add up the gradients of a batch, micro-batch by micro-batch; each token counts ``1 / num_valid``.
 
     Each data-parallel process computes its share of the rows; gradients are those of the whole batch afterwards.
-    Returns the sum of negative log-likelihoods (nats) of each row of the batch, the same on every process.
+    Returns the sum of negative log-likelihoods (nats) of each row of the batch, and the divergence from the base of
+    all rows that are compared with it (nats); the same on every process.
     """
     model, process = trainee.model, trainee.process
     num_rows, sequence_length = batch.tokens_BT.shape
@@ -106,29 +114,35 @@ def gradients(trainee: Trainee, batch: Batch, num_valid: int) -> npt.NDArray[np.
     if isinstance(model, SpreadModel):
         model.begin_gradients()
     if isinstance(model, PipelinedModel):
-        nll_mine = _through_stages(trainee, batch, mine, at_once, num_valid)
+        nats_mine = _through_stages(trainee, batch, mine, at_once, num_valid)
     else:
-        nll_mine = _one_after_another(trainee, batch, mine, at_once, num_valid)
+        nats_mine = _one_after_another(trainee, batch, mine, at_once, num_valid)
     if isinstance(model, SpreadModel | PipelinedModel):
         model.finish_gradients()
-    return agree(collect(nll_mine, num_rows, process), process).cpu().numpy()
+    nats = agree(collect(nats_mine, num_rows, process), process).cpu().numpy()
+    return (nats, 0.0) if nats.ndim == 1 else (np.ascontiguousarray(nats[:, 0]), float(nats[:, 1].sum()))
 
 
 def _one_after_another(
     trainee: Trainee, batch: Batch, mine: npt.NDArray[np.int64], at_once: int, num_valid: int
 ) -> Tensor:
-    """Micro-batches through the whole model; nats of each of ``mine``."""
-    model, device = trainee.model, trainee.device
-    nll_rows: list[Tensor] = []
+    """Micro-batches through the whole model; nats of each of ``mine``, with a second column of divergence from the base
+    where there is a penalty on it."""
+    model, device, penalties = trainee.model, trainee.device, trainee.penalties
+    compares = penalties is not None and penalties.base is not None
+    source_B = np.where(mine == NO_ROW, -1, batch.source_B[mine])
+    nats_rows: list[Tensor] = []
     with bf16_copies(model.model) if _makes_bf16(trainee) else nullcontext():
         for begin in range(0, len(mine), at_once):
             inputs = _inputs(batch, mine[begin : begin + at_once], device)
+            near = penalties.closeness(inputs, source_B[begin : begin + at_once]) if penalties is not None else None
             if isinstance(model, SpreadModel):
                 model.before_backward(is_last=begin + at_once >= len(mine))
-            total, nll_BT = model(*inputs)
+            total, nll_BT = model(*inputs) if near is None else model(*inputs, near)
             (total / max(1, num_valid)).backward()
-            nll_rows.append(nll_BT.sum(1, dtype=torch.float64))
-    return torch.cat(nll_rows)
+            nll_B = nll_BT.sum(1, dtype=torch.float64)
+            nats_rows.append(torch.stack([nll_B, nats_of_rows(near, inputs[1])], 1) if compares else nll_B)
+    return torch.cat(nats_rows)
 
 
 def _through_stages(
@@ -153,6 +167,15 @@ def _inputs(batch: Batch, rows: npt.NDArray[np.int64], device: torch.device) -> 
 def _makes_bf16(trainee: Trainee) -> bool:
     """Whether weights are rounded to bf16 here for each step; FSDP gathers them so."""
     return trainee.precision == "bf16" and not trainee.process.is_sharded
+
+
+def _penalize(trainee: Trainee, divergence: float) -> dict[str, float]:
+    """Add the gradients of what pulls at weights; values of all penalties, given the ``divergence`` per token."""
+    penalties, model = trainee.penalties, trainee.model
+    if penalties is None:
+        return {}
+    values = penalties.pull(trainee.process, model.repeated() if isinstance(model, PipelinedModel) else ())
+    return values | ({} if penalties.base is None else {"kl": penalties.strength("kl") * divergence})
 
 
 def _clip(trainee: Trainee) -> float:

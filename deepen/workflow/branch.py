@@ -144,7 +144,7 @@ def _leave(left: Path, train: Path, checkpoint: CheckpointInfo, resolved: Resolv
             os.link(file, target / file.name)
         except OSError:  # another disk, or one without links
             shutil.copy2(file, target / file.name)
-    for name in ("metrics.jsonl", "scores.jsonl", "decisions.jsonl"):
+    for name in ("metrics.jsonl", "scores.jsonl", "decisions.jsonl", "importance.json", "importance.safetensors"):
         if (left / name).is_file():
             shutil.copy2(left / name, aside / name)
     assert (left / SCHEDULE).is_file(), "a trained run has its schedule"

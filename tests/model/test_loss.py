@@ -8,7 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepen.errors import DeepenError
-from deepen.model import loss as loss_module
+from deepen.model import loss_kernels
 from deepen.model.loss import IGNORED, LinearCrossEntropy, LogitRules, LossModel, LossSettings, check_loss
 
 RULES = [
@@ -69,7 +69,7 @@ def test_nothing_but_ignored_labels_gives_zero_gradients() -> None:
 def test_chunk_size_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, labels = example(100, False)
     whole, _ = LinearCrossEntropy.apply(*inputs, labels, LossSettings(LogitRules()))
-    monkeypatch.setitem(loss_module._CHUNK_TOKENS, "cpu", 7)
+    monkeypatch.setitem(loss_kernels._CHUNK_TOKENS, "cpu", 7)
     chunked, _ = LinearCrossEntropy.apply(*inputs, labels, LossSettings(LogitRules()))
     torch.testing.assert_close(chunked, whole, rtol=1e-13, atol=0)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,17 @@ from deepen.formats.adapters import Adapters
 from deepen.model.adapters import add_adapters
 from deepen.model.loss import LossModel
 from deepen.model.neftune import add_noise
+from deepen.model.pieces import local_part
 from deepen.model.precision import keep_in_bf16
 from deepen.model.recompute import add_recompute
 from deepen.model.token_tables import token_tables
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.process import set_up
 from deepen.train.groups import RowRate, freeze, rate_multiples
+from deepen.train.importance import clip_, fisher_diagonal, one_row, read_importance, write_importance
 from deepen.train.new_rows import RowHold
 from deepen.train.optimizer import build_optimizer
+from deepen.train.penalties import Penalties, anchors_of
 from deepen.train.step import Trainee, train_step
 from tests.parallel.networks import CONFIG, VOCABULARY, batch_of, network, trainee_of
 
@@ -60,6 +65,9 @@ FEATURES: dict[str, Callable[[PreTrainedModel], Any]] = {
     "selective": lambda model: add_recompute(model, "selective"),
     "pure_bf16": keep_in_bf16,
     "bf16": lambda model: None,
+    "l2_sp": grown,
+    "ewc": grown,
+    "kl": lambda model: None,
     "neftune": lambda model: add_noise(model.get_input_embeddings(), 5.0),
 }
 
@@ -70,7 +78,7 @@ def run_feature(feature: str, family: str, mesh: dict[str, Any] | None) -> dict[
     model = network(family, torch.float32 if "bf16" in feature else torch.float64)
     FEATURES[feature](model)
     trainee = trainee_of(model, process, feature if "bf16" in feature else "fp32")
-    trainee = _with_groups(feature, trainee)
+    trainee = _near_the_base(feature, family, _with_groups(feature, trainee))
     results = []
     for step in range(STEPS):
         if step == STEPS // 2 and trainee.hold is not None:
@@ -81,7 +89,43 @@ def run_feature(feature: str, family: str, mesh: dict[str, Any] | None) -> dict[
         "norms": [result.gradient_norm for result in results],
         "rows": results[-1].nll_B.tolist(),
         "held_out": held_out(trainee.model),
+        "penalties": [value for result in results[1:] for value in result.penalties.values()],
     }
+
+
+def _near_the_base(feature: str, family: str, trainee: Trainee) -> Trainee:
+    """With a penalty on leaving the base; importance is measured on five rows, written, and read again."""
+    if feature not in ("l2_sp", "ewc", "kl"):
+        return trainee
+    model, values, base = trainee.model.model, None, None
+    if feature == "ewc":
+        values = _measured(trainee)
+    if feature == "kl":
+        base = LossModel(network(family, torch.float64)).eval()
+    ids = NEW_IDS if feature != "kl" else None
+    penalties = Penalties(
+        {feature: 30.0 if feature == "ewc" else 2.0},
+        anchors_of(model, values, ids) if feature != "kl" else (),
+        base,
+        np.array([False, True]),
+    )
+    return replace(trainee, penalties=penalties)
+
+
+def _measured(trainee: Trainee) -> dict[str, torch.Tensor]:
+    process = trainee.process
+    batch = batch_of(7, 5)
+    values, num_rows, num_tokens = fisher_diagonal(trainee, (one_row(batch, at) for at in range(5)))
+    assert num_rows == 5 and num_tokens == int((batch.labels_BT >= 0).sum())
+    clip_(values, 99.0, process)
+    with tempfile.TemporaryDirectory() as own:
+        folder = Path(process.from_main(own))
+        write_importance(folder, values, {}, process)
+        found = read_importance(folder, trainee.model.model)
+        process.barrier()
+    for name, value in values.items():
+        assert torch.equal(local_part(found[name]), local_part(value)), name
+    return found
 
 
 def _with_groups(feature: str, trainee: Trainee) -> Trainee:

@@ -15,8 +15,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "DDP2": {"replicate": 2}, "FSDP2": {"shard": 2}, "TP2": {"tensor": 2}, "CP2": {"context": 2},
     "PP2": {"pipeline": 2},
 }  # fmt: skip
-REFUSED = {("lora", "TP2"), ("neftune", "CP2")} | {
-    (feature, "PP2") for feature in ("lora", "new_rows_first", "row_rate", "multiples")
+REFUSED = {("lora", "TP2"), ("neftune", "CP2"), ("kl", "CP2")} | {
+    (feature, "PP2") for feature in ("lora", "new_rows_first", "row_rate", "multiples", "ewc", "kl")
 }
 RANDOM = {"neftune"}
 """Noise depends on which process has a row, so only the losses are near each other."""
@@ -27,7 +27,8 @@ CELLS = [
     for layout in LAYOUTS
     if (feature, layout) not in REFUSED
 ]
-QUICK = [("new_rows_first", "FSDP2", "qwen2"), ("lora", "FSDP2", "llama"), ("row_rate", "TP2", "llama")]
+QUICK = [("new_rows_first", "FSDP2", "qwen2"), ("lora", "FSDP2", "llama"), ("row_rate", "TP2", "llama"),
+         ("ewc", "FSDP2", "qwen2"), ("kl", "FSDP2", "llama")]  # fmt: skip
 
 
 @cache
@@ -68,8 +69,23 @@ def test_all_features_give_the_same_numbers_on_every_layout(tmp_path: Path) -> N
     check(CELLS, tmp_path)
 
 
+@pytest.mark.slow
+def test_penalties_on_combined_layouts(tmp_path: Path) -> None:
+    combined = {"HSDP": {"replicate": 2, "shard": 2}, "TPxFSDP": {"tensor": 2, "shard": 2},
+                "PPxFSDP": {"pipeline": 2, "shard": 2}}  # fmt: skip
+    cells = [(feature, layout) for feature in ("l2_sp", "ewc", "kl") for layout in combined]
+    cells = [cell for cell in cells if cell not in {("ewc", "PPxFSDP"), ("kl", "PPxFSDP")}]
+    jobs = {"/".join(cell): (run_feature, (cell[0], "qwen2", combined[cell[1]])) for cell in cells}
+    found = run_gang(4, jobs, tmp_path)
+    for feature, layout in cells:
+        expected = alone(feature, "qwen2")
+        for rank in found[f"{feature}/{layout}"]:
+            for name, values in expected.items():
+                assert rank[name] == pytest.approx(values, rel=bound_of(feature, name)), (feature, layout, name)
+
+
 def test_features_do_something() -> None:
     """No feature would pass by being left out."""
     plain = alone("plain", "llama")
-    for feature in ("row_rate", "multiples", "new_rows_first", "freeze"):
+    for feature in ("row_rate", "multiples", "new_rows_first", "freeze", "kl"):
         assert alone(feature, "llama")["losses"] != pytest.approx(plain["losses"], rel=1e-6), feature

@@ -202,7 +202,7 @@ def test_what_cannot_be_done_is_recorded_and_the_next_wish_is_tried(
     run(settings(**EVERY_TWO), watch=watch(decide, remix=no_replay))
     found = read_decisions(tmp_path / "train/decisions.jsonl")
     assert [(d.step, d.action, d.cannot) for d in found] == [
-        (3, "strengthen", "no regularizer is configured"),
+        (3, "strengthen", "training has no penalty `None`"),
         (3, "more_replay", "there is no replay source"),
         (3, "rewind", "there is no such checkpoint before step 1"),
         (3, "lower_learning_rate", None),

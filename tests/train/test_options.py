@@ -58,6 +58,7 @@ LEAVES_OTHER_FILES: dict[str, dict[str, Any]] = {
 DIVERGENCE = "tests/train/test_divergence.py::"
 MANY_SKIPPED = DIVERGENCE + "test_many_skipped_steps_lead_back_and_name_the_documents"
 IN_ORDER = DIVERGENCE + "test_answers_come_in_their_order_and_what_cannot_be_done_is_passed_over"
+RETENTION = "tests/train/test_retention.py::test_penalties_change_the_run_and_the_first_loss_stays"
 COMPUTE = "tests/train/test_compute.py::"
 MEMORY = "tests/train/test_memory.py::"
 ROLES = "tests/train/test_checkpoint_roles.py::"
@@ -71,6 +72,7 @@ SHOWN_BY = {
     "rate_multiples.new_rows": "tests/train/test_groups.py::test_rows_move_a_multiple_of_what_the_optimizer_did",
     "new_rows_first": "tests/train/test_new_rows.py::",
     "new_rows_learning_rate": "tests/train/test_new_rows.py::",
+    **{f"retention.{name}": RETENTION for name in ("l2_sp", "ewc", "kl")},
     "skip_spikes.believe_after": "tests/train/test_loop.py::test_spikes_in_a_row_are_believed_and_null_lets_them_pass",
     "skip_spikes.rewind.after": MANY_SKIPPED,
     "skip_spikes.rewind.within": MANY_SKIPPED,
