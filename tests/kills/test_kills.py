@@ -18,7 +18,7 @@ WORDS = (
 )
 TIMING = {
     "tokens_per_second", "data_wait_seconds", "elapsed_seconds", "memory_bytes", "seconds", "checkpoint_stall_seconds",
-    "model_flops_per_second", "mfu",
+    "model_flops_per_second", "mfu", "training_seconds", "share_of_training",
 }  # fmt: skip
 
 RECIPE = """\
@@ -91,11 +91,14 @@ def snapshot(run):
             found[name] = {key: tensor.tobytes() for key, tensor in load_file(path).items()}
         elif path.name == "manifest.json":
             manifest = without_times(json.loads(path.read_text()))
-            loose = ("metrics.jsonl", "rolled_back.jsonl", "deepen.json")  # their records hold times
+            # their records hold times
+            loose = ("metrics.jsonl", "rolled_back.jsonl", "deepen.json", "probes/times.jsonl")
             manifest["files"] = [entry for entry in manifest.get("files", []) if entry["path"] not in loose]
             found[name] = manifest
         elif path.name == "deepen.json":
             found[name] = without_times(json.loads(path.read_text()))
+        elif path.name == "times.jsonl":  # a measurement that is made again is noted again
+            found[name] = sorted({json.loads(line)["step"] for line in path.read_text().splitlines()})
         elif path.suffix == ".jsonl":
             found[name] = [without_times(json.loads(line)) for line in path.read_text().splitlines()]
         else:

@@ -37,6 +37,7 @@ train:
   tokens: 1920
   batch_tokens: 192
   learning_rate: 1e-2
+  precision: fp32
   schedule: {use: wsd, warmup: 1 steps, decay: 20%}
   save: {every: 2 steps, keep: 2}
 evaluate: {every: 50%}
