@@ -54,7 +54,7 @@ def whole_run(folder: str, mesh: dict[str, Any] | None) -> list[list[list[int]]]
                       interval=(-2.0, 0.0), items=3, higher_is_better=False)]  # fmt: skip
 
     config = TrainConfig.model_validate(
-        {"tokens": STEPS * ROWS * LENGTH, "batch_tokens": ROWS * LENGTH, "learning_rate": 1e-2}
+        {"tokens": STEPS * ROWS * LENGTH, "batch_tokens": ROWS * LENGTH, "learning_rate": 1e-2, "precision": "fp32"}
     )
     init = RandomInit(init="random", hidden_size=16, layers=2, heads=2, max_length=32)
     step_module.gradients = noting
