@@ -188,8 +188,8 @@ def _rate_too_high(case: Case) -> Iterator[Finding]:
 def _too_little(case: Case) -> Iterator[Finding]:
     """Hardly learned at all (rate too low), or still learning when it ended (under-trained)."""
     domain = _domain_losses(case)
-    if len(domain) < FEWEST_STEPS:
-        return
+    if len(domain) < FEWEST_STEPS or any(_rate_too_high(case)):
+        return  # a run that the rate threw off falls because it recovers: more steps are no remedy
     tenth = max(5, len(domain) // 10)
     learned = 1 - domain[-tenth:].mean() / domain[:tenth].mean()
     fall, error = _end_slope(domain)
@@ -271,7 +271,11 @@ def _token_share(case: Case, name: str) -> float:
 
 
 def _first_losses(case: Case) -> dict[str, float]:
-    """Mean bits per byte of each source in the first steps, before the warm-up has moved anything much."""
+    """Bits per byte of each source in the first steps, before the warm-up has moved anything much.
+
+    The mean of five, or the very first value where that is lower: wrong ids are wrong from the first step on, while a
+    rate that is far too high spoils only what comes after it.
+    """
     if len(case.metrics) < FEWEST_STEPS:
         return {}
     found: dict[str, list[float]] = {}
@@ -279,7 +283,7 @@ def _first_losses(case: Case) -> dict[str, float]:
         for name, value in record.get("bits_per_byte_by_source", {}).items():
             if value is not None:
                 found.setdefault(name, []).append(value)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+    return {name: min(float(np.mean(values)), values[0]) for name, values in found.items()}
 
 
 def _domain_losses(case: Case) -> Array:

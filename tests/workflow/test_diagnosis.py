@@ -114,6 +114,16 @@ def test_other_signs_of_the_same_illness() -> None:
     assert names(replace(HEALTHY, scores=paid)) == ["mixture imbalance"]
 
 
+def test_a_rate_far_too_high_is_not_taken_for_other_illnesses() -> None:
+    """It throws losses up from the second step on, and what follows is recovery: no wrong ids, no lack of steps."""
+    thrown = metrics(lambda share: 9.0 - 4.0 * share, skipped=5)
+    thrown[0]["bits_per_byte_by_source"] = {"papers": 1.5, "web": 1.0}
+    found = names(replace(HEALTHY, metrics=thrown))
+    assert found == ["learning rate too high"]
+    thrown[0]["bits_per_byte_by_source"] = {"papers": 2.9, "web": 1.0}
+    assert "tokenizer mismatch" in names(replace(HEALTHY, metrics=thrown)), "wrong from the first step on"
+
+
 def test_what_could_not_be_seen_is_not_claimed() -> None:
     """A task too small to show an effect says nothing, and forgetting within noise is none."""
     vague = score("multiple_choice:exam", "new", 0.0, half_width=0.5)
