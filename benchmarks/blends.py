@@ -19,6 +19,7 @@ sys.path.append(sys.path.pop(0))  # the standard library first: this folder has 
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import torch
 from pictures import write_picture
 from safetensors.torch import load_file
 from tiny_runs import recipe, run, write_texts
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from deepen.evaluate.subject import open_blend, open_run_model
 from deepen.formats.checkpoints import list_checkpoints
@@ -93,11 +94,13 @@ def points_of(path: Path) -> list[Point]:
     return found
 
 
-def same_bits(model: PreTrainedModel, file: Path) -> bool:
-    """Whether a model's weights are those of a safetensors file, bit for bit, and no others."""
-    ours, theirs = unique_weights(model), load_file(file)
-    same = all(torch.equal(ours[name].view(torch.int32), theirs[name].view(torch.int32)) for name in ours)
-    return ours.keys() == theirs.keys() and same
+Weights = Mapping[str, torch.Tensor]
+
+
+def same_bits(ours: Weights, theirs: Weights) -> bool:
+    """Whether two sets of weights have the same names and the same bits."""
+    same_names = ours.keys() == theirs.keys()
+    return same_names and all(torch.equal(ours[n].view(torch.int32), theirs[n].view(torch.int32)) for n in ours)
 
 
 def check_ends(directory: Path, base_folder: Path) -> None:
@@ -113,12 +116,16 @@ def check_ends(directory: Path, base_folder: Path) -> None:
     def mixed(share: float) -> PreTrainedModel:
         return open_blend([(last, share), (None, 1 - share)], fresh, base).model
 
-    judge("share 0 is the model that training began with, bit for bit",
-          same_bits(mixed(0.0), base_folder / "model.safetensors"))  # fmt: skip
-    judge(f"share 1 is the checkpoint of step {last.step}, bit for bit", same_bits(mixed(1.0), last.weights))
-    halfway, ends = unique_weights(mixed(0.5)), [load_file(base_folder / "model.safetensors"), load_file(last.weights)]
-    error = max(float((halfway[name] - (ends[0][name] + ends[1][name]) / 2).abs().max()) for name in halfway)
-    judge(f"share 0.5 is the mean of both files (largest difference {error:.1e})", error < 1e-6)
+    begun = unique_weights(AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32))
+    ended = load_file(last.weights)
+    what = "is the model that training began with, as transformers reads it, bit for bit"
+    judge(f"share 0 {what}", same_bits(unique_weights(mixed(0.0)), begun))
+    judge(f"share 1 is the file of checkpoint {last.step}, bit for bit", same_bits(unique_weights(mixed(1.0)), ended))
+    halfway = unique_weights(mixed(0.5))
+    error = max(
+        float((halfway[name].detach() - (begun[name].detach() + ended[name]) / 2).abs().max()) for name in halfway
+    )
+    judge(f"share 0.5 is the mean of both (largest difference {error:.1e})", error < 1e-6)
 
 
 def interval(score: Score) -> str:

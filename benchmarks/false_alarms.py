@@ -46,7 +46,7 @@ _SETTINGS = {
              "max_length": 512},
     "tokenize.vocabulary": {"train": 2048}, "train.learning_rate": 3e-3,
     "train.tokens": 819_200, "train.batch_tokens": 2048, "mix.domain_share": 0.7, "evaluate.every": "100%",
-    "curate.held_out": {"share": 0.15, "at_least": 100, "cap": 120_000},
+    "curate.held_out": {"share": 0.1, "at_least": 100, "cap": 30_000},
     "evaluate.probes": [{"use": "held_out", "context": 256, "in_loop_tokens": 2_000}],
 }  # fmt: skip
 passed: list[bool] = []

@@ -222,13 +222,17 @@ def test_the_overhead_budget_sizes_the_subsets_once(run: Run, fresh: LossModel) 
     metrics = run.out / "train" / "metrics.jsonl"
     metrics.parent.mkdir(parents=True)
     metrics.write_text("".join(json.dumps({"step": n, "elapsed_seconds": 0.1 * n}) + "\n" for n in range(1, 11)))
-    pace = Pace(10)  # 1 s of training between measurements, so that 0.1 s may be spent
+    pace = Pace(10, total_steps=105)  # 1 s of training between ten measurements, so that 0.1 s may be spent on each
     started = time.perf_counter()
     evaluator = run.evaluator(config, pace)
     sizes = {score.probe: score.items for score in evaluator(fresh, 10, 100)}
     written = json.loads((run.out / "train" / "probes" / "subsets.json").read_text())
     assert 8 <= sizes["mine"] < 200
-    assert written["sizing"]["allowed_seconds"] == pytest.approx(0.1) and written["sizing"]["share"] < 0.5
+    sizing = written["sizing"]
+    assert sizing["allowed_seconds"] == pytest.approx(0.1) and sizing["measurements"] == 10
+    whole = sizing["expected_once_seconds"] + 10 * sizing["expected_seconds"]
+    assert sizing["sizing_seconds"] > 0 and sizing["expected_once_seconds"] > 0
+    assert sizing["share"] == pytest.approx((10 * 0.1 - sizing["sizing_seconds"]) / whole) and sizing["share"] < 0.5
     assert {score.probe: score.items for score in run.evaluator(config, Pace(10_000))(fresh, 20, 200)} == sizes
     times = list(read_records(run.out / "train" / "probes" / "times.jsonl"))
     assert [one["step"] for one in times] == [10, 20]
