@@ -24,7 +24,7 @@ from deepen.evaluate.tables import base_table, say_not_finite
 from deepen.formats.atomic import write_bytes, write_json
 from deepen.formats.checkpoints import checkpoint_name
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import append_record, read_records
+from deepen.formats.records import append_record, keeps_records, read_records
 from deepen.formats.scores import Score
 from deepen.model.config import ResolvedBase
 from deepen.progress import say
@@ -100,7 +100,10 @@ class InLoop:
         started = time.monotonic()
         training_seconds = started - self._since
         if self._subsets is None:
-            self._subsets = self._read_subsets() or self._choose_subsets(model, step, training_seconds)
+            from deepen.parallel.process import told_by_main  # what is timed differs between processes
+
+            known = told_by_main(self._read_subsets())
+            self._subsets = known or told_by_main(self._choose_subsets(model, step, training_seconds))
         found: list[Score] = []
         for probe in self._measured():
             table = attempt(probe.label, probe.time_limit.value, partial(self._measure, probe, model))
@@ -147,7 +150,7 @@ class InLoop:
             share = sizing["share"]
             chosen = {label: {name: _first(ids, share) for name, ids in by.items()} for label, by in chosen.items()}
             _say_sizing(sizing, chosen)
-        if self._out is not None:
+        if self._out is not None and keeps_records():
             self._out.mkdir(parents=True, exist_ok=True)
             write_json(self._out / SUBSETS, {"step": step, "sizing": sizing, "ids": chosen})
         return chosen
@@ -219,13 +222,13 @@ class InLoop:
         return _Cost(*(value * whole / len(part) for value in seconds))
 
     def _record(self, name: str, record: dict[str, Any]) -> None:
-        if self._out is not None:
+        if self._out is not None and keeps_records():
             self._out.mkdir(parents=True, exist_ok=True)
             append_record(self._out / name, record, sync=True)
 
     def _write_readable(self, probe: Probe, table: pa.Table, step: int) -> None:
         text = probe.readable(table, self._tables[probe.label])
-        if text is not None and self._out is not None:
+        if text is not None and self._out is not None and keeps_records():
             path = self._out / probe.label / f"{checkpoint_name(step)}.md"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, text.encode())

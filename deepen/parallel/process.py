@@ -217,6 +217,15 @@ def leave(process: Process) -> None:
         dist.destroy_process_group()
 
 
+def told_by_main(value: Any) -> Any:
+    """``value`` as rank 0 has it, on all processes of a training; alone it is ``value``. All call it together."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """The precision of a run: what ``auto`` means on ``device`` (bf16 where it computes in it, else fp32)."""
     if precision != "auto":
