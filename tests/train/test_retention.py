@@ -300,3 +300,12 @@ def test_strength_outlasts_the_way_back(run: Run, settings: Configure, tmp_path:
     state = json.loads((tmp_path / "train/checkpoints/step-000008/state.json").read_text())
     assert state["penalty_factors"] == {"l2_sp": 2.0}
     assert np.isfinite(state["last_loss"])
+
+
+def test_predictions_of_adapters_are_held_as_well(run: Run, settings: Configure, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    lora = {"method": {"use": "lora", "rank": 4}, "learning_rate": 3e-2}
+    for strength in (1e-6, 20.0):
+        run(settings(retention={"kl": {"strength": strength}}, **lora), f"{strength:g}")
+    loose, held = (read_metrics(tmp_path / name)[-1]["penalties"]["kl"] for name in ("1e-06", "20"))
+    assert 0 < held / 20.0 < loose / 1e-6
