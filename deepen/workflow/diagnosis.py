@@ -36,8 +36,12 @@ _SKIPPED_SHARE = 0.01
 """Skipped steps: one bad batch in a few thousand is usual, one step in a hundred is not."""
 _LITTLE_LEARNED = 0.02
 """Relative fall of the domain's training loss below which a run hardly learned."""
+_STILL_GAINING = 1.5
+"""Gain at the end against that of the middle from which on learning had not slowed: twice at a rate that stays so low
+that everything is linear, hardly more than once where there is nothing left to learn."""
 _STILL_FALLING = 0.01
 """Relative fall that another quarter of the run would surely bring, from which on it ended too early."""
+_FASTER = "three times `train.learning_rate`; 0.1x to 0.3x of the base's peak is usual"
 _LARGEST_SHARE_ERROR = 0.02
 """Realised against asked share of tokens."""
 _CLEAR_GAIN = 0.03
@@ -190,6 +194,10 @@ def _too_little(case: Case) -> Iterator[Finding]:
     domain = _domain_losses(case)
     if len(domain) < FEWEST_STEPS or any(_rate_too_high(case)):
         return  # a run that the rate threw off falls because it recovers: more steps are no remedy
+    crept = _crept(case)
+    if crept is not None:
+        yield crept
+        return
     tenth = max(5, len(domain) // 10)
     learned = 1 - domain[-tenth:].mean() / domain[:tenth].mean()
     fall, error = _end_slope(domain)
@@ -199,7 +207,7 @@ def _too_little(case: Case) -> Iterator[Finding]:
         yield Finding(
             "learning rate too low",
             f"the domain's loss fell by {learned:.1%} in the whole run and was still falling",
-            "three times `train.learning_rate`; 0.1x to 0.3x of the base's peak is usual",
+            _FASTER,
         )
     elif fall - error > _STILL_FALLING:
         yield Finding(
@@ -207,6 +215,24 @@ def _too_little(case: Case) -> Iterator[Finding]:
             f"at the end the domain's loss was falling by {fall:.1%} ± {error:.1%} per quarter of the run",
             "more `train.tokens`: `--continue` goes on where the schedule allows it (wsd, infinite, constant)",
         )
+
+
+def _crept(case: Case) -> Finding | None:
+    """A gain on held-out documents that is sure, surely tiny, and was still growing: pairing sees what the noise of
+    training losses hides."""
+    gains = [(one.step, score) for one in case.scores if (score := one.of("held_out", "new")) is not None]
+    if len(gains) < 2 or (last := gains[-1][1]).interval is None:
+        return None
+    middle = min(gains[:-1], key=lambda gain: abs(gain[0] - gains[-1][0] / 2))[1]
+    tiny = last.interval[0] > -_LITTLE_LEARNED and last.interval[1] < 0
+    if not tiny or last.difference > _STILL_GAINING * min(0.0, middle.difference):
+        return None
+    return Finding(
+        "learning rate too low",
+        f"domain bits per byte {last.difference:+.2%} ({last.interval[0]:+.2%} to {last.interval[1]:+.2%}), half way "
+        f"{middle.difference:+.2%}: hardly moved, and was not done",
+        _FASTER,
+    )
 
 
 def _imbalance(case: Case) -> Iterator[Finding]:

@@ -114,6 +114,19 @@ def test_other_signs_of_the_same_illness() -> None:
     assert names(replace(HEALTHY, scores=paid)) == ["mixture imbalance"]
 
 
+@pytest.mark.parametrize(
+    ("middle", "end", "found"), [(-0.002, -0.004, True), (-0.004, -0.0045, False), (-0.1, -0.2, False)]
+)
+def test_a_sure_but_tiny_gain_that_still_grew(middle: float, end: float, found: bool) -> None:
+    """Training losses of this run say nothing: they are noise."""
+    path = tuple(
+        CheckpointScores(step=step, tokens=step, scores=(score("held_out", "new", gain, 0.0001),))
+        for step, gain in ((STEPS // 2, middle), (STEPS, end))
+    )
+    noise = metrics(lambda share: 4.0)
+    assert names(replace(HEALTHY, metrics=noise, scores=path)) == (["learning rate too low"] if found else [])
+
+
 def test_a_rate_far_too_high_is_not_taken_for_other_illnesses() -> None:
     """It throws losses up from the second step on, and what follows is recovery: no wrong ids, no lack of steps."""
     thrown = metrics(lambda share: 9.0 - 4.0 * share, skipped=5)
