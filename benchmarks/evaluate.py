@@ -1,6 +1,6 @@
 """What measuring costs: time during a real training against its budget, and memory against vocabulary and documents.
 
-- A real run with `evaluate.overhead: 3%` (a tiny base on medical text, ten measurements). Bar: what measuring took, its
+- A real run with `evaluate.overhead: 3%` (a tiny base on medical text, four measurements). Bar: what measuring took, its
   sizing and first call included, is within 3 % of the training time.
 - Peak memory of scoring held-out documents over that of the loaded model, in a process each. Bars: ten times the
   documents add at most 8 MB; at 150,000 tokens of vocabulary it stays below a third of the logits of one batch, of
@@ -50,7 +50,7 @@ def overhead(runs: Path, steps: int, documents: int) -> None:
     """The realised share of measuring in a real run."""
     texts = write_texts(runs / "texts", documents=documents, seed=1)
     changes = {
-        "train.tokens": 2048 * steps, "train.batch_tokens": 2048, "mix.domain_share": 0.7, "evaluate.every": "10%",
+        "train.tokens": 2048 * steps, "train.batch_tokens": 2048, "mix.domain_share": 0.7, "evaluate.every": "25%",
         "evaluate.overhead": OVERHEAD, "evaluate.probes": [{"use": "held_out", "context": 256}],
         "curate.held_out": {"share": 0.15, "at_least": 100, "cap": 120_000},
     }  # fmt: skip
