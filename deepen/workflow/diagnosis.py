@@ -36,9 +36,9 @@ _SKIPPED_SHARE = 0.01
 """Skipped steps: one bad batch in a few thousand is usual, one step in a hundred is not."""
 _LITTLE_LEARNED = 0.02
 """Relative fall of the domain's training loss below which a run hardly learned."""
-_STILL_GAINING = 1.5
-"""Gain at the end against that of the middle from which on learning had not slowed: twice at a rate that stays so low
-that everything is linear, hardly more than once where there is nothing left to learn."""
+_STILL_GAINING = 1.15
+"""Gain at the end against that of the middle from which on learning had not slowed. Where a rate is so low that all is
+linear it is the ratio of summed rates: 2 if constant, 1.22 for a cosine to zero; near 1 with nothing left to learn."""
 _STILL_FALLING = 0.01
 """Relative fall that another quarter of the run would surely bring, from which on it ended too early."""
 _FASTER = "three times `train.learning_rate`; 0.1x to 0.3x of the base's peak is usual"
