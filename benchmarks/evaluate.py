@@ -1,7 +1,7 @@
 """What measuring costs: time during a real training against its budget, and memory against vocabulary and documents.
 
-- A real run with `evaluate.overhead: 3%` (a tiny base on medical text, four measurements). Bar: what measuring took, its
-  sizing and first call included, is within 3 % of the training time.
+- A real run with `evaluate.overhead: 3%` (a tiny base on medical text, four measurements). Bar: what measuring took,
+  its sizing and first call included, is within 3 % of the training time.
 - Peak memory of scoring held-out documents over that of the loaded model, in a process each. Bars: ten times the
   documents add at most 8 MB; at 150,000 tokens of vocabulary it stays below a third of the logits of one batch, of
   which 512 rows exist at a time.
