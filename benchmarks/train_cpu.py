@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +72,11 @@ def measure_speed(root: Path, rounds: int, steps: int) -> tuple[Speeds, Speeds]:
     equal = take_turns(same, dict.fromkeys(same, SPEED.tokens_per_step), rounds, steps)
 
     documents = Documents(real_documents(SPEED.vocabulary)[0], SPEED)
-    theirs = trainer_with_defaults(documents)
+    by_default = our_run(root / "default", inputs, replace(SPEED, micro_batch_rows=None), precision="auto")
+    both = {"deepen": our_steps(by_default), "Trainer": trainer_with_defaults(documents)}
     tokens = {"deepen": _labels_per_step(run.batches), "Trainer": 8 * _mean_trained(documents)}
-    defaults = take_turns({"deepen": same["deepen"], "Trainer": theirs}, tokens, rounds, steps)
+    print(f"deepen by default: {by_default.trainee.precision}")
+    defaults = take_turns(both, tokens, rounds, steps)
     return equal, defaults
 
 

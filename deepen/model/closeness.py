@@ -57,7 +57,7 @@ class LinearDivergence(torch.autograd.Function):
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulator) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         nats_K = hidden_KD.new_empty(len(hidden_KD), dtype=accumulator)
-        for rows in chunks(len(hidden_KD), hidden_KD.device.type):
+        for rows in chunks(len(hidden_KD), weight):
             chunk = hidden_KD[rows].to(dtype)
             base_raw = head_product(base.hidden_KD[rows].to(dtype), base_weight)
             base_logits, _ = apply_rules(base_raw, base.head.bias, base.rules)

@@ -65,7 +65,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         total = hidden_ND.new_zeros((), dtype=accumulator)
         nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulator)
-        for rows in chunks(len(labels_N), hidden_ND.device.type):
+        for rows in chunks(len(labels_N), weight):
             chunk = hidden_ND[rows].to(dtype)
             raw = head_product(chunk, weight)
             grad_logits, nll_N[rows], penalty = settings.gradient(raw, bias_V, labels_N[rows], settings.rules)
@@ -145,7 +145,7 @@ class LossModel(nn.Module):
         dtype = compute_dtype(hidden_ND)
         weight = head.weight.to(dtype)
         nll_N = hidden_ND.new_empty(len(labels_N), dtype=accumulation_dtype(dtype))
-        for rows in chunks(len(labels_N), hidden_ND.device.type):
+        for rows in chunks(len(labels_N), weight):
             logits, _ = apply_rules(head_product(hidden_ND[rows].to(dtype), weight), head.bias, self.loss.rules)
             nll_N[rows] = nn.functional.cross_entropy(logits, labels_N[rows], reduction="none", ignore_index=IGNORED)
         return nll_N.view(labels_BT.shape)

@@ -20,6 +20,7 @@ from deepen.model.loss_kernels import (
     LogitRules,
     chunk_gradient,
     chunked_gradient,
+    chunks,
     fused_gradient,
     liger_gradient,
 )
@@ -105,3 +106,10 @@ def test_liger_without_its_package_says_what_to_do(monkeypatch: pytest.MonkeyPat
     with pytest.raises(DeepenError, match="liger-kernel and Triton") as caught:
         chunk_gradient("liger", compiles=False)
     assert "deepen[gpu]" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(97, 512), (32_768, 512), (150_016, 111), (10_000_000, 64)])
+def test_a_chunk_of_logits_does_not_grow_with_the_vocabulary(rows: int, most: int) -> None:
+    found = chunks(5_000, torch.empty(rows, 0))
+    assert max(part.stop - part.start for part in found) <= most
+    assert [number for part in found for number in range(part.start, part.stop)] == list(range(5_000))
