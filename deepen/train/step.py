@@ -94,7 +94,10 @@ def train_step(
     skipped = why_skip(float(nll_B.sum()) / max(1, num_valid), gradient_norm)
     if skipped is None:
         update(trainee, learning_rate)
-    trainee.model.zero_grad(set_to_none=True)  # also of what the optimizer does not move
+    if trainee.hold is None:
+        trainee.optimizer.zero_grad(set_to_none=True)
+    else:  # also of what the optimizer does not move
+        trainee.model.zero_grad(set_to_none=True)
     return StepResult(nll_B, num_valid, gradient_norm, skipped, penalties)
 
 
