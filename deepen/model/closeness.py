@@ -20,6 +20,7 @@ from deepen.model.loss_kernels import (
     apply_rules,
     chunks,
     compute_dtype,
+    hand_over,
     head_product,
 )
 
@@ -79,14 +80,7 @@ class LinearDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, _grad_nats: Tensor | None) -> tuple[Tensor | None, ...]:
         """Scale the gradients that forward computed; they are handed over, so this works once."""
-        if grad_total is None:
-            return (None,) * 5
-        hidden, weight, bias = ctx.gradients
-        del ctx.gradients
-        scaled = [None if gradient is None else gradient.mul_(grad_total) for gradient in (hidden, weight, bias)]
-        if scaled[1] is not None:
-            scaled[1] = scaled[1].to(ctx.weight_dtype)
-        return (*scaled, None, None)
+        return hand_over(ctx, grad_total)
 
 
 def _divergence(base_logits_CV: Tensor, logits_CV: Tensor) -> tuple[Tensor, Tensor]:

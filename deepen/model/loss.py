@@ -28,6 +28,7 @@ from deepen.model.loss_kernels import (
     chunked_gradient,
     chunks,
     compute_dtype,
+    hand_over,
     head_product,
 )
 
@@ -84,14 +85,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor | None, _grad_nll: Tensor | None) -> tuple[Tensor | None, ...]:
         """Scale the gradients that forward computed; they are handed over, so this works once."""
-        if grad_total is None:
-            return (None,) * 5
-        hidden, weight, bias = ctx.gradients
-        del ctx.gradients
-        scaled = [None if gradient is None else gradient.mul_(grad_total) for gradient in (hidden, weight, bias)]
-        if scaled[1] is not None:
-            scaled[1] = scaled[1].to(ctx.weight_dtype)
-        return (*scaled, None, None)
+        return hand_over(ctx, grad_total)
 
 
 class LossModel(nn.Module):

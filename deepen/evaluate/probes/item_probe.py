@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -103,9 +104,9 @@ class FileProbe(ItemProbe):
         """What stands between a prompt and its answer."""
         return " "
 
+    @abstractmethod
     def parse(self, row: dict[str, Any]) -> Item:
         """A row as an item; raises ``item_files.BadRowError``."""
-        raise NotImplementedError
 
     def problems(self, path: str) -> list[Problem]:
         """Files that are not there, and examples without a source."""
