@@ -43,6 +43,8 @@ _RESAMPLES = 1_000
 """Bootstrap draws during training: a tenth of the full evaluation's, enough for a curve with error bars."""
 _TIMED_ITEMS = 16
 """Documents or items of each stratum that are timed before the rest is sized."""
+_AIM = 0.9
+"""Share of the budget that is planned for: a timed part says what the whole takes to within about a tenth."""
 _LEAST_ITEMS = 8
 """Of each stratum at least so many are kept, whatever the budget."""
 
@@ -163,7 +165,7 @@ class InLoop:
         started = time.perf_counter()
         cost = sum((self._cost(probe, chosen[probe.label], model) for probe in self._measured()), _Cost())
         spent = time.perf_counter() - started
-        affordable = measurements * overhead * between - spent
+        affordable = _AIM * measurements * overhead * between - spent
         whole = cost.once + measurements * cost.each
         return {
             "allowed_seconds": overhead * between,

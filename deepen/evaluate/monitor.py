@@ -176,18 +176,22 @@ def _run_length(found: Sequence[Reading], holds: Any) -> int:
 def _next_action(
     found: Sequence[Reading], decisions: Sequence[Decision], settings: Forgetting, plan: Plan, reason: str
 ) -> Iterator[Decision]:
-    """The first action in order that is not used up and can be taken, after those that cannot."""
+    """The first action in order that is not used up and can be taken, after those that cannot: those are told with the
+    reason, and tried again at a later step."""
     step = found[-1].known
     good = [one.step for one in found if one.loss is not None and one.loss <= settings.budget]
     situation = Situation(step, share_in_force(step, decisions, plan), good[-1] if good else None)
     for action in settings.actions:
-        if uses_left(action, decisions) <= 0:
+        mine = _of_action(action, decisions)
+        last = mine[-1] if mine else None
+        if uses_left(action, decisions) <= 0 or (last is not None and last.cannot and last.step == step):
             continue
         details = action.details(situation)
         if not isinstance(details, str):
             yield _decision(step, action, reason, details)
             return
-        yield _decision(step, action, reason, _which(action), cannot=details)
+        if last is None or last.cannot != details:  # once is enough
+            yield _decision(step, action, reason, _which(action), cannot=details)
 
 
 def _decision(step: int, action: Action, reason: str, details: dict[str, Any], cannot: str | None = None) -> Decision:
@@ -200,18 +204,22 @@ def _which(action: Action) -> dict[str, Any]:
     return {"penalty": action.use} if action.action == "strengthen" else {}
 
 
-def uses_left(action: Action, decisions: Sequence[Decision]) -> int:
-    """How often the action may still be taken; never again once it could not be."""
-    mine = [
+def _of_action(action: Action, decisions: Sequence[Decision]) -> list[Decision]:
+    """The monitor's decisions about one action, also those that could not be carried out."""
+    return [
         one
         for one in decisions
         if one.by == BY
         and one.action == action.action
         and all(one.details.get(key) == value for key, value in _which(action).items())
     ]
-    if any(one.cannot is not None for one in mine):
-        return 0
-    return action.times - sum(-1 if _gives_back(one) else 1 for one in mine)
+
+
+def uses_left(action: Action, decisions: Sequence[Decision]) -> int:
+    """How often the action may still be taken. What could not be done at one step counts as no use: a rewind without
+    a good checkpoint may find one later."""
+    done = [one for one in _of_action(action, decisions) if one.cannot is None]
+    return action.times - sum(-1 if _gives_back(one) else 1 for one in done)
 
 
 def _gives_back(decision: Decision) -> bool:

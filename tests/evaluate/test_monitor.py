@@ -190,6 +190,16 @@ def test_a_rewind_without_a_good_checkpoint_is_no_rewind() -> None:
     assert [(one.action, bool(one.cannot)) for one in made] == [("rewind", True), ("stop", False)]
 
 
+def test_what_could_not_be_done_once_may_be_possible_later() -> None:
+    how = settings(actions=["rewind", {"use": "lower_learning_rate", "times": 1}])
+    made = followed(history([0.05, 0.06, 0.02, 0.05, 0.06]), how)
+    assert [(one.step, one.action, one.cannot) for one in made] == [
+        (10, "rewind", "no evaluated checkpoint is inside the budget"),
+        (10, "lower_learning_rate", None),
+        (40, "rewind", None),
+    ]
+
+
 def test_each_penalty_is_strengthened_by_its_own_count() -> None:
     made = followed(history([0.05] * 10), settings(actions=["ewc", {"use": "kl", "by": "3x", "times": 1}]))
     assert [(one.action, one.details) for one in made] == [
