@@ -60,7 +60,9 @@ def _scores_section(checkpoints: list[dict[str, Any]], choice: Choice, budget: f
         "Held-out bits per byte against the untouched base on the same documents; bars are 95 % intervals by document. "
         "Changes smaller than what is detectable would be missed by these items one time in five or more."
     )
-    body = charts.change_chart(checkpoints, budget) + table(_SCORES, chosen) + every
+    parts = [_row(c["step"], s) for c in checkpoints if c["step"] == shown for s in c.get("slices", ())]
+    by_part = fold(f"by category and language, at step {shown}", table(_SCORES, parts)) if parts else ""
+    body = charts.change_chart(checkpoints, budget) + table(_SCORES, chosen) + by_part + every
     return Section("Scores over time", lead, body)
 
 

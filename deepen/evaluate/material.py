@@ -58,6 +58,10 @@ class Material:
             if self.only is None or row["id"] in self.only:
                 yield row["id"], row["text"]
 
+    def columns(self, source: HeldOutSource, names: list[str]) -> Iterator[dict[str, str]]:
+        """Stream columns of one source's documents in file order."""
+        yield from _rows(source, names)
+
     @property
     def abilities(self) -> dict[str, Ability]:
         """Ability of every source by name."""

@@ -221,6 +221,7 @@ class Evaluation:
     def compared(self, subject: Subject, half: int | None = None) -> CheckpointScores:
         """All scores of one model, on everything or on one half of documents and items."""
         scores: list[Score] = []
+        slices: list[Score] = []
         failed: dict[str, str] = {}
         for probe in self.config.all_probes:
             reasons = self.failed.get(probe.label, {})
@@ -235,9 +236,17 @@ class Evaluation:
                 say_not_finite(ours, subject.step)
             else:
                 theirs, ours = half_of(theirs, half), half_of(ours, half)
-            scores += probe.compare(theirs, ours, self.material, seed=self.job.seed, resamples=RESAMPLES)
+            sampling = {"seed": self.job.seed, "resamples": RESAMPLES}
+            scores += probe.compare(theirs, ours, self.material, **sampling)
+            if half is None:
+                slices += probe.slices(theirs, ours, self.material, **sampling)
         return CheckpointScores(
-            step=subject.step, blend=subject.blend, tokens=subject.tokens, scores=tuple(adjusted(scores)), failed=failed
+            step=subject.step,
+            blend=subject.blend,
+            tokens=subject.tokens,
+            scores=tuple(adjusted(scores)),
+            slices=tuple(slices),
+            failed=failed,
         )
 
     def statuses(self, scored: list[CheckpointScores], sources: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from deepen.formats.scores import CheckpointScores, Score, blend_title
 
+_MOST_SLICES = 12
 _CHANGE = "change (95 % interval)"
 
 
@@ -44,7 +45,21 @@ def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapp
             lines.append(f"{scores.step:>8}  {'  '.join(cells)}  {checkpoint['status']}")
     for one in scored:
         lines += [f"step {one.step}: probe `{label}` failed: {reason}" for label, reason in one.failed.items()]
+    lines += _slices(scored[-1]) if scored else []
     return "\n".join(lines)
+
+
+def _slices(last: CheckpointScores) -> list[str]:
+    """The parts of the held-out text at the last checkpoint, those that got worst first."""
+    worst = sorted(last.slices, key=lambda score: -score.difference)
+    width = max((len(score.probe) for score in worst[:_MOST_SLICES]), default=0)
+    lines = [
+        f"{score.probe:<{width}}  {score.ability:<4}  {_cells(score)}  {score.items:,} documents"
+        for score in worst[:_MOST_SLICES]
+    ]
+    if len(worst) > _MOST_SLICES:
+        lines.append(f"and {len(worst) - _MOST_SLICES} more, see `deepen report`")
+    return [f"parts of the held-out text at step {last.step}, worst first:", *lines] if worst else []
 
 
 def score_line(one: CheckpointScores) -> str:

@@ -86,6 +86,9 @@ class CheckpointScores(Settings):
     known_at: int | None = None
     """Steps that training had finished when it took these scores from another process; None: it had them at once."""
     scores: Many[Score]
+    slices: Many[Score] = ()
+    """Scores of parts of the held-out text, ``held_out:category=law``, ``held_out:language=de``: for people, in no
+    budget, choice or test of several tasks."""
     failed: dict[str, str] = {}
     """Probes that could not be measured, with the reason."""
 

@@ -49,6 +49,12 @@ class HeldOut(Probe):
 
         return compare(base, model, material.abilities, probe=self.label, seed=seed, resamples=resamples)
 
+    def slices(self, base: pa.Table, model: pa.Table, material: Material, *, seed: int, resamples: int) -> list[Score]:
+        """One score per category and language, and ability."""
+        from deepen.evaluate.slices import slice_scores
+
+        return slice_scores(base, model, material, probe=self.label, seed=seed, resamples=resamples)
+
     def summary(self, table: pa.Table) -> dict[str, Any]:
         """Documents, documents scored and bits per byte of all sources together."""
         from deepen.evaluate.likelihoods import summary

@@ -66,6 +66,10 @@ class Probe(Plug):
     def compare(self, base: pa.Table, model: pa.Table, material: Material, *, seed: int, resamples: int) -> list[Score]:
         """Scores of a model's table against the base's, paired by id."""
 
+    def slices(self, base: pa.Table, model: pa.Table, material: Material, *, seed: int, resamples: int) -> list[Score]:
+        """Scores of parts of what was measured, for people alone: no rule looks at them."""
+        return []
+
     @abstractmethod
     def summary(self, table: pa.Table) -> dict[str, Any]:
         """Counts of one table for the manifest: what was used, what was not and why, the value."""
