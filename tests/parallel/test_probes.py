@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2xFSDP2": (4, {"pipeline": 2, "shard": 2}),
     "PP2xDDP2": (4, {"pipeline": 2, "replicate": 2}),
 }
-QUICK = ("FSDP2", "DDP2", "TP2", "CP2", "PP2")
+QUICK = ("FSDP2", "TP2", "CP2", "PP2")
 BOUND = 1e-9
 
 
@@ -92,6 +93,41 @@ def test_what_is_compared_says_something(alone: Found) -> None:
         "instructions",
         "samples",
     } <= {score.probe.split(":")[0] for score in alone.scores}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_tasks_of_the_harness_do_not_depend_on_the_layout(tmp_path: Path, tokenizer_folder: Path) -> None:
+    pytest.importorskip("lm_eval")
+    write_inputs(tmp_path, tokenizer_folder, *(more := [harness_probe(tmp_path)]))
+    inputs = (str(tmp_path), str(tokenizer_folder))
+    alone = measure(*inputs, None, *more)
+    assert {row["task"] for row in alone.tables["lm_eval"]} == {"chosen", "written", "likely"}
+    assert len({row["answer"] for row in alone.tables["lm_eval"] if row["task"] == "written"}) > 3
+    (tmp_path / "gang").mkdir()
+    jobs = {name: (measure, (*inputs, LAYOUTS[name][1], *more)) for name in QUICK}
+    for name, ranks in run_gang(2, jobs, tmp_path / "gang").items():
+        for found in ranks:
+            assert_same(found, alone, name)
+
+
+def harness_probe(folder: Path) -> dict[str, Any]:
+    """Local tasks of all kinds of requests: choices, answers written out, likelihoods with what is likeliest."""
+    kinds: dict[str, dict[str, Any]] = {
+        "chosen": {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"},
+        "written": {"output_type": "generate_until", "doc_to_target": "{{choices[answer]}}", "generation_kwargs":
+                    {"until": ["\n"], "max_gen_toks": 5, "do_sample": False}},
+        "likely": {"output_type": "loglikelihood", "doc_to_target": "{{choices[answer]}}"},
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        metric = "exact_match" if name == "written" else "acc"
+        settings = {
+            "task": name, "dataset_path": "json", "test_split": "test", "doc_to_text": "{{question}}", "num_fewshot": 0,
+            "dataset_kwargs": {"data_files": {"test": str(folder / "exam.jsonl")}}, **kind,
+            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+        }  # fmt: skip
+        (folder / f"{name}.yaml").write_text(json.dumps(settings))
+    return {"use": "lm_eval", "tasks": [str(folder / f"{name}.yaml") for name in kinds]}
 
 
 WRONG = {"raise": "only this one", "prepare": "no such file", "hang": "longer than its limit"}
