@@ -1,7 +1,7 @@
 """Measuring without risk: a probe that raises or hangs is given up, and the run goes on.
 
 The time limit is an alarm signal, which also ends waiting for a process or the network; it exists in the main thread
-of a process only, elsewhere a probe runs without limit.
+of a process only, elsewhere a probe runs without limit. Of several processes that share a model all give up together.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from deepen.errors import DeepenError
 from deepen.progress import say
+
+if TYPE_CHECKING:
+    from deepen.parallel.process import Process
 
 T = TypeVar("T")
 
@@ -31,32 +34,84 @@ class Failure:
     reason: str
 
 
-def attempt(label: str, seconds: float, measure: Callable[[], T]) -> T | Failure:
-    """What ``measure`` returns, or why there is nothing; the reason is also told to the user."""
+def attempt(label: str, seconds: float, measure: Callable[[], T], process: Process | None = None) -> T | Failure:
+    """What ``measure`` returns, or why there is nothing; the reason is also told to the user.
+
+    With the ``process`` of a model that several share, all call it, and all have a result or none has.
+    """
+    if process is not None and process.mesh is not None:
+        found = _together(seconds, measure, process)
+    else:
+        found = _alone(seconds, measure)
+    if isinstance(found, Failure):
+        say(f"probe `{label}` failed: {found.reason}")
+    return found
+
+
+def _alone(seconds: float, measure: Callable[[], T]) -> T | Failure:
     try:
-        with _limited(seconds):
+        with _limited(seconds, _raise):
             return measure()
     except OverTimeError:
-        reason = f"took longer than its limit of {seconds:g} s"
-    except DeepenError as error:
-        reason = error.message
+        return Failure(_over_time(seconds))
     except Exception as error:  # whatever a probe does must not end a run of weeks
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    say(f"probe `{label}` failed: {reason}")
-    return Failure(reason)
+        return Failure(_reason(error))
+
+
+def _together(seconds: float, measure: Callable[[], T], process: Process) -> T | Failure:
+    """As ``_alone`` on all processes; the reason is that of the first one that has any."""
+    from deepen.parallel.attempts import GivenUpError, attempt_together, give_up
+
+    rang: list[bool] = []
+
+    def ring() -> None:
+        rang.append(True)
+        give_up()
+
+    reason: str | None = None
+    found: list[T] | None = None
+    try:
+        with _limited(seconds, ring, again=True):
+            found = attempt_together(process, lambda: [measure()])
+    except GivenUpError:
+        pass
+    except Exception as error:
+        reason = _reason(error)
+    if found is not None:
+        return found[0]
+    reasons = process.from_all(reason or (_over_time(seconds) if rang else None))
+    return Failure(next(filter(None, reasons), "was given up"))
+
+
+def _over_time(seconds: float) -> str:
+    return f"took longer than its limit of {seconds:g} s"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, DeepenError):
+        return error.message
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _raise() -> None:
+    raise OverTimeError
+
+
+_RING_AGAIN_SECONDS = 1.0
 
 
 @contextmanager
-def _limited(seconds: float) -> Iterator[None]:
+def _limited(seconds: float, ring: Callable[[], None], *, again: bool = False) -> Iterator[None]:
+    """Call ``ring`` after so long, and once more every second if it did not help."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def ring(_signal: int, _frame: FrameType | None) -> None:
-        raise OverTimeError
+    def heard(_signal: int, _frame: FrameType | None) -> None:
+        ring()
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGALRM, heard)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _RING_AGAIN_SECONDS if again else 0)
     try:
         yield
     finally:

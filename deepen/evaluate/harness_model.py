@@ -17,7 +17,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from transformers import PreTrainedTokenizerFast
 
 from deepen.evaluate.held_out import Encoded, batches_of, likelihoods, windows_of
-from deepen.model.generate import Decoding, generate, likeliest_tokens
+from deepen.model.generate import Decoding, generate
 from deepen.model.loss import LossModel
 
 _NEW_TOKENS = 256
@@ -74,8 +74,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             for row, window in enumerate(batch):
                 tokens[row, : window.end - window.begin] = documents[window.document].tokens[window.begin : window.end]
             positions_BT = torch.arange(width, device=device).expand(tokens.shape)
-            with torch.no_grad():
-                found = likeliest_tokens(self.model, torch.from_numpy(tokens).to(device), positions_BT).cpu().numpy()
+            found = self.model.likeliest(torch.from_numpy(tokens).to(device), positions_BT).cpu().numpy()
             for row, window in enumerate(batch):
                 wanted = documents[window.document].tokens[window.first_target : window.end + 1]
                 given = found[row, window.first_target - 1 - window.begin : window.end - window.begin]

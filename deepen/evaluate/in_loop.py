@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from deepen.evaluate.probes.probe import Measure
     from deepen.model.loss import LossModel
+    from deepen.parallel.process import Process
 
 PROBES = "probes"
 """Directory inside the training stage."""
@@ -95,10 +96,15 @@ class InLoop:
                 self._tables[probe.label] = table
         self._measures: dict[str, Measure] = {}
         self._subsets: dict[str, dict[str, list[str]]] | None = None
+        self._process: Process | None = None
+        """Of a model that several processes train."""
         self._since = time.monotonic()
 
     def __call__(self, model: LossModel, step: int, tokens: int) -> list[Score]:
         """Score the model on the subsets."""
+        from deepen.parallel.apply import process_of
+
+        self._process = process_of(model)
         started = time.monotonic()
         training_seconds = started - self._since
         if self._subsets is None:
@@ -108,7 +114,7 @@ class InLoop:
             self._subsets = known or told_by_main(self._choose_subsets(model, step, training_seconds))
         found: list[Score] = []
         for probe in self._measured():
-            table = attempt(probe.label, probe.time_limit.value, partial(self._measure, probe, model))
+            table = attempt(probe.label, probe.time_limit.value, partial(self._measure, probe, model), self._process)
             if isinstance(table, Failure):
                 self._record(FAILED, {"step": step, "probe": probe.label, "reason": table.reason})
                 continue
@@ -218,7 +224,7 @@ class InLoop:
             probe.compare(self._tables[probe.label], table, self._material, seed=self._seed, resamples=_RESAMPLES)
             return prepared - begun, time.perf_counter() - started
 
-        seconds = attempt(probe.label, probe.time_limit.value, timed)
+        seconds = attempt(probe.label, probe.time_limit.value, timed, self._process)
         if isinstance(seconds, Failure):
             return _Cost()
         return _Cost(*(value * whole / len(part) for value in seconds))

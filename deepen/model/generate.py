@@ -1,8 +1,8 @@
-"""Generating text in batches, for measuring: greedy or sampled, the same whatever the batch.
+"""Generating text in batches, for measuring: greedy or sampled, the same whatever the batch and however many processes.
 
-Prompts stand at the right end of their rows, padding before them is masked and positions count real tokens only, so
-that a prompt's neighbours do not matter. Of every step only the logits of the last position exist. A row ends at an end
-token or when the caller says so; sampling draws from a stream of its own per prompt.
+Padding is masked and positions count real tokens only, so that a prompt's neighbours do not matter. Of every step only
+the logits of the last position exist. A row ends at an end token or when the caller says so; sampling draws from a
+stream of its own per prompt. How a model says its next tokens is its own affair (``LossModel.writer``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from deepen.model.loss import LossModel
 
@@ -69,19 +68,19 @@ def _answers(
     model: LossModel, prompts: Sequence[list[int]], rows: Sequence[int], decoding: Decoding
 ) -> list[list[int]]:
     """Answers of one batch; a row that has ended is carried along until all have."""
-    device = next(model.parameters()).device
-    width = max(len(prompts[row]) for row in rows)
-    tokens_BT = torch.tensor([[0] * (width - len(prompts[row])) + prompts[row] for row in rows], device=device)
-    mask_BT = torch.tensor([[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows], device=device)
-    positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
     draws = [torch.Generator().manual_seed(hash((decoding.seed, row)) & 0x7FFF_FFFF) for row in rows]
+
+    def choose(logits_BV: Tensor, places: Sequence[int]) -> list[int]:
+        known_BV = logits_BV[:, : decoding.num_tokens]
+        return _choose(known_BV, decoding.temperature, [draws[place] for place in places])
+
+    writer = model.writer([prompts[row] for row in rows], choose, decoding.max_new_tokens)
     answers: list[list[int]] = [[] for _ in rows]
     ended = [False] * len(rows)
-    cache = DynamicCache()
+    said: list[int] | None = None
     for _ in range(decoding.max_new_tokens):
-        logits_BV = _last_logits(model, tokens_BT, mask_BT, positions_BT, cache)[:, : decoding.num_tokens]
-        chosen = _choose(logits_BV, decoding.temperature, draws)
-        for place, token in enumerate(chosen):
+        said = writer.next(said)
+        for place, token in enumerate(said):
             if not ended[place]:
                 ended[place] = token in decoding.end_ids
                 if not ended[place]:
@@ -89,21 +88,7 @@ def _answers(
                     ended[place] = decoding.is_done(answers[place])
         if all(ended):
             break
-        tokens_BT = torch.tensor(chosen, device=device)[:, None]
-        mask_BT = torch.cat([mask_BT, torch.ones_like(tokens_BT)], dim=1)
-        positions_BT = positions_BT[:, -1:] + 1
     return answers
-
-
-def _last_logits(
-    model: LossModel, tokens_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: DynamicCache
-) -> Tensor:
-    output = model.model(
-        input_ids=tokens_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=cache, use_cache=True,
-        logits_to_keep=1,
-    )  # fmt: skip
-    logits: Tensor = output.logits[:, -1].float()
-    return logits
 
 
 def _choose(logits_BV: Tensor, temperature: float, draws: Sequence[torch.Generator]) -> list[int]:
@@ -111,14 +96,3 @@ def _choose(logits_BV: Tensor, temperature: float, draws: Sequence[torch.Generat
         return [int(token) for token in logits_BV.argmax(1).tolist()]
     shares_BV = (logits_BV / temperature).softmax(1).cpu()
     return [int(torch.multinomial(shares, 1, generator=draw)) for shares, draw in zip(shares_BV, draws, strict=True)]
-
-
-@torch.no_grad()
-def likeliest_tokens(model: LossModel, tokens_BT: Tensor, positions_BT: Tensor, rows_at_once: int = 512) -> Tensor:
-    """The likeliest next token at every position, int64[B, T]; logits exist for a few tokens at a time."""
-    hidden_ND = model.hidden(tokens_BT, positions_BT).flatten(0, 1)
-    head = model.model.get_output_embeddings()
-    chosen = [
-        head(hidden_ND[start : start + rows_at_once]).argmax(-1) for start in range(0, len(hidden_ND), rows_at_once)
-    ]
-    return torch.cat(chosen).view(tokens_BT.shape)

@@ -8,13 +8,14 @@ product. Sums, exponentials and logarithms are in fp32 (fp64 for fp64 models).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from deepen.errors import DeepenError
 from deepen.model.boundaries import boundaries, given, room_for
@@ -31,6 +32,7 @@ from deepen.model.loss_kernels import (
     hand_over,
     head_product,
 )
+from deepen.model.writing import CachedWriter, Choose, Writer
 
 if TYPE_CHECKING:
     from deepen.model.closeness import Closeness
@@ -144,6 +146,52 @@ class LossModel(nn.Module):
             nll_N[rows] = nn.functional.cross_entropy(logits, labels_N[rows], reduction="none", ignore_index=IGNORED)
         return nll_N.view(labels_BT.shape)
 
+    @torch.no_grad()
+    def likeliest(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """The likeliest next token at every position, int64[B, T]."""
+        return self.likeliest_of(self.hidden(tokens_BT, positions_BT))
+
+    def likeliest_of(self, hidden_BTD: Tensor) -> Tensor:
+        """As ``likeliest``, from the last hidden states; logits exist for a few tokens at a time."""
+        hidden_ND = hidden_BTD.flatten(0, 1)
+        weight = self.model.get_output_embeddings().weight
+        found = [self.logits_of(hidden_ND[rows]).argmax(1) for rows in chunks(len(hidden_ND), weight)]
+        return torch.cat(found).view(hidden_BTD.shape[:2])
+
+    def logits_of(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] from a few last hidden states, in the precision of sums; to be called without gradients."""
+        head = self.model.get_output_embeddings()
+        dtype = compute_dtype(hidden_ND)
+        return apply_rules(head_product(hidden_ND.to(dtype), head.weight.to(dtype)), head.bias, self.loss.rules)[0]
+
+    @torch.no_grad()
+    def logits_at(self, tokens_BT: Tensor, positions_BT: Tensor, place_B: Tensor) -> Tensor:
+        """Logits [B, V] of what follows one place of each row."""
+        return self.logits_of(at_places(self.hidden(tokens_BT, positions_BT), place_B))
+
+    @torch.no_grad()
+    def last_logits(self, tokens_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, V] of what follows the rows, with ``cache`` holding keys and values of what stands before them.
+
+        ``mask_BT`` says which tokens are no padding, those in the cache included.
+        """
+        output = self.model(
+            input_ids=tokens_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=cache,
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        logits: Tensor = output.logits[:, -1]
+        return logits.to(accumulation_dtype(logits.dtype))
+
+    def next_tokens(
+        self, tokens_BT: Tensor, positions_BT: Tensor, place_B: Tensor, choose: Callable[[Tensor], list[int]]
+    ) -> list[int]:
+        """What ``choose`` makes of ``logits_at``: the token behind one place of each row."""
+        return choose(self.logits_at(tokens_BT, positions_BT, place_B))
+
+    def writer(self, prompts: Sequence[list[int]], choose: Choose, room: int) -> Writer:
+        """Who continues ``prompts``, by at most ``room`` tokens each."""
+        return CachedWriter(self, prompts, choose, range(len(prompts)), next(self.parameters()).device)
+
     def hidden(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """The last hidden states, after the final norm."""
         return self.run_body(positions_BT, input_ids=tokens_BT)
@@ -162,6 +210,11 @@ class LossModel(nn.Module):
         assert isinstance(output.last_hidden_state, Tensor)
         hidden: Tensor = output.last_hidden_state
         return hidden.view(*shape, -1) if self.takes_boundaries else hidden
+
+
+def at_places(hidden_BTD: Tensor, place_B: Tensor) -> Tensor:
+    """The hidden states [B, D] at one place of each row."""
+    return hidden_BTD[torch.arange(len(place_B), device=place_B.device), place_B]
 
 
 def logit_rules(model: PreTrainedModel, z_loss: float) -> LogitRules:

@@ -6,6 +6,8 @@ a call is this process's part of a sum over the processes of the ``gradients`` g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -17,10 +19,13 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from transformers import Cache
 
 from deepen.model.closeness import Closeness
 from deepen.model.loss import IGNORED, LossModel
 from deepen.model.recompute import decoder_layers
+from deepen.model.writing import CachedWriter, Choose, RereadingWriter, Writer
+from deepen.parallel.attempts import asking_first
 from deepen.parallel.context import SharedRows, attend_together, begin_rows
 from deepen.parallel.gradients import add_up
 from deepen.parallel.overlap import Overlap
@@ -28,6 +33,7 @@ from deepen.parallel.pipeline import PipelinedModel
 from deepen.parallel.process import Process, ProcessMesh
 from deepen.parallel.rows import NO_ROW, collect, rows_of
 from deepen.parallel.tensor import share_matrices
+from deepen.parallel.writing import SharedWriter
 
 
 class SpreadModel(LossModel):
@@ -57,15 +63,51 @@ class SpreadModel(LossModel):
     @torch.no_grad()
     def token_nll(self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """As ``LossModel.token_nll``; every process gives the same rows, each computes some and gets the rest."""
-        num_rows = len(tokens_BT)
-        indices = torch.from_numpy(rows_of(num_rows, self.process))
-        labels = labels_BT[indices]
+        indices, rows, inputs = self._share(tokens_BT, labels_BT, positions_BT)
+        nll_BT = self._whole(super().token_nll(*inputs), rows, (len(indices), tokens_BT.shape[1]))
+        return collect(nll_BT, len(tokens_BT), self.process).to(tokens_BT.device)
+
+    @torch.no_grad()
+    def likeliest(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """As ``LossModel.likeliest``; rows are dealt out as in ``token_nll``."""
+        indices, rows, inputs = self._share(tokens_BT, torch.full_like(tokens_BT, IGNORED), positions_BT)
+        found_BT = self._whole(super().likeliest(inputs[0], inputs[2]), rows, (len(indices), tokens_BT.shape[1]))
+        return collect(found_BT, len(tokens_BT), self.process).to(tokens_BT.device)
+
+    @torch.no_grad()
+    def last_logits(self, tokens_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Cache) -> Tensor:
+        """As ``LossModel.last_logits``, of this process's own rows."""
+        return super().last_logits(tokens_BT, mask_BT, positions_BT, cache)
+
+    @torch.no_grad()
+    def logits_at(self, tokens_BT: Tensor, positions_BT: Tensor, place_B: Tensor) -> Tensor:
+        """As ``LossModel.logits_at``, of this process's own rows, which those of its context group have, too."""
+        rows, inputs = self._part(tokens_BT, torch.full_like(tokens_BT, IGNORED), positions_BT)
+        if rows is None:
+            return super().logits_at(tokens_BT, positions_BT, place_B)
+        is_there_BQ = rows.mine == place_B[:, None]
+        hidden_BQD = self.hidden(inputs[0], inputs[2])
+        hidden_BD = hidden_BQD.masked_fill(~is_there_BQ[..., None], 0).sum(1)
+        dist.all_reduce(hidden_BD, group=rows.group)
+        return self.logits_of(hidden_BD)
+
+    def writer(self, prompts: Sequence[list[int]], choose: Choose, room: int) -> Writer:
+        """As ``LossModel.writer``; every process gives the same prompts, and each continues some."""
+        device, shares_rows = self.process.device, _mesh(self.process).sizes.context > 1
+
+        def own(some: Sequence[list[int]], choose: Choose, places: Sequence[int]) -> Writer:
+            if shares_rows:  # attention of a row that is cut knows of no cache
+                return RereadingWriter(self, some, choose, places, room, device)
+            return CachedWriter(self, some, choose, places, device)
+
+        return SharedWriter(prompts, choose, self.process, own)
+
+    def _share(self, *values_BT: Tensor) -> tuple[Tensor, SharedRows | None, tuple[Tensor, ...]]:
+        """The rows of a batch that are this process's, and of tokens, labels and positions its stretches of them."""
+        indices = torch.from_numpy(rows_of(len(values_BT[0]), self.process))
+        tokens, labels, positions = (values[indices] for values in values_BT)
         labels[indices == NO_ROW] = IGNORED
-        mine = (tokens_BT[indices], labels, positions_BT[indices])
-        device = self.process.device
-        rows, inputs = self._part(*(values.to(device) for values in mine))
-        nll_BT = self._whole(super().token_nll(*inputs), rows, labels.shape)
-        return collect(nll_BT, num_rows, self.process).to(tokens_BT.device)
+        return indices, *self._part(*(values.to(self.process.device) for values in (tokens, labels, positions)))
 
     def _part(self, *values_BT: Tensor) -> tuple[SharedRows | None, tuple[Tensor, ...]]:
         """This process's stretches of tokens, labels and positions."""
@@ -82,14 +124,14 @@ class SpreadModel(LossModel):
         rows = begin_rows(values_BT[2], mesh.context)
         return rows, tuple(values[:, rows.mine] for values in values_BT)
 
-    def _whole(self, nll_BQ: Tensor, rows: SharedRows | None, shape: torch.Size) -> Tensor:
-        """Likelihoods of whole rows from those of each process's stretches."""
+    def _whole(self, values_BQ: Tensor, rows: SharedRows | None, shape: Sequence[int]) -> Tensor:
+        """Numbers of whole rows from those of each process's stretches."""
         if rows is None:
-            return nll_BQ
-        nll_BT = nll_BQ.new_zeros(rows.documents_BT.shape)
-        nll_BT[:, rows.mine] = nll_BQ
-        dist.all_reduce(nll_BT, group=rows.group)
-        return nll_BT[:, : shape[1]]
+            return values_BQ
+        values_BT = values_BQ.new_zeros(rows.documents_BT.shape)
+        values_BT[:, rows.mine] = values_BQ
+        dist.all_reduce(values_BT, group=rows.group)
+        return values_BT[:, : shape[1]]
 
     def begin_gradients(self) -> None:
         """Before the first micro-batch of a step."""
@@ -122,13 +164,23 @@ def spread(loss_model: LossModel, process: Process, precision: str = "fp32") -> 
     """
     if process.mesh is None:
         return loss_model
-    mesh = process.mesh
-    if mesh.sizes.pipeline > 1:
-        stage = PipelinedModel(loss_model, process)
+    model: SpreadModel | PipelinedModel
+    if process.mesh.sizes.pipeline > 1:
+        model = PipelinedModel(loss_model, process)
         if process.is_sharded:
-            _shard(stage, mesh, precision)
-        return stage
-    model = SpreadModel(loss_model, process)
+            _shard(model, process.mesh, precision)
+    else:
+        model = _spread(SpreadModel(loss_model, process), process.mesh, precision)
+    for name in _SHARED_CALLS:  # outside of FSDP's hooks, which gather parameters first of all
+        setattr(model, name, asking_first(getattr(model, name)))
+    return model
+
+
+_SHARED_CALLS = ("token_nll", "likeliest", "last_logits", "logits_at")
+"""Methods that measuring calls, all processes together."""
+
+
+def _spread(model: SpreadModel, mesh: ProcessMesh, precision: str) -> SpreadModel:
     # Tensor first: FSDP then cuts what is left of each matrix, and gathers no more than that.
     if mesh.sizes.tensor > 1:
         model.partial = share_matrices(model.model, mesh.devices["tensor"])
@@ -136,7 +188,7 @@ def spread(loss_model: LossModel, process: Process, precision: str = "fp32") -> 
     if mesh.sizes.context > 1:
         attend_together(model.model)
     # FSDP last: it takes parameters as it finds them, and its hooks must be outermost.
-    if process.is_sharded:
+    if model.process.is_sharded:
         _shard(model, mesh, precision)
     return model
 
@@ -165,7 +217,8 @@ def _shard(model: SpreadModel | PipelinedModel, mesh: ProcessMesh, precision: st
         shard(embedding, reshard=settings.reshard)
     shard(model, reshard=False)  # needed at once for the backward pass of the head
     if isinstance(model, SpreadModel):
-        register_fsdp_forward_method(model, "token_nll")
+        for name in _SHARED_CALLS:
+            register_fsdp_forward_method(model, name)
     _prefetch(layers, settings.prefetch)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -192,6 +245,11 @@ def _prefetch(layers: list[nn.Module], num_ahead: int) -> None:
         layer.set_modules_to_forward_prefetch(layers[index + 1 : index + 1 + num_ahead])  # type: ignore[arg-type]
         before = layers[max(0, index - num_ahead) : index][::-1]
         layer.set_modules_to_backward_prefetch(before)  # type: ignore[arg-type]
+
+
+def process_of(model: LossModel) -> Process | None:
+    """The process that a model computes on together with others; None when it is alone."""
+    return model.process if isinstance(model, SpreadModel | PipelinedModel) else None
 
 
 def _mesh(process: Process) -> ProcessMesh:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,15 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from transformers import PreTrainedModel
 
 from deepen.errors import DeepenError
-from deepen.model.loss import LossModel
+from deepen.model.loss import IGNORED, LossModel, at_places
 from deepen.model.recompute import decoder_layers
+from deepen.model.writing import Choose, RereadingWriter, Writer
 from deepen.parallel.families import PIPELINE
 from deepen.parallel.gradients import add_up
 from deepen.parallel.process import Process, ProcessMesh
+from deepen.parallel.writing import AgreedWriter
 
+AtEnd = Callable[[Tensor, Tensor], Tensor]
 _MOST_SCHEDULES = 8
 """Shapes of which the schedule is kept: a run has a few, an evaluation one for each length of a text."""
 
@@ -42,8 +45,8 @@ class PipelinedModel(LossModel):
         self.group = process.mesh.devices.get_group("pipeline")
         self.ends = _group_of_ends(process.mesh)
         self.tied = cut(self.model, self.place, self.num_stages)
-        self._scores = False
-        """Whether the last stage returns likelihoods instead of the loss."""
+        self._at_end: AtEnd | None = None
+        """What the last stage makes of hidden states and labels instead of the loss."""
         self._nll: list[Tensor] = []
         self._schedules: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
@@ -62,8 +65,8 @@ class PipelinedModel(LossModel):
         hidden_BTD = self.hidden(values, positions_BT)
         if not self.is_last:
             return hidden_BTD
-        if self._scores:
-            return self.nll_of(hidden_BTD, labels_BT)
+        if self._at_end is not None:
+            return self._at_end(hidden_BTD, labels_BT)
         total, nll_BT = self.loss_of(hidden_BTD, labels_BT)
         self._nll.append(nll_BT.sum(1, dtype=torch.float64))
         return torch.stack([total])  # not a view, which hooks of FSDP would lose
@@ -97,17 +100,56 @@ class PipelinedModel(LossModel):
     @torch.no_grad()
     def token_nll(self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """As ``LossModel.token_nll``; every process gives the same rows and gets the same answer."""
+        found = self._run_through(tokens_BT, labels_BT, positions_BT, self.nll_of)
+        if found is None:
+            found = torch.zeros(tokens_BT.shape, dtype=self._accumulator(), device=self.process.device)
+        return self._from_last(found)
+
+    @torch.no_grad()
+    def likeliest(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """As ``LossModel.likeliest``; every process gives the same rows and gets the same answer."""
+        labels_BT = torch.full_like(tokens_BT, IGNORED)
+        found = self._run_through(tokens_BT, labels_BT, positions_BT, self._likeliest_at_end)
+        return self._from_last(torch.zeros_like(labels_BT, device=self.process.device) if found is None else found)
+
+    def next_tokens(
+        self, tokens_BT: Tensor, positions_BT: Tensor, place_B: Tensor, choose: Callable[[Tensor], list[int]]
+    ) -> list[int]:
+        """As ``LossModel.next_tokens``; the last stage chooses for all."""
+        logits_BV = self.logits_at(tokens_BT, positions_BT, place_B)
+        chosen = choose(logits_BV) if self.is_last else [0] * len(tokens_BT)
+        return [int(token) for token in self._from_last(torch.tensor(chosen, device=self.process.device)).tolist()]
+
+    @torch.no_grad()
+    def logits_at(self, tokens_BT: Tensor, positions_BT: Tensor, place_B: Tensor) -> Tensor:
+        """As ``LossModel.logits_at`` on the last stage; the others have none, [B, 0]."""
+        labels_BT = torch.full_like(tokens_BT, IGNORED)
+        labels_BT[torch.arange(len(place_B), device=place_B.device), place_B] = 0  # marks the place
+        found = self._run_through(tokens_BT, labels_BT, positions_BT, self._logits_at_end)
+        return torch.zeros(len(tokens_BT), 0, device=self.process.device) if found is None else found
+
+    def writer(self, prompts: Sequence[list[int]], choose: Choose, room: int) -> Writer:
+        """As ``LossModel.writer``; keys and values of other stages cannot be kept here, so everything is read again."""
+        device = self.process.device
+        return AgreedWriter(RereadingWriter(self, prompts, choose, range(len(prompts)), room, device), self.process)
+
+    def _likeliest_at_end(self, hidden_BTD: Tensor, _labels_BT: Tensor) -> Tensor:
+        return self.likeliest_of(hidden_BTD)
+
+    def _logits_at_end(self, hidden_BTD: Tensor, labels_BT: Tensor) -> Tensor:
+        return self.logits_of(at_places(hidden_BTD, (labels_BT != IGNORED).int().argmax(1)))
+
+    def _run_through(self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor, at_end: AtEnd) -> Tensor | None:
+        """What ``at_end`` makes of the hidden states of all rows, on the last stage; None on the others."""
         tokens_BT, labels_BT, positions_BT = (v.to(self.process.device) for v in (tokens_BT, labels_BT, positions_BT))
-        self._scores = True
+        self._at_end = at_end
         try:
             schedule = self._schedule(tokens_BT.shape, 1, None)
             first = (tokens_BT,) if self.is_first else ()
-            found = schedule.step(*first, labels_BT=labels_BT, positions_BT=positions_BT)
+            found: Tensor = schedule.step(*first, labels_BT=labels_BT, positions_BT=positions_BT)
         finally:
-            self._scores = False
-        if not self.is_last:
-            found = torch.zeros(tokens_BT.shape, dtype=self._accumulator(), device=tokens_BT.device)
-        return self._from_last(found)
+            self._at_end = None
+        return found if self.is_last else None
 
     def finish_gradients(self) -> None:
         """After the last micro-batch: make the gradients of this stage those of the whole batch."""
@@ -136,7 +178,8 @@ class PipelinedModel(LossModel):
 
     def _schedule(self, shape: torch.Size, num_micro_batches: int, num_valid: int | None) -> Any:
         """The schedule for rows of one shape; without ``num_valid`` forward only."""
-        key = (tuple(shape), num_micro_batches, num_valid is None, self.training)
+        end = None if self._at_end is None else self._at_end.__name__
+        key = (tuple(shape), num_micro_batches, end, self.training)
         made = self._schedules.pop(key, None)
         if made is None:
             stage = PipelineStage(self, self.place, self.num_stages, self.process.device, group=self.group)

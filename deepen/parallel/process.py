@@ -107,6 +107,14 @@ class Process:
         dist.broadcast_object_list(told, src=0, group=self.mesh.control)
         return told[0]
 
+    def from_all(self, value: Any) -> list[Any]:
+        """The values of all processes by rank, on all of them."""
+        if self.mesh is None:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.mesh.control)
+        return values
+
     def any_of(self, *yes: bool) -> tuple[bool, ...]:
         """For each question whether any process says yes; clocks and signals differ, and all must do the same."""
         if self.mesh is None:

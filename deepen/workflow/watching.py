@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def watch_run(run: Path, machine: Path | None, sets: list[str], *, offline: bool
     """
     if not (run / "recipe.yaml").is_file():
         raise RunError(f"`{run}` is no run directory", hint="give the folder of a run that was started, as runs/NAME")
-    with locked(run / WATCH, shares=True), without_network(offline), _interruptible():
+    with _alone(run), without_network(offline), _interruptible():
         keep_records(run / WATCH / SCORES, lambda _record: True)  # a line that a kill cut off ends here
         watcher, count = _Watcher(run, machine, sets), 0
         try:
@@ -69,6 +69,18 @@ def watch_run(run: Path, machine: Path | None, sets: list[str], *, offline: bool
             hint = "run the same command again to go on"
             raise StoppedError(f"stopped after {count} checkpoints; all scores are saved", hint=hint) from None
     return count
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Hold the lock of the watcher; raises ``RunError`` when another one has it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(run / WATCH, shares=True))
+        except RunError as error:
+            hint = "one watcher scores every checkpoint; to use another machine for it, stop that one first"
+            raise RunError(f"`{run}` is watched already: {error.message}", hint=hint) from None
+        yield
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from deepen.evaluate.items import Kind, Outcome, compare_items, smallest, strati
 from deepen.evaluate.material import Material
 from deepen.evaluate.probes.answers import ExactAnswer, Facts
 from deepen.evaluate.probes.choices import Cloze, MultipleChoice
-from deepen.model.generate import Decoding, generate, likeliest_tokens
+from deepen.model.generate import Decoding, generate
 from deepen.model.loss import LossModel
 
 MakeMaterial = Callable[..., Material]
@@ -181,7 +181,7 @@ def test_likeliest_tokens_are_those_of_the_logits(model: LossModel) -> None:
     positions_BT = torch.arange(20).expand(3, 20)
     with torch.no_grad():
         expected = model.model(input_ids=tokens_BT).logits.argmax(-1)
-    assert torch.equal(likeliest_tokens(model, tokens_BT, positions_BT, rows_at_once=7), expected)
+    assert torch.equal(model.likeliest(tokens_BT, positions_BT), expected)
 
 
 @pytest.mark.parametrize(

@@ -159,8 +159,33 @@ def test_one_watcher_at_a_time_and_beside_a_run(run: Path) -> None:
         remove_checkpoint(info)
     with locked(run):
         assert watch(run).exit_code == 0
-    with locked(run / "watch"), pytest.raises(RunError, match="at work in"):
+    with locked(run / "watch"), pytest.raises(RunError, match="is watched already: .*at work in") as error:
         watching.watch_run(run, None, [], offline=True, tell=lambda _scores: None)
+    assert "one watcher" in str(error.value.hint)
+
+
+def test_two_watchers_one_refused_and_the_other_stopped_before_anything_was_there(tiny: Path) -> None:
+    """A run that has not begun to train: the watcher says that it waits, and Ctrl-C ends it in order."""
+    run = tiny.parent / "runs" / "tiny"
+    run.mkdir(parents=True)
+    shutil.copy(tiny, run / "recipe.yaml")
+    first = start(tiny.parent, "evaluate", "runs/tiny", "--watch")
+    try:
+        until(lambda: (run / "watch" / "lock").is_file() and (run / "watch" / "lock").stat().st_size > 0, first)
+        second = start(tiny.parent, "evaluate", "runs/tiny", "--watch")
+        refused = ended(second, 1)
+        assert "is watched already" in refused and "one watcher" in refused and "Traceback" not in refused
+        time.sleep(1.5)  # it looks every half a second
+        first.send_signal(signal.SIGINT)
+        output = ended(first, 3)
+    finally:
+        first.kill()
+    assert "waiting for the training" in output and output.count("waiting for") == 1
+    assert "stopped after 0 checkpoints" in output and "Traceback" not in output
+    assert not (run / "train").exists() and {path.name for path in (run / "watch").iterdir()} <= {
+        "lock",
+        "scores.jsonl",
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""Probes in the loop on 1, 2 and 4 processes: the same tables and scores, and faults that all processes share."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.evaluate.conftest import tokenizer_folder as tokenizer_folder  # a fixture
+from tests.parallel.gang import run_gang
+from tests.parallel.probes import Found, measure, write_inputs
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "DDP2": (2, {"replicate": 2}),
+    "FSDP2": (2, {"shard": 2}),
+    "TP2": (2, {"tensor": 2}),
+    "CP2": (2, {"context": 2}),
+    "PP2": (2, {"pipeline": 2}),
+    "offload": (2, {"shard": 2, "offload": True}),
+    "FSDP4": (4, {"shard": 4}),
+    "HSDP-2x2": (4, {"replicate": 2, "shard": 2}),
+    "TP2xFSDP2": (4, {"tensor": 2, "shard": 2}),
+    "CP2xFSDP2": (4, {"context": 2, "shard": 2}),
+    "CP2xTP2": (4, {"context": 2, "tensor": 2}),
+    "PP2xFSDP2": (4, {"pipeline": 2, "shard": 2}),
+    "PP2xDDP2": (4, {"pipeline": 2, "replicate": 2}),
+}
+QUICK = ("FSDP2", "TP2", "CP2", "PP2")
+BOUND = 1e-9
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> tuple[str, str]:
+    root = tmp_path_factory.mktemp("probes")
+    write_inputs(root, tokenizer_folder)
+    return str(root), str(tokenizer_folder)
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: tuple[str, str]) -> Found:
+    return measure(*inputs, None)
+
+
+def check(layouts: list[str], inputs: tuple[str, str], alone: Found, folder: Path) -> None:
+    for world_size in sorted({LAYOUTS[name][0] for name in layouts}):
+        (folder / str(world_size)).mkdir()
+        jobs = {name: (measure, (*inputs, LAYOUTS[name][1])) for name in layouts if LAYOUTS[name][0] == world_size}
+        for name, ranks in run_gang(world_size, jobs, folder / str(world_size)).items():
+            assert len(ranks) == world_size
+            for found in ranks:
+                assert_same(found, alone, name)
+
+
+def assert_same(found: Found, alone: Found, name: str) -> None:
+    assert found.failed == alone.failed == []
+    assert (found.greedy, found.likeliest) == (alone.greedy, alone.likeliest), name
+    assert found.tables.keys() == alone.tables.keys()
+    for label, rows in alone.tables.items():
+        for row, expected in zip(found.tables[label], rows, strict=True):
+            for column, value in expected.items():
+                near = value if column != "nll" or value is None else pytest.approx(value, rel=BOUND)
+                assert row[column] == near, (name, label, column)
+    for score, other in zip(found.scores, alone.scores, strict=True):
+        assert (score.probe, score.value, score.difference) == (
+            other.probe, pytest.approx(other.value, rel=BOUND), pytest.approx(other.difference, rel=BOUND, abs=BOUND),
+        ), name  # fmt: skip
+        assert score.interval == (other.interval and pytest.approx(other.interval, rel=BOUND, abs=BOUND))
+
+
+def test_probes_do_not_depend_on_the_layout(inputs: tuple[str, str], alone: Found, tmp_path: Path) -> None:
+    check(list(QUICK), inputs, alone, tmp_path)
+
+
+@pytest.mark.slow
+def test_probes_do_not_depend_on_any_layout(inputs: tuple[str, str], alone: Found, tmp_path: Path) -> None:
+    check([name for name in LAYOUTS if name not in QUICK], inputs, alone, tmp_path)
+
+
+def test_what_is_compared_says_something(alone: Found) -> None:
+    assert len({tuple(one) for one in alone.greedy}) == 3 and all(alone.greedy)
+    assert len({row["answer"] for row in alone.tables["exact_answer"]}) > 3
+    assert len({row["answer"] for row in alone.tables["multiple_choice"]}) > 3
+    assert {
+        "held_out",
+        "multiple_choice",
+        "cloze",
+        "exact_answer",
+        "facts",
+        "arithmetic",
+        "instructions",
+        "samples",
+    } <= {score.probe.split(":")[0] for score in alone.scores}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_tasks_of_the_harness_do_not_depend_on_the_layout(tmp_path: Path, tokenizer_folder: Path) -> None:
+    pytest.importorskip("lm_eval")
+    write_inputs(tmp_path, tokenizer_folder, *(more := [harness_probe(tmp_path)]))
+    inputs = (str(tmp_path), str(tokenizer_folder))
+    alone = measure(*inputs, None, *more)
+    assert {row["task"] for row in alone.tables["lm_eval"]} == {"chosen", "written", "likely"}
+    assert len({row["answer"] for row in alone.tables["lm_eval"] if row["task"] == "written"}) > 3
+    (tmp_path / "gang").mkdir()
+    jobs = {name: (measure, (*inputs, LAYOUTS[name][1], *more)) for name in QUICK}
+    for name, ranks in run_gang(2, jobs, tmp_path / "gang").items():
+        for found in ranks:
+            assert_same(found, alone, name)
+
+
+def harness_probe(folder: Path) -> dict[str, Any]:
+    """Local tasks of all kinds of requests: choices, answers written out, likelihoods with what is likeliest."""
+    kinds: dict[str, dict[str, Any]] = {
+        "chosen": {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "answer"},
+        "written": {"output_type": "generate_until", "doc_to_target": "{{choices[answer]}}", "generation_kwargs":
+                    {"until": ["\n"], "max_gen_toks": 5, "do_sample": False}},
+        "likely": {"output_type": "loglikelihood", "doc_to_target": "{{choices[answer]}}"},
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        metric = "exact_match" if name == "written" else "acc"
+        settings = {
+            "task": name, "dataset_path": "json", "test_split": "test", "doc_to_text": "{{question}}", "num_fewshot": 0,
+            "dataset_kwargs": {"data_files": {"test": str(folder / "exam.jsonl")}}, **kind,
+            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+        }  # fmt: skip
+        (folder / f"{name}.yaml").write_text(json.dumps(settings))
+    return {"use": "lm_eval", "tasks": [str(folder / f"{name}.yaml") for name in kinds]}
+
+
+WRONG = {"raise": "only this one", "prepare": "no such file", "hang": "longer than its limit"}
+
+
+def test_what_goes_wrong_on_one_process_is_given_up_on_all(tmp_path: Path, tokenizer_folder: Path) -> None:
+    jobs: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+    for how in WRONG:
+        bad = {"use": "tests.parallel.probes:Unlucky", "how": how, "time_limit": "2s"}
+        root = tmp_path / how
+        root.mkdir()
+        write_inputs(root, tokenizer_folder, bad)
+        jobs[how] = (measure, (str(root), str(tokenizer_folder), {"shard": 2}, bad))
+    started = time.monotonic()
+    found = run_gang(2, jobs, tmp_path)
+    assert time.monotonic() - started < 55, "nobody waits for the one that hangs"
+    for how, reason in WRONG.items():
+        for one in found[how]:
+            assert len(one.failed) == 1 and reason in one.failed[0], (how, one.failed)
+            assert {score.probe.split(":")[0] for score in one.scores} >= {"held_out", "facts"}
