@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.workflow.stages import finished_stages
+from deepen.workflow.stages import check_is_run, finished_stages
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class AccountLine:
 
 
 def account(run: Path) -> list[AccountLine]:
-    """All lines of the account that the finished stages of ``run`` allow."""
+    """All lines of the account that the finished stages of ``run`` allow; raises ``RunError`` for what is no run."""
+    check_is_run(run)
     counts = {name: artifact.counts for name, artifact in finished_stages(run).items()}
     return [line for rule in _RULES for line in rule(counts)]
 
