@@ -84,7 +84,7 @@ def _cards(stages: Mapping[str, Artifact]) -> Iterator[Card]:
 def _sections(
     run: Path, recipe: Mapping[str, Any], stages: Mapping[str, Artifact], rows: list[StageStatus]
 ) -> Iterator[Section]:
-    if "select" in stages:
+    if {"baseline", "evaluate", "select"} <= stages.keys():
         yield from outcome_sections(run, recipe, stages)
     if "train" in stages:
         yield _diagnosis_section(run)
@@ -92,11 +92,11 @@ def _sections(
         body = charts.loss_chart(metrics) + charts.learning_rate_chart(metrics)
         yield from timeline_sections(run, stages["train"], float(recipe["evaluate"]["forgetting"]["budget"]))
         yield Section("Training", "Loss of every step and smoothed; learning rate and gradient norm below.", body)
-    if "mix" in stages:
+    if {"tokenize", "mix"} <= stages.keys():
         yield _mixture_section(run, stages["mix"])
     if "tokenize" in stages and (stages["tokenize"].path / "report.json").is_file():
         yield _vocabulary_section(stages["tokenize"])
-    if "curate" in stages:
+    if {"ingest", "curate"} <= stages.keys():
         yield _funnel_section(stages)
     yield _account_section(run)
     yield _lineage_section(rows)

@@ -116,8 +116,9 @@ def open_order(run: Path) -> OpenedOrder:
     """Open what `mix` and `tokenize` of ``run`` made; raises ``RunError`` when they are not finished."""
     check_is_run(run)
     stages: dict[str, Artifact] = finished_stages(run)
-    if "mix" not in stages:
-        raise RunError(f"`{run}` has no finished mix", hint="run it up to there: `deepen mix RECIPE`")
+    for name in ("tokenize", "mix"):
+        if name not in stages:
+            raise RunError(f"`{run}` has no finished {name}", hint="run it up to there: `deepen mix RECIPE`")
     mix = stages["mix"]
     train = stages["train"].path if "train" in stages else stage_directory(run, "train")
     appended = tuple(appended_files(train / "order"))

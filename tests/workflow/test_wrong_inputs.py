@@ -174,6 +174,15 @@ def test_no_command_answers_damage_with_a_traceback(call, finished_run, tmp_path
             refused(code, err, f"{line} ({kind})")
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_was_removed_leaves_a_run_to_be_looked_at(call, copied, stage):
+    shutil.rmtree(copied / stage)
+    for line in ("status RUN", "diagnose RUN", "account RUN", "show RUN", "report RUN"):
+        assert not refused(*call(line, copied)[::2], line)
+    for line in ("trace RUN ff00", "show RUN/mix --step 2", "compare RUN"):
+        refused(*call(line, copied)[::2], line)
+
+
 def test_a_line_that_a_kill_cut_off_is_no_damage(call, copied):
     for file in ("train/metrics.jsonl", "train/scores.jsonl"):
         replace(copied / file, lambda data: data[:-5])
