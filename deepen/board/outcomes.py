@@ -9,9 +9,9 @@ from typing import Any
 from deepen.board import charts
 from deepen.board.page import Card, Section, fold, table
 from deepen.board.probes import probe_sections
+from deepen.formats.json_text import read_model
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import read_records
-from deepen.formats.scores import Alternative, Candidate, Choice
+from deepen.formats.scores import SCORES, Alternative, Candidate, Choice, score_records
 from deepen.workflow.stages import finished_stages
 
 _SCORES = ("step", "probe", "ability", "base", "value", "change", "95 % interval", "detectable", "items")
@@ -19,7 +19,7 @@ _SCORES = ("step", "probe", "ability", "base", "value", "change", "95 % interval
 
 def read_choice(stages: Mapping[str, Artifact]) -> Choice:
     """What `select` wrote."""
-    return Choice.model_validate_json((stages["select"].path / "choice.json").read_bytes(), strict=False)
+    return read_model(stages["select"].path / "choice.json", Choice)
 
 
 def choice_cards(choice: Choice) -> Iterator[Card]:
@@ -45,7 +45,7 @@ def outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str, 
     paths: dict[str, Sequence[Candidate]] = {str(recipe["name"]): choice.candidates, **_neighbours(run, stages)}
     body = charts.plane_chart(paths, budget, _taken(choice.candidates, choice))
     yield Section("Gain against forgetting", _reading(choice), body + _rules(choice) + _front(choice))
-    checkpoints = list(read_records(stages["evaluate"].path / "scores.jsonl"))
+    checkpoints = score_records(stages["evaluate"].path / SCORES)
     if checkpoints:
         yield _scores_section(checkpoints, choice, budget)
     yield from probe_sections(stages)

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from deepen.board.charts import fragment
 from deepen.board.page import Section, fold, preformatted, table
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import read_records
+from deepen.formats.scores import SCORES, score_records
 
 _BITS = "bits per byte"
 
@@ -18,7 +18,7 @@ _BITS = "bits per byte"
 def probe_sections(stages: Mapping[str, Artifact]) -> Iterator[Section]:
     """A section when there is more than held-out text to tell, or when something failed."""
     base, full = stages["baseline"].counts, stages["evaluate"].counts
-    checkpoints = list(read_records(stages["evaluate"].path / "scores.jsonl"))
+    checkpoints = score_records(stages["evaluate"].path / SCORES)
     failed = list(failures(base, full))
     others = any(score["unit"] != _BITS for one in checkpoints for score in one["scores"])
     if not failed and not others:

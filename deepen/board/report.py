@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from deepen.board.page import Card, Section, fold, preformatted, render, table
 from deepen.board.timeline import timeline_sections
 from deepen.errors import RunError
 from deepen.formats.atomic import write_bytes
+from deepen.formats.json_text import read_object
 from deepen.formats.manifest import Artifact
 from deepen.formats.records import read_records
-from deepen.formats.yaml_text import read_yaml
 from deepen.progress import readable
+from deepen.recipe.reading import recipe_of
 from deepen.workflow.account import account
 from deepen.workflow.batches import open_order, shares_over_time
 from deepen.workflow.diagnosis import RULES, case_of, diagnose
@@ -29,6 +29,8 @@ from deepen.workflow.preview import examples
 from deepen.workflow.stages import finished_stages
 
 _MOST_STEPS = 200
+_METRICS = ("step", "tokens", "loss", "learning_rate", "gradient_norm")
+"""What charts need of a step's record."""
 _FINDING = ("finding", "evidence", "remedy")
 
 
@@ -37,7 +39,7 @@ def write_report(run: Path) -> Path:
     stages = finished_stages(run)
     if not stages:
         raise RunError(f"`{run}` has no finished stage to report on", hint="run it first: `deepen run RECIPE`")
-    recipe = read_yaml(run / "recipe.yaml").data
+    recipe = recipe_of(run).model_dump(mode="json", by_alias=True)
     path = run / "report.html"
     rows = status(run)
     script = f"<script>{get_plotlyjs()}</script>"
@@ -82,19 +84,19 @@ def _cards(stages: Mapping[str, Artifact]) -> Iterator[Card]:
 def _sections(
     run: Path, recipe: Mapping[str, Any], stages: Mapping[str, Artifact], rows: list[StageStatus]
 ) -> Iterator[Section]:
-    if "select" in stages:
+    if {"baseline", "evaluate", "select"} <= stages.keys():
         yield from outcome_sections(run, recipe, stages)
     if "train" in stages:
         yield _diagnosis_section(run)
-        metrics = list(read_records(stages["train"].path / "metrics.jsonl"))
+        metrics = list(read_records(stages["train"].path / "metrics.jsonl", keys=_METRICS))
         body = charts.loss_chart(metrics) + charts.learning_rate_chart(metrics)
         yield from timeline_sections(run, stages["train"], float(recipe["evaluate"]["forgetting"]["budget"]))
         yield Section("Training", "Loss of every step and smoothed; learning rate and gradient norm below.", body)
-    if "mix" in stages:
+    if {"tokenize", "mix"} <= stages.keys():
         yield _mixture_section(run, stages["mix"])
     if "tokenize" in stages and (stages["tokenize"].path / "report.json").is_file():
         yield _vocabulary_section(stages["tokenize"])
-    if "curate" in stages:
+    if {"ingest", "curate"} <= stages.keys():
         yield _funnel_section(stages)
     yield _account_section(run)
     yield _lineage_section(rows)
@@ -153,7 +155,7 @@ def _phase_table(phases: list[dict[str, Any]]) -> str:
 
 def _vocabulary_section(tokenized: Artifact) -> Section:
     """How the base's vocabulary fits the text of each source, and what a larger one changed."""
-    report = json.loads((tokenized.path / "report.json").read_text())
+    report = read_object(tokenized.path / "report.json")
     rows = [
         (
             s["source"],

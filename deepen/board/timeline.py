@@ -9,7 +9,7 @@ from deepen.board import charts
 from deepen.board.decisions import COLUMNS, decision_rows
 from deepen.board.page import Section, table
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import read_records
+from deepen.formats.scores import SCORES, score_records
 from deepen.workflow.decisions import decisions_of
 
 
@@ -18,7 +18,7 @@ def timeline_sections(run: Path, train: Artifact, budget: float) -> Iterator[Sec
     decisions = decisions_of(run)
     if not decisions:
         return
-    scores = list(read_records(train.path / "scores.jsonl"))
+    scores = score_records(train.path / SCORES)
     kept = [
         (one["step"], score)
         for one in scores

@@ -6,6 +6,7 @@ The table below is all of it, in the order of ``--help``; commands live in one m
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -85,15 +86,27 @@ def main() -> None:
         _error("stopped; run the same command again to go on from here")
         sys.exit(130)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _error(f"the disk is full: {error}\n\nhint: make room and run the same command again; finished parts are kept")
+        _os_error(error)
         sys.exit(1)
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's own usage errors know how to show themselves
             raise
         error.show()  # type: ignore[attr-defined]
         sys.exit(2)
+
+
+def _os_error(error: OSError) -> None:
+    """Tell what the operating system refused; one that names no file is no fault of the user's, and is raised again."""
+    if error.errno == errno.EPIPE:  # whoever read the output (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    if error.errno == errno.ENOSPC:
+        _error(f"the disk is full: {error}\n\nhint: make room and run the same command again; finished parts are kept")
+    elif error.filename is None:
+        raise error
+    else:
+        hint = "is the path right, and may this user read it, or write there?"
+        _error(f"`{error.filename}`: {error.strerror}\n\nhint: {hint}")
 
 
 def _error(message: str) -> None:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deepen.formats.atomic import FileEntry, writing
+from deepen.formats.parquet_files import opened_parquet
 
 SCHEMA = pa.schema(
     [
@@ -41,7 +42,7 @@ def write_likelihoods(path: Path, table: pa.Table, root: Path) -> FileEntry:
 
 def read_likelihoods(path: Path) -> pa.Table:
     """The table of one file, its columns and meaning as in ``SCHEMA`` (or ``items.SCHEMA``)."""
-    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+    with opened_parquet(path) as file:
         return file.read()
 
 

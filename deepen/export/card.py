@@ -13,7 +13,7 @@ from typing import Any
 
 from deepen.formats.adapters import Adapters
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import read_records
+from deepen.formats.records import read_models
 from deepen.formats.scores import REPORT_ON, SCORES, CheckpointScores, Choice, Score
 
 
@@ -157,8 +157,7 @@ def _scores(export: Export, lineage: Mapping[str, Artifact]) -> str:
     if "evaluate" not in lineage:
         return ""
     choice, evaluated = export.choice, lineage["evaluate"].path
-    records = read_records(evaluated / (REPORT_ON if choice.confirmed else SCORES))
-    scores = [CheckpointScores.model_validate(record, strict=False) for record in records]
+    scores = list(read_models(evaluated / (REPORT_ON if choice.confirmed else SCORES), CheckpointScores))
     chosen = next((one for one in scores if (one.step, one.blend) == (choice.step, choice.blend)), None)
     half = "On the half of documents and items that had no part in the choice. " if choice.confirmed else ""
     notes = half + (

@@ -21,6 +21,7 @@ from deepen.export.config import ExportConfig
 from deepen.formats.atomic import FileEntry, entry_of, sync_directory, write_bytes
 from deepen.formats.documents import read_tables
 from deepen.formats.extension import read_extension
+from deepen.formats.json_text import read_model
 from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.scores import Choice
 from deepen.model.config import ResolvedBase
@@ -44,7 +45,7 @@ def export(
     """
     begin_stage(job, stage="export", format_number=FORMAT, config=config)
     choice_file = job.inputs["select"].path / "choice.json"
-    choice = Choice.model_validate_json(choice_file.read_bytes(), strict=False)
+    choice = read_model(choice_file, Choice)
     made = _make_folder(config, job, choice, base=base, compute=compute, texts=_texts(lineage))
     files = _put_in_place(job.out / _ASIDE, job.out)
     files.append(write_bytes(job.out / "README.md", model_card(made, lineage).encode(), "sha256"))

@@ -7,7 +7,6 @@ the training stage writes and loads them. What each is kept for is in ``roles.py
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -15,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from deepen.errors import DamageError
 from deepen.formats.atomic import FileEntry, damage, sync_directory, write_json
+from deepen.formats.json_text import read_model, read_object
 from deepen.formats.manifest import MANIFEST
 from deepen.settings import Many, Settings
 
@@ -89,18 +87,15 @@ def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
 
 def read_checkpoint(info: CheckpointInfo) -> CheckpointManifest:
     """The manifest of a checkpoint; raises ``DamageError`` when it cannot be read."""
-    path = info.path / MANIFEST
-    try:
-        return CheckpointManifest.model_validate_json(path.read_bytes(), strict=False)
-    except (OSError, ValidationError) as error:
-        raise DamageError(f"`{path}` cannot be read: {error}", hint="remove this checkpoint directory") from error
+    return read_model(info.path / MANIFEST, CheckpointManifest, hint="remove this checkpoint directory")
 
 
 def read_state(info: CheckpointInfo) -> dict[str, Any]:
-    """The contents of ``state.json``: step, batch index, counts; see the docs of file formats."""
-    state = json.loads((info.path / STATE).read_text(encoding="utf-8"))
-    assert isinstance(state, dict)
-    return state
+    """The contents of ``state.json``: step, batch index, counts; see the docs of file formats.
+
+    Raises ``DamageError`` when it cannot be read.
+    """
+    return read_object(info.path / STATE, hint="remove this checkpoint directory")
 
 
 def verify(info: CheckpointInfo) -> list[str]:

@@ -13,10 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from deepen.errors import DamageError
-from deepen.formats.records import keeps_records, read_records, write_records
+from deepen.formats.records import keeps_records, read_models, write_records
 from deepen.settings import Many, Settings
 
 DECISIONS = "decisions.jsonl"
@@ -114,10 +111,7 @@ class Ledger:
 
 def read_decisions(path: Path) -> list[Decision]:
     """The decisions in a file, by step; none when it does not exist. Raises ``DamageError`` for what is no decision."""
-    try:
-        return _folded([Decision.model_validate(record) for record in read_records(path)])
-    except (ValidationError, json.JSONDecodeError) as error:
-        raise DamageError(f"`{path}` cannot be read: {error}", hint="train again with --redo") from error
+    return _folded(list(read_models(path, Decision)))
 
 
 def open_ledger(path: Path, reached: int) -> tuple[Ledger, list[Decision]]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from deepen.formats.atomic import FileEntry, HashingWriter, writing
+from deepen.formats.parquet_files import opened_parquet
 
 _ROWS_PER_GROUP = 1_000
 _CHARACTERS_PER_GROUP = 16_000_000
@@ -184,28 +185,28 @@ def read_tables(
 
     ``groups``: only the row groups from the first up to (not with) the second number.
     """
-    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+    with opened_parquet(path) as file:
         for index in range(*(groups or (0, file.num_row_groups))):
             yield file.read_row_group(index, columns=columns, use_threads=False)  # parts run side by side already
 
 
 def row_groups(path: Path) -> list[tuple[int, int]]:
     """Number of documents and of uncompressed bytes of each row group, from the footer alone."""
-    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+    with opened_parquet(path) as file:
         found = (file.metadata.row_group(index) for index in range(file.num_row_groups))
         return [(int(group.num_rows), int(group.total_byte_size)) for group in found]
 
 
 def num_documents_in(path: Path) -> int:
     """Number of documents in a parquet file, from its footer alone."""
-    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+    with opened_parquet(path) as file:
         return int(file.metadata.num_rows)
 
 
 def roles_in(path: Path) -> set[str]:
     """The roles that the spans of a file's documents have; none for plain text."""
     found: set[str] = set()
-    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+    with opened_parquet(path) as file:
         if "spans" not in file.schema_arrow.names:
             return found
         for index in range(file.num_row_groups):

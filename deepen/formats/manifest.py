@@ -18,16 +18,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from deepen.errors import DamageError, RunError
 from deepen.formats.atomic import FileEntry, damage, write_bytes, write_json
+from deepen.formats.json_text import read_model, read_object
 from deepen.formats.workers import Workers
 from deepen.plug import identity
 from deepen.settings import VERSION, Many, Settings
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+_UNFINISHED_KEYS = ("stage", "format", "fingerprint", "config", "inputs", "started")
 
 
 class InputEntry(Settings):
@@ -115,13 +115,12 @@ def _identity(job: StageJob, config: Any) -> dict[str, Any]:
 def begin_stage(job: StageJob, *, stage: str, format_number: int, config: Any) -> str:
     """Mark ``job.out`` as being worked on and return the start time (the first start, when work is resumed)."""
     job.out.mkdir(parents=True, exist_ok=True)
-    unfinished = job.out / UNFINISHED
-    if unfinished.is_file():
-        return str(json.loads(unfinished.read_text())["started"])
+    if (begun := read_unfinished(job.out)) is not None:
+        return str(begun["started"])
     started = now()
     inputs = {name: entry.model_dump(mode="json") for name, entry in _input_entries(job).items()}
     write_json(
-        unfinished,
+        job.out / UNFINISHED,
         {
             "stage": stage, "format": format_number, "fingerprint": job.fingerprint,
             "config": _identity(job, config),
@@ -129,6 +128,17 @@ def begin_stage(job: StageJob, *, stage: str, format_number: int, config: Any) -
         },
     )  # fmt: skip
     return started
+
+
+def read_unfinished(directory: Path) -> dict[str, Any] | None:
+    """What ``unfinished.json`` says about the work that goes on in ``directory``, or None when there is none.
+
+    Keys as in a manifest, up to ``inputs``, and ``started``. Raises ``DamageError`` when it cannot be read.
+    """
+    path = directory / UNFINISHED
+    if not path.is_file():
+        return None
+    return read_object(path, keys=_UNFINISHED_KEYS, hint="remove this file and run its stage again")
 
 
 def finish_stage(
@@ -167,16 +177,11 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of ``directory``, or None when there is none; raises ``RunError`` when it cannot be read."""
+    """The manifest of ``directory``, or None when there is none; raises ``DamageError`` when it cannot be read."""
     path = directory / MANIFEST
     if not path.is_file():
         return None
-    try:
-        return Manifest.model_validate_json(path.read_bytes(), strict=False)
-    except (ValidationError, OSError) as error:
-        raise RunError(
-            f"`{path}` is no manifest that deepen can read: {error}", hint="remove it and run the stage again"
-        ) from error
+    return read_model(path, Manifest, hint="remove this file and run again: its stage is then not finished")
 
 
 def open_artifact(directory: Path) -> Artifact | None:

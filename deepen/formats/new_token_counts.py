@@ -5,7 +5,6 @@ Written by `tokenize` from the finished shards; `mix` multiplies with what it ta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepen.formats.atomic import FileEntry, write_json
+from deepen.formats.json_text import read_object
 from deepen.formats.megatron import IndexedDataset
 
 NEW_TOKEN_COUNTS = "new_token_counts.json"
@@ -43,4 +43,4 @@ def read_new_token_counts(directory: Path) -> dict[str, Array] | None:
     path = directory / NEW_TOKEN_COUNTS
     if not path.is_file():
         return None
-    return {name: np.array(counts, dtype=np.int64) for name, counts in json.loads(path.read_bytes()).items()}
+    return {name: np.array(counts, dtype=np.int64) for name, counts in read_object(path).items()}

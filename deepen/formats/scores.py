@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from deepen.formats.records import read_models
 from deepen.settings import Many, Settings
 
 SCORES = "scores.jsonl"
@@ -100,6 +102,13 @@ class CheckpointScores(Settings):
     def of(self, probe: str, ability: Ability) -> Score | None:
         """The score of ``probe`` for ``ability``, if it was measured."""
         return next((score for score in self.scores if (score.probe, score.ability) == (probe, ability)), None)
+
+
+def score_records(path: Path) -> list[dict[str, Any]]:
+    """The ``CheckpointScores`` of a file as plain data; none when it does not exist.
+
+    Raises ``DamageError`` for a line that is none."""
+    return [one.model_dump(mode="json") for one in read_models(path, CheckpointScores)]
 
 
 class Candidate(Settings):

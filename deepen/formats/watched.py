@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deepen.formats.checkpoints import CheckpointInfo, is_of_weights, read_checkpoint
 from deepen.formats.manifest import fingerprint
-from deepen.formats.records import read_records
+from deepen.formats.records import read_models
 from deepen.formats.scores import SCORES, CheckpointScores
 from deepen.settings import Settings
 
@@ -54,7 +54,6 @@ def identity_of(info: CheckpointInfo) -> str:
 def read_watched(directory: Path) -> dict[tuple[int, str], WatchedScores]:
     """The records of a ``watch`` directory by step and identity of the checkpoint; the first of equal ones counts."""
     found: dict[tuple[int, str], WatchedScores] = {}
-    for record in read_records(directory / SCORES):
-        scores = WatchedScores.model_validate(record, strict=False)
+    for scores in read_models(directory / SCORES, WatchedScores):
         found.setdefault((scores.step, scores.checkpoint), scores)
     return found

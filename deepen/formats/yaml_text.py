@@ -45,10 +45,12 @@ def read_yaml(path: Path) -> YamlText:
         root = YAML(typ="safe", pure=True).compose(io.StringIO(path.read_text(encoding="utf-8")))
     except MarkedYAMLError as error:
         line = (error.problem_mark.line + 1) if error.problem_mark else 1
-        result.problems.append(Problem("", f"not valid YAML: {error.problem}", place=f"{path.name}:{line}"))
+        remedy = "mend that line; text with a colon or a hash in it needs quotes"
+        result.problems.append(Problem("", f"not valid YAML: {error.problem}", remedy, place=f"{path.name}:{line}"))
         return result
     except UnicodeDecodeError as error:
-        result.problems.append(Problem("", f"not UTF-8 text: {error.reason} at byte {error.start}", place=path.name))
+        message = f"not UTF-8 text: {error.reason} at byte {error.start}"
+        result.problems.append(Problem("", message, "save it as UTF-8", place=path.name))
         return result
     if root is not None:
         result.data = _plain(root, (), path.name, result)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from deepen.errors import Problem, RecipeError
+from deepen.errors import Problem, RecipeError, RunError
 from deepen.formats.yaml_text import Key, YamlText, dotted_path, read_yaml, set_value, write_yaml
 from deepen.plug import field_names
 from deepen.recipe.checks import check, key_of, salvage, sections_of
@@ -61,21 +61,43 @@ def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str
     return Loaded(recipe, machine, text)
 
 
+def recipe_of(run: Path) -> Recipe:
+    """The recipe that a run was started with, for looking at what came of it: its inputs may be gone by now.
+
+    Raises ``RunError`` when ``run`` is no run directory, ``RecipeError`` for what is no recipe.
+    """
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        raise RunError(
+            f"`{run}` is no run directory: it has no `{path.name}`",
+            hint="give the folder that `deepen run` printed, such as runs/NAME",
+        )
+    problems: list[Problem] = []
+    text = _read(path, "recipe", problems)
+    problems += text.problems
+    recipe: Recipe | None = _validate(Recipe, text, problems)
+    if problems or recipe is None:
+        remedy = f"`{path}` is written when a run starts: put it back, or run again with the recipe it came from"
+        raise RecipeError([replace(problem, remedy=problem.remedy or remedy) for problem in problems])
+    return recipe
+
+
 def _line(problem: Problem) -> tuple[str, int]:
     name, _, line = problem.place.rpartition(":")
     return name, int(line) if line.isdigit() else 0
 
 
+_REMEDIES = {"recipe": "`deepen init` writes a first recipe", "machine file": "see the folder `machines/`"}
+
+
 def _read(path: Path, what: str, problems: list[Problem]) -> YamlText:
     if not path.is_file():
-        remedy = "`deepen init` writes a first recipe" if what == "recipe" else "see the folder `machines/`"
-        problems.append(Problem("", f"there is no {what} at `{path}`", remedy))
+        problems.append(Problem("", f"there is no {what} at `{path}`", _REMEDIES[what]))
         return YamlText(data={})
     text = read_yaml(path)
     if not isinstance(text.data, dict) and not text.problems:
-        problems.append(
-            Problem("", f"the {what} is empty" if text.data is None else "expected keys and values", place=path.name)
-        )
+        message = f"the {what} is empty" if text.data is None else "expected keys and values"
+        problems.append(Problem("", message, _REMEDIES[what], place=path.name))
     if not isinstance(text.data, dict):
         text.data = {}
     return text

@@ -12,7 +12,7 @@ from pathlib import Path
 from deepen.errors import RunError
 from deepen.formats.atomic import write_json
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
-from deepen.formats.records import read_records
+from deepen.formats.records import read_models
 from deepen.formats.scores import (
     CHOOSE_ON,
     REPORT_ON,
@@ -57,7 +57,7 @@ def select(config: SelectRule, job: StageJob, *, budget: float) -> Manifest:
 
 
 def _read_scores(file: Path) -> list[CheckpointScores]:
-    return [CheckpointScores.model_validate(record, strict=False) for record in read_records(file)]
+    return list(read_models(file, CheckpointScores))
 
 
 def confirmed(choice: Choice, others: Sequence[Candidate]) -> Choice:

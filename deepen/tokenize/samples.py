@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from deepen.formats.documents import read_tables
+from deepen.formats.parquet_files import opened_parquet
 from deepen.tokenize.report import Sample
 
 SAMPLE_BYTES = 1_000_000
@@ -36,13 +36,13 @@ def sample_source(name: str, role: str, files: Sequence[Path], most_bytes: int =
 
 
 def _num_row_groups(path: Path) -> int:
-    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+    with opened_parquet(path) as file:
         return int(file.num_row_groups)
 
 
 def _rows(path: Path, row_group: int, most_bytes: int) -> list[tuple[str | None, str]]:
     """Documents of a row group that hold about ``most_bytes``, evenly chosen."""
-    with path.open("rb") as handle, pq.ParquetFile(handle) as file:
+    with opened_parquet(path) as file:
         table = file.read_row_group(row_group, columns=["language", "text"])
     heads = pc.utf8_slice_codeunits(table["text"], 0, _DOCUMENT_CHARACTERS)
     num_bytes = pc.sum(pc.binary_length(heads)).as_py() or 0

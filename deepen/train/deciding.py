@@ -13,7 +13,7 @@ import numpy as np
 
 from deepen.errors import DeepenError, TrainingError
 from deepen.formats.decisions import DECISIONS, Decider, Decision
-from deepen.formats.records import read_records
+from deepen.formats.records import read_models
 from deepen.formats.scores import CheckpointScores
 from deepen.progress import say
 from deepen.train.actions import SCORES, carry_out, prepared
@@ -87,8 +87,7 @@ def by_scores(run: Run) -> tuple[Run, bool]:
     decide, step = run.watch.decide, run.progress.step
     if decide is None:
         return run, False
-    records = read_records(run.out / SCORES)
-    scores = [CheckpointScores.model_validate(record, strict=False) for record in records]
+    scores = list(read_models(run.out / SCORES, CheckpointScores))
     scores = [score for score in scores if score.known <= step]
     run = settle(run, "forgetting", lambda decisions: decide(scores, decisions))
     made = run.ledger.at(step, "forgetting")

@@ -5,12 +5,12 @@ Every line is a sum that must hold exactly; a line that does not hold names the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.workflow.stages import finished_stages
+from deepen.workflow.stages import check_is_run, finished_stages
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class AccountLine:
 
 
 def account(run: Path) -> list[AccountLine]:
-    """All lines of the account that the finished stages of ``run`` allow."""
+    """All lines of the account that the finished stages of ``run`` allow; raises ``RunError`` for what is no run."""
+    check_is_run(run)
     counts = {name: artifact.counts for name, artifact in finished_stages(run).items()}
-    return [line for rule in _RULES for line in rule(counts)]
+    return [line for rule, needs in _RULES.items() if needs <= counts.keys() for line in rule(counts)]
 
 
 Counts = dict[str, Any]
@@ -103,4 +104,11 @@ def _mix_to_train(counts: Counts) -> Iterator[AccountLine]:
         yield AccountLine(name, "tokens trained", source["tokens"], loss, terms)
 
 
-_RULES = (_ingest_to_curate, _curate_to_tokenize, _fixed_rows, _tokenize_to_mix, _mix_to_train)
+_RULES: dict[Callable[[Counts], Iterator[AccountLine]], set[str]] = {
+    _ingest_to_curate: {"ingest", "curate"},
+    _curate_to_tokenize: {"curate", "tokenize"},
+    _fixed_rows: {"mix"},
+    _tokenize_to_mix: {"tokenize", "mix"},
+    _mix_to_train: {"mix", "train"},
+}
+"""The equations between stages, and which must be there: any of them may have been removed."""

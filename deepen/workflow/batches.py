@@ -21,7 +21,7 @@ from deepen.formats.order import Order, appended_files, row_of, source_of
 from deepen.formats.packs import Packs
 from deepen.formats.shards import stage_with_shard
 from deepen.formats.trained import TrainedMask
-from deepen.workflow.stages import finished_stages, stage_directory
+from deepen.workflow.stages import check_is_run, finished_stages, stage_directory
 
 Array = npt.NDArray[Any]
 
@@ -114,9 +114,11 @@ class OpenedOrder:
 
 def open_order(run: Path) -> OpenedOrder:
     """Open what `mix` and `tokenize` of ``run`` made; raises ``RunError`` when they are not finished."""
+    check_is_run(run)
     stages: dict[str, Artifact] = finished_stages(run)
-    if "mix" not in stages:
-        raise RunError(f"`{run}` has no finished mix", hint="run it up to there: `deepen mix RECIPE`")
+    for name in ("tokenize", "mix"):
+        if name not in stages:
+            raise RunError(f"`{run}` has no finished {name}", hint="run it up to there: `deepen mix RECIPE`")
     mix = stages["mix"]
     train = stages["train"].path if "train" in stages else stage_directory(run, "train")
     appended = tuple(appended_files(train / "order"))

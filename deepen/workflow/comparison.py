@@ -17,13 +17,13 @@ from deepen.evaluate.material import material_of
 from deepen.evaluate.statistics import RESAMPLES, Noise, adjusted, seed_noise
 from deepen.evaluate.tables import table_file
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.formats.records import read_models
+from deepen.formats.scores import SCORES, CheckpointScores, Score
 from deepen.model.config import ResolvedBase
 from deepen.plug import identity
 from deepen.recipe.models import Recipe
-from deepen.recipe.reading import load
-from deepen.workflow.stages import finished_stages
+from deepen.recipe.reading import recipe_of
+from deepen.workflow.stages import check_is_run, finished_stages
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,16 @@ def compare_runs(paths: Sequence[Path], step: int | None = None) -> Comparison:
 
 
 def _opened(path: Path, step: int | None) -> Compared:
+    check_is_run(path)
     stages = finished_stages(path)
     if "evaluate" not in stages:
         raise RunError(f"`{path}` has no scores", hint=f"evaluate it first: `deepen evaluate {path}`")
-    records = read_records(stages["evaluate"].path / "scores.jsonl")
-    found = [CheckpointScores.model_validate(record, strict=False) for record in records]
+    found = list(read_models(stages["evaluate"].path / SCORES, CheckpointScores))
     chosen = [one for one in found if step is None or one.step == step]
     if not chosen:
         steps = ", ".join(str(one.step) for one in found) or "none"
         raise RunError(f"`{path}` was not evaluated at step {step}", hint=f"it was at these: {steps}")
-    return Compared(path.resolve(), load(path).recipe, stages, chosen[-1])
+    return Compared(path.resolve(), recipe_of(path), stages, chosen[-1])
 
 
 def _seed_groups(runs: Sequence[Compared]) -> Iterator[Group]:

@@ -8,7 +8,7 @@ from typing import Any
 from deepen.errors import RunError
 from deepen.formats.decisions import DECISIONS, Decision, read_decisions
 from deepen.formats.quarantine import quarantine_records
-from deepen.workflow.stages import stage_directory
+from deepen.workflow.stages import check_is_run, stage_directory
 
 
 def decisions_of(run: Path) -> list[Decision]:
@@ -18,6 +18,7 @@ def decisions_of(run: Path) -> list[Decision]:
 
 def quarantined(run: Path) -> list[dict[str, Any]]:
     """The documents that the decisions of a run name; raises ``RunError`` when it has not trained yet."""
+    check_is_run(run)
     if not stage_directory(run, "train").is_dir():
         raise RunError(f"the training of `{run}` has not begun", hint="run it first: `deepen run RECIPE`")
     return list(quarantine_records(decisions_of(run)))

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores, Score
-from deepen.formats.yaml_text import read_yaml
+from deepen.formats.records import read_models, read_records
+from deepen.formats.scores import SCORES, CheckpointScores, Score
+from deepen.recipe.reading import recipe_of
 from deepen.workflow.stages import finished_stages, stage_directory
 
 Array = npt.NDArray[np.float64]
@@ -84,17 +84,20 @@ class Case:
 
 
 def case_of(run: Path) -> Case:
-    """Read what a run directory holds; works on unfinished runs, too."""
+    """Read what a run directory holds; works on unfinished runs, too.
+
+    Raises ``RunError`` when it is none, ``DamageError`` for records that cannot be read.
+    """
+    recipe = recipe_of(run)
     stages: dict[str, Artifact] = finished_stages(run)
-    recipe = read_yaml(run / "recipe.yaml").data
-    train = stage_directory(run, "train")
+    train = stages["train"].path if "train" in stages else stage_directory(run, "train")
     scored = stages["evaluate"].path if "evaluate" in stages else train
-    records = [CheckpointScores.model_validate(one, strict=False) for one in read_records(scored / "scores.jsonl")]
+    scores = read_models(scored / SCORES, CheckpointScores)
     return Case(
-        budget=float(recipe["evaluate"]["forgetting"]["budget"]),
-        metrics=list(read_records(train / "metrics.jsonl")),
-        scores=sorted(records, key=lambda one: one.step),
-        roles={source["name"]: source["role"] for source in recipe["ingest"]["sources"]},
+        budget=recipe.evaluate.forgetting.budget,
+        metrics=list(read_records(train / "metrics.jsonl", keys=("step",))),
+        scores=sorted(scores, key=lambda one: one.step),
+        roles={source.name: source.role for source in recipe.ingest.sources},
         counts={name: artifact.counts for name, artifact in stages.items()},
     )
 

@@ -6,15 +6,15 @@ commit they resolved to, which is pinned in ``pins.json`` of the run so that a r
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepen.curate.decontaminate import PROBES, Decontaminate, probe_files
-from deepen.errors import DeepenError, OfflineError, RunError, SourceError
+from deepen.errors import DamageError, DeepenError, OfflineError, RunError, SourceError
 from deepen.formats.atomic import hash_file, write_json
+from deepen.formats.json_text import read_object
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
 from deepen.ingest.config import HUB, Extraction, IngestConfig, Source
 from deepen.ingest.files import MEGATRON, list_files
@@ -173,7 +173,8 @@ class Pins:
 
     def __init__(self, path: Path, *, offline: bool) -> None:
         self._path, self._offline = path, offline
-        known = json.loads(path.read_text()) if path.is_file() else {}
+        remedy = "put it back; or remove it, and what it pinned is looked up anew"
+        known = read_object(path, hint=remedy) if path.is_file() else {}
         self._commits: dict[str, str] = {key: value for key, value in known.items() if isinstance(value, str)}
         pinned = {key: value for key, value in known.items() if isinstance(value, dict)}
         self._pinned_files: dict[str, Listing] = {k: v for k, v in pinned.items() if not k.startswith(_FIRST)}
@@ -298,10 +299,9 @@ class HashCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        try:
-            self._known: dict[str, list[object]] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            self._known = {}
+        self._known: dict[str, list[object]] = {}
+        with suppress(DamageError):  # nothing is lost: what is not known is hashed
+            self._known = read_object(path)
 
     def hash(self, path: Path) -> str:
         """The file's hash, read again only when its size or time changed."""

@@ -15,7 +15,7 @@ from deepen.train.config import Save
 from deepen.workflow.lock import locked
 from deepen.workflow.references import refuse_if_referenced
 from deepen.workflow.run import record_of
-from deepen.workflow.stages import STAGES, stage_directory
+from deepen.workflow.stages import STAGES, check_is_run, stage_directory
 
 State = Literal["finished", "referenced", "unfinished", "missing"]
 
@@ -43,10 +43,7 @@ class StageStatus:
 
 def status(run: Path) -> list[StageStatus]:
     """The state of every stage of ``run`` in pipeline order; raises ``RunError`` when it is no run directory."""
-    if not run.is_dir() or not any((run / name).exists() for name in (*STAGES, "recipe.yaml")):
-        raise RunError(
-            f"`{run}` is no run directory", hint="give the folder that `deepen run` printed, such as runs/NAME"
-        )
+    check_is_run(run)
     return [_stage_status(run, name) for name in STAGES]
 
 

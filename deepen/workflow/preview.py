@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from deepen.curate.config import CurateConfig
 from deepen.curate.stage import curate
-from deepen.formats.documents import SCHEMA, document_files, read_tables, write_tables
+from deepen.formats.documents import SCHEMA, document_files, read_tables, row_groups, write_tables
 from deepen.formats.manifest import Artifact, Manifest, StageJob, open_artifact
+from deepen.formats.parquet_files import opened_parquet
 from deepen.ingest.config import Source
 from deepen.ingest.stage import ingest
 from deepen.plug import identity
@@ -115,12 +115,13 @@ def _sample(ingested: Artifact, out: Path, per_source: int) -> Artifact:
 def _row_groups(directory: Path, source: str) -> np.ndarray[Any, Any]:
     found = []
     for path in document_files(directory, source):
-        found += [(str(path), group) for group in range(pq.read_metadata(path).num_row_groups)]
+        found += [(str(path), group) for group in range(len(row_groups(path)))]
     return np.array(found, dtype=object).reshape(-1, 2)
 
 
 def _rows_of(path: Path, group: int, num_rows: int) -> pa.Table:
-    table = pq.ParquetFile(path).read_row_group(group)
+    with opened_parquet(path) as file:
+        table = file.read_row_group(group)
     return table.take(pa.array(_evenly(table.num_rows, num_rows)))
 
 

@@ -14,7 +14,7 @@ from deepen.formats.order import Order, Segments, appended_files
 from deepen.mix.remix import Change, domain_share_at, remix
 from deepen.progress import say
 from deepen.workflow.lock import locked
-from deepen.workflow.stages import stage_directory
+from deepen.workflow.stages import check_is_run, stage_directory
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def remix_run(run: Path, asked: Remix) -> tuple[Path, Segments]:
 
     Raises ``RunError`` when training is going on, has not begun, is finished, or is past the step.
     """
+    check_is_run(run)
     with locked(run):
         mix, train = open_artifact(stage_directory(run, "mix")), stage_directory(run, "train")
         if mix is None or not train.is_dir():

@@ -26,6 +26,7 @@ from deepen.formats.manifest import (
     fingerprint,
     open_artifact,
     read_manifest,
+    read_unfinished,
     refer_to,
 )
 from deepen.formats.workers import Share, Workers
@@ -194,8 +195,7 @@ def record_of(directory: Path) -> dict[str, Any] | None:
     manifest = read_manifest(directory)
     if manifest is not None:
         return manifest.model_dump(mode="json")
-    unfinished = directory / UNFINISHED
-    return dict(json.loads(unfinished.read_text())) if unfinished.is_file() else None
+    return read_unfinished(directory)
 
 
 def _resolve_conflict(plan: StagePlan, recorded: dict[str, Any], options: RunOptions, remade: set[str]) -> Artifact:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from deepen.curate.chain import SHOWN_CHARACTERS
 from deepen.errors import RunError
 from deepen.formats.documents import document_files, read_documents, read_tables
+from deepen.formats.json_text import read_object
 from deepen.formats.manifest import Artifact, open_artifact
 from deepen.formats.records import read_records
 from deepen.progress import say
@@ -42,7 +42,7 @@ def show(path: Path, options: ShowOptions) -> Iterator[dict[str, Any]]:
     if path.suffix == ".jsonl" and path.is_file():
         return islice(read_records(path), options.sample)
     if path.suffix == ".json" and path.is_file():
-        return iter([json.loads(path.read_text())])
+        return iter([read_object(path)])
     if path.suffix == ".parquet" and path.is_file():
         return _rows([path], options.sample)
     if path.name == "checkpoints" and path.is_dir():
@@ -76,7 +76,7 @@ def _show_stage(path: Path, artifact: Artifact, options: ShowOptions) -> Iterato
     if stage == "tokenize":
         return chain([artifact.counts], _vocabulary_report(artifact), masked_documents(artifact, options.sample))
     if stage == "select":
-        return iter([json.loads((artifact.path / "choice.json").read_text())])
+        return iter([read_object(artifact.path / "choice.json")])
     if stage in ("train", "evaluate"):
         return read_records(artifact.path / "scores.jsonl")
     return iter([artifact.counts])
@@ -86,7 +86,7 @@ def _vocabulary_report(artifact: Artifact) -> Iterator[dict[str, Any]]:
     """How the base's vocabulary fits the sources, and what was advised; nothing for a learned one."""
     path = artifact.path / "report.json"
     if path.is_file():
-        yield {"vocabulary_report": json.loads(path.read_text())}
+        yield {"vocabulary_report": read_object(path)}
 
 
 def _rows(files: list[Path], sample: int) -> Iterator[dict[str, Any]]:

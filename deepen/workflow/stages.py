@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepen.errors import RunError
 from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
 from deepen.formats.scores import SCORES
 from deepen.formats.watched import WATCH
@@ -285,6 +286,14 @@ STAGES: dict[str, Stage] = {
 def stage_directory(run: Path, name: str) -> Path:
     """Where a stage of ``run`` keeps its artifact."""
     return run / name
+
+
+def check_is_run(run: Path) -> None:
+    """Raise ``RunError`` when ``run`` is no run directory, however little was done in it."""
+    if not run.is_dir() or not any((run / name).exists() for name in (*STAGES, "recipe.yaml")):
+        raise RunError(
+            f"`{run}` is no run directory", hint="give the folder that `deepen run` printed, such as runs/NAME"
+        )
 
 
 def finished_stages(run: Path) -> dict[str, Artifact]:

@@ -7,7 +7,6 @@ can be read is encoded.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -33,6 +32,7 @@ from deepen.formats.manifest import (
     fingerprint,
     finish_stage,
     open_artifact,
+    read_unfinished,
 )
 from deepen.formats.megatron import IndexedDataset, IndexedDatasetWriter
 from deepen.formats.trained import TrainedMask, merge_trained, trained_path
@@ -195,14 +195,14 @@ def _job(order: TokenizeFiles, config: IngestConfig, base: ResolvedBase) -> Stag
 
 def _make_way(out: Path, job: StageJob, found: Artifact | None) -> None:
     """Refuse a directory with something finished or strange in it; clear one that other work of ours began."""
-    unfinished = out / UNFINISHED
+    begun = read_unfinished(out)
     strange = [path.name for path in out.iterdir() if path.name not in (".work", UNFINISHED)]
-    if found is not None or (strange and not unfinished.is_file()):
+    if found is not None or (strange and begun is None):
         raise RunError(
             f"`{out}` holds something else already (made from other inputs, settings or another tokenizer)",
             hint="give another directory to --megatron, or remove this one",
         )
-    if unfinished.is_file() and json.loads(unfinished.read_text())["fingerprint"] != job.fingerprint:
+    if begun is not None and begun["fingerprint"] != job.fingerprint:
         say(f"`{out}` holds the beginning of other work, which is removed")
         shutil.rmtree(out)
         out.mkdir()

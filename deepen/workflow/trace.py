@@ -122,7 +122,10 @@ def _visits(opened: OpenedOrder, index: int, source: str, sequence: int) -> Iter
 
 def _not_trained(run: Path, document: str, wanted: str) -> Traced:
     """Where a document that is in no shard ended; raises ``RunError`` when it is nowhere."""
-    curate = finished_stages(run)["curate"]
+    curate = finished_stages(run).get("curate")
+    if curate is None:
+        hint = f"`deepen curate {run}` makes them again"
+        raise RunError(f"`{document}` is in no shard of `{run}`, whose curated documents are gone", hint=hint)
     rows = [row for folder in ("held_out", "dropped", "documents") for row in _rows_in(curate, folder, wanted)]
     if len({row["id"] for row in rows}) > 1:
         raise RunError(f"`{document}` is the beginning of several document ids", hint="give more digits")

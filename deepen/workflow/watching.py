@@ -25,6 +25,7 @@ from deepen.evaluate.stage import Evaluation, table_mark
 from deepen.evaluate.tables import readable_file, table_file
 from deepen.formats.atomic import write_json
 from deepen.formats.checkpoints import CheckpointInfo, read_checkpoint, verify
+from deepen.formats.json_text import read_object
 from deepen.formats.manifest import MANIFEST, Artifact, InputEntry, StageJob, open_artifact
 from deepen.formats.records import append_record, keep_records
 from deepen.formats.roles import candidates
@@ -238,7 +239,7 @@ class Scorer:
     def _begin(self, info: CheckpointInfo, identity: str) -> None:
         """Keep the tables that an earlier start made of this checkpoint, and no others that lie in their place."""
         current, note = self.job.out / CURRENT, {"step": info.step, "checkpoint": identity, "marks": self.marks}
-        if current.is_file() and json.loads(current.read_text()) == note:
+        if current.is_file() and read_object(current, hint="remove it and start again") == note:
             return
         for probe in self.config.all_probes:
             for name in (table_file(probe, info.step), readable_file(probe, info.step)):

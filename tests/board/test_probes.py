@@ -28,7 +28,8 @@ def stages(root: Path, unit: str, failed: dict[str, Any]) -> dict[str, Artifact]
     }
     found = {"baseline": artifact(root / "baseline", base)}
     found["evaluate"] = artifact(root / "evaluate", {"failed": {}, "in_loop": in_loop})
-    score = {"probe": "exam", "ability": "new", "unit": unit, "value": 0.5, "baseline": 0.25}
+    score = {"probe": "exam", "ability": "new", "unit": unit, "value": 0.5, "baseline": 0.25,
+             "difference": 1.0, "higher_is_better": True, "items": 4}  # fmt: skip
     (root / "evaluate" / "scores.jsonl").write_text(json.dumps({"step": 5, "tokens": 50, "scores": [score]}) + "\n")
     return found
 

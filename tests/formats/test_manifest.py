@@ -51,7 +51,7 @@ def test_a_reference_leads_to_the_files_and_breaks_loudly(tmp_path):
 
 def test_a_manifest_that_is_no_manifest_is_a_users_error(tmp_path):
     (tmp_path / MANIFEST).write_text('{"stage": 3}')
-    with pytest.raises(RunError, match="no manifest that deepen can read"):
+    with pytest.raises(RunError, match="manifest.json` cannot be read"):
         open_artifact(tmp_path)
 
 
