@@ -31,8 +31,9 @@ class Failure:
     reason: str
 
 
-def attempt(label: str, seconds: float, measure: Callable[[], T]) -> T | Failure:
-    """What ``measure`` returns, or why there is nothing; the reason is also told to the user."""
+def attempt(label: str, seconds: float | None, measure: Callable[[], T], *, what: str = "probe") -> T | Failure:
+    """What ``measure`` returns, or why there is nothing; the reason is also told to the user, of ``what`` and
+    ``label``. ``seconds`` None: without limit."""
     try:
         with _limited(seconds):
             return measure()
@@ -42,13 +43,13 @@ def attempt(label: str, seconds: float, measure: Callable[[], T]) -> T | Failure
         reason = error.message
     except Exception as error:  # whatever a probe does must not end a run of weeks
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    say(f"probe `{label}` failed: {reason}")
+    say(f"{what} `{label}` failed: {reason}")
     return Failure(reason)
 
 
 @contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
+def _limited(seconds: float | None) -> Iterator[None]:
+    if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
