@@ -22,6 +22,7 @@ from deepen.formats.documents import document_files, read_documents
 from deepen.formats.manifest import open_artifact
 from deepen.formats.records import read_records
 from deepen.formats.scores import CheckpointScores
+from deepen.formats.watched import read_watched
 from deepen.recipe.reading import load
 from deepen.workflow import contamination
 from deepen.workflow.inputs import with_probe_items
@@ -123,6 +124,7 @@ def test_a_probe_comes_after_training_is_edited_and_goes(
 ) -> None:
     directory = recipe.parent / "runs" / "tiny"
     before, first = state(directory), fingerprints(directory)
+    weights = (directory / "export" / "model.safetensors").stat()
     exam = add(recipe)
 
     run(recipe)
@@ -135,6 +137,10 @@ def test_a_probe_comes_after_training_is_edited_and_goes(
     later = fingerprints(directory)
     assert {name for name in STAGES if later[name] != first[name]} == set(AFTER)
     assert not verify(directory).damages
+    assert "the model is the one that was exported before" in said
+    assert (directory / "export" / "model.safetensors").stat().st_ino == weights.st_ino
+    card = (directory / "export" / "README.md").read_text()
+    assert "In the training text stand 3 of 12 items of exam." in card and "score without those items" in card
     train = open_artifact(directory / "train")
     assert train is not None and train.manifest.inputs["baseline"].fingerprint == first["baseline"]
     assert "exam: 3 of 12 items stand in trained documents" in write_report(directory).read_text()
@@ -259,8 +265,30 @@ def test_watching_scores_late_probes_for_the_evaluation_and_not_for_training(
     half = len(records) // 2
     assert [one["scores"] for one in records[:half]] == [one["scores"] for one in records[half:]]
     assert all({score["probe"] for score in one["late"]} == {"exam"} for one in records[half:])
+    for one in read_watched(directory / "watch").values():
+        assert one.everything.of("exam", "new") and not one.plain.of("exam", "new")
     again = CliRunner().invoke(app, ["evaluate", str(directory), "--watch", "--json"])
     assert json.loads(again.stdout)["scored"] == []
     measured.clear()
     run(recipe, last="evaluate")
     assert not measured and all(one.of("exam", "new") for one in scores(directory))
+
+
+@pytest.mark.slow
+def test_several_processes_train_without_late_probes(recipe: Path) -> None:
+    add(recipe)
+    directory = recipe.parent / "runs" / "tiny"
+    shutil.rmtree(directory)
+    sets = ["machine.launch.processes_per_node=2", "machine.compute.threads=1"]
+    run(recipe, *sets)
+    train, baseline = (open_artifact(directory / name) for name in ("train", "baseline"))
+    assert train is not None and baseline is not None
+    assert train.manifest.inputs["baseline"].fingerprint == baseline.core != baseline.fingerprint
+    assert not any(name == "probe_files:exam" for name in train.manifest.inputs)
+    for record in read_records(directory / "train" / "scores.jsonl"):
+        assert "exam" not in {score["probe"] for score in record["scores"]}
+    assert all(one.of("exam", "new") for one in scores(directory))
+    before = fingerprints(directory)
+    recipe.write_text(recipe.read_text().split("evaluate:")[0] + "evaluate: {every: 50%}\n")
+    run(recipe, *sets)
+    assert fingerprints(directory)["train"] == before["train"]
