@@ -122,13 +122,14 @@ def _reading(choice: Choice) -> str:
 
 
 def _neighbours(run: Path, stages: Mapping[str, Artifact]) -> dict[str, Sequence[Candidate]]:
-    """Candidates of neighbouring runs (the control among them) measured against the very same baseline."""
-    mark = stages["baseline"].fingerprint
+    """Candidates of neighbouring runs (the control among them) measured against the very same baseline
+    (probes that came after training aside)."""
+    mark = stages["baseline"].core
     found: dict[str, Sequence[Candidate]] = {}
     for other in sorted(run.resolve().parent.iterdir()):
         if other == run.resolve() or not (other / "select" / "manifest.json").is_file():
             continue
         theirs = finished_stages(other)
-        if "baseline" in theirs and theirs["baseline"].fingerprint == mark and "select" in theirs:
+        if "baseline" in theirs and theirs["baseline"].core == mark and "select" in theirs:
             found[other.name] = read_choice(theirs).candidates
     return found

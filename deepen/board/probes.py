@@ -9,8 +9,10 @@ import plotly.graph_objects as go
 
 from deepen.board.charts import fragment
 from deepen.board.page import Section, fold, preformatted, table
+from deepen.evaluate.contamination import described
+from deepen.evaluate.summary_table import touched_scores
 from deepen.formats.manifest import Artifact
-from deepen.formats.scores import SCORES, score_records
+from deepen.formats.scores import SCORES, CheckpointScores, Score, score_records
 
 _BITS = "bits per byte"
 
@@ -23,7 +25,7 @@ def probe_sections(stages: Mapping[str, Artifact]) -> Iterator[Section]:
     others = any(score["unit"] != _BITS for one in checkpoints for score in one["scores"])
     if not failed and not others:
         return
-    body = _failed_table(failed)
+    body = _failed_table(failed) + contamination_tables(checkpoints, full.get("contamination") or {})
     if others:
         body += values_chart(checkpoints) + _not_used(base) + _samples(stages)
     yield Section("Probes", _lead(failed, full), body)
@@ -74,6 +76,49 @@ def values_chart(checkpoints: list[dict[str, Any]]) -> str:
     figure.update_xaxes(title="tokens trained")
     figure.update_yaxes(title="share of items")
     return fragment(figure)
+
+
+def contamination_tables(checkpoints: list[dict[str, Any]], found: Mapping[str, Any]) -> str:
+    """What was found of test items in trained documents, and the last checkpoint's scores with and without them."""
+    probes = found.get("probes", {})
+    told = [(described(label, counts),) for label, counts in probes.items()]
+    told += [(f"{label}: its items were kept out of the documents",) for label in found.get("kept_out", ())]
+    told += [(f"{label}: could not be looked for: {why}",) for label, why in found.get("failed", {}).items()]
+    told += [(f"{name}: token ids without text, not looked through",) for name in found.get("not_scanned", ())]
+    if not told:
+        return ""
+    body = table(("test items in trained documents",), told)
+    last = CheckpointScores.model_validate(checkpoints[-1], strict=False) if checkpoints else None
+    rows = list(_with_and_without(last, probes)) if last is not None else []
+    if last is not None and rows:
+        columns = (
+            "score",
+            "items",
+            "base",
+            "value",
+            "change",
+            "items left",
+            "base without",
+            "without",
+            "change without",
+        )
+        body += f"<p>Step {last.step} with all items, and without those that stand in trained documents:</p>"
+        body += table(columns, rows)
+    return body
+
+
+def _with_and_without(one: CheckpointScores, probes: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for score in touched_scores(one, probes):
+        left = next((s for s in one.without_hits if (s.probe, s.ability) == (score.probe, score.ability)), None)
+        without = ("too few", "-", "-", "-") if left is None else _cells(left)
+        yield (score.probe, *_cells(score), *without)
+
+
+def _cells(score: Score) -> tuple[Any, ...]:
+    change = f"{score.difference:+.2%}" + ("" if score.relative else " points")
+    if score.interval is not None:
+        change += " ({:+.2%} to {:+.2%})".format(*score.interval)
+    return score.items, score.baseline, score.value, change
 
 
 def _not_used(base: Mapping[str, Any]) -> str:

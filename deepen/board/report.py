@@ -17,7 +17,7 @@ from deepen.board.timeline import timeline_sections
 from deepen.errors import RunError
 from deepen.formats.atomic import write_bytes
 from deepen.formats.json_text import read_object
-from deepen.formats.manifest import Artifact
+from deepen.formats.manifest import Artifact, InputEntry
 from deepen.formats.records import read_records
 from deepen.progress import readable
 from deepen.recipe.reading import recipe_of
@@ -224,13 +224,20 @@ def _account_section(run: Path) -> Section:
     return Section("Token account", lead, table(("source", "what", "count", "equals", "count ", "balances"), rows))
 
 
+def _part(rows: list[StageStatus], name: str, entry: InputEntry) -> str:
+    """A word where a stage was made from a part of what its input is now."""
+    now = next((row for row in rows if row.name == name), None)
+    is_core = now is not None and now.core == entry.fingerprint != now.fingerprint
+    return " (without probes that came later)" if is_core else ""
+
+
 def _lineage_section(rows: list[StageStatus]) -> Section:
     data = [
         (
             r.name,
             r.state,
             r.fingerprint[:8],
-            ", ".join(f"{k} {v.fingerprint[:8]}" for k, v in r.inputs.items()),
+            ", ".join(f"{k} {v.fingerprint[:8]}{_part(rows, k, v)}" for k, v in r.inputs.items()),
             readable(r.num_bytes),
             _when(r.finished) or r.detail,
         )

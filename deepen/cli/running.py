@@ -189,7 +189,7 @@ def _watch(run: Path, options: StageOptions, *, base_only: bool) -> None:
     def tell(scores: WatchedScores) -> None:
         found.append(scores.model_dump(mode="json"))
         if not options.as_json:
-            print(score_line(scores), flush=True)
+            print(score_line(scores.everything), flush=True)
 
     count = watch_run(run, options.machine, options.sets or [], offline=options.offline, tell=tell)
     if options.as_json:

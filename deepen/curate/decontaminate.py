@@ -15,16 +15,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
+from deepen.curate.item_index import LONG, LONG_RUN, PHRASE, SHORT, SHORT_RUNS, Index, index_of
 from deepen.curate.step import DocumentStep, Drop
 from deepen.errors import SourceError
+from deepen.formats.contamination import strings_in
 from deepen.formats.documents import Document
 from deepen.settings import Many, Share
 
-LONG, SHORT = 13, 8
 _SHOWN_CHARACTERS = 160
 PROBES = "probes"
 """In ``against``: the item files of the recipe's probes."""
@@ -38,7 +37,7 @@ class Decontaminate(DocumentStep):
     against: Annotated[Many[str], Field(min_length=1)]
     """JSON lines files (``.jsonl``, also with ``.gz``) with one test item per line, or globs. All strings in an item,
     however deep, are its texts. Their contents are part of the fingerprint. The word ``probes`` stands for the item
-    files of all probes of the evaluation."""
+    files of all probes that are measured during training."""
     any_13_gram: bool = True
     """Drop a document with any run of 13 words of an item (``contaminated_13_gram``; the value is how many)."""
     min_share_8_grams: Share = 0.7
@@ -52,20 +51,20 @@ class Decontaminate(DocumentStep):
         """The document with the largest share of 8-grams among its scores, or what it is contaminated with."""
         from deepen.curate.decontaminate_kernel import word_hashes  # loads numba
 
-        index = _index(self.against, self.phrase_words)
-        words = word_hashes(document.text)
+        named = _index(self.against, self.phrase_words)
+        index, words = named.index, word_hashes(document.text)
         if self.any_13_gram and LONG in index.grams:
             owners = index.grams[LONG].first_owners(words)
             if len(owners):
-                return Drop("contaminated_13_gram", len(owners), index.shown(int(owners[0])))
+                return Drop(f"contaminated_{LONG_RUN}", len(owners), named.shown(int(owners[0])))
         share, text = index.largest_share(words)
         if text >= 0 and share >= self.min_share_8_grams:
-            return Drop("contaminated_8_grams", share, index.shown(text))
+            return Drop(f"contaminated_{SHORT_RUNS}", share, named.shown(text))
         for n in range(self.phrase_words, SHORT):
             if n in index.grams:
                 owners = index.grams[n].first_owners(words)
                 if len(owners):
-                    return Drop("contaminated_phrase", n, index.shown(int(owners[0])))
+                    return Drop(f"contaminated_{PHRASE}", n, named.shown(int(owners[0])))
         return replace(document, scores=document.scores | {"decontaminate.share_8_grams": share})
 
 
@@ -88,85 +87,28 @@ def probe_files(patterns: tuple[str, ...]) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Grams:
-    """All n-grams of one length in the items: ``known`` ascending, and for each place the texts that have it (CSR)."""
-
-    n: int
-    known: npt.NDArray[np.uint64]
-    starts: npt.NDArray[np.int64]
-    owners: npt.NDArray[np.int64]
-    bitmap: npt.NDArray[np.uint64]
-
-    def places(self, words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """Where in ``known`` the n-grams of ``words`` are, each once, ascending."""
-        from deepen.curate.decontaminate_kernel import find_n_grams
-
-        return np.unique(find_n_grams(words, self.n, self.bitmap, self.known))
-
-    def first_owners(self, words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """For each known n-gram among ``words`` the first text that has it, ascending."""
-        return np.sort(self.owners[self.starts[self.places(words)]])
-
-
-@dataclass(frozen=True)
-class _Index:
-    """The texts of all items with their n-grams."""
+class _Named:
+    """The items of files as an index, with what they are called."""
 
     names: tuple[str, ...]
-    """``FILE:LINE: beginning`` of the item of each text."""
-    grams: dict[int, Grams]
-    num_short: npt.NDArray[np.int64]
-    """Different 8-grams of each text."""
+    """``FILE:LINE: beginning`` of each item."""
+    index: Index
 
     def shown(self, text: int) -> str:
-        return self.names[text]
-
-    def largest_share(self, words: npt.NDArray[np.uint64]) -> tuple[float, int]:
-        """The largest share of a text's 8-grams that are among ``words``, and the text (-1: none has any)."""
-        if SHORT not in self.grams:
-            return 0.0, -1
-        grams = self.grams[SHORT]
-        places = grams.places(words)
-        if len(places) == 0:
-            return 0.0, -1
-        owners = np.concatenate([grams.owners[grams.starts[place] : grams.starts[place + 1]] for place in places])
-        texts, counts = np.unique(owners, return_counts=True)
-        shares = counts / self.num_short[texts]
-        best = int(np.argmax(shares))
-        return float(shares[best]), int(texts[best])
+        return self.names[int(self.index.items[text])]
 
 
 @lru_cache(maxsize=4)
-def _index(against: tuple[str, ...], phrase_words: int) -> _Index:
-    from deepen.curate.decontaminate_kernel import n_grams, word_hashes
-
+def _index(against: tuple[str, ...], phrase_words: int) -> _Named:
     names: list[str] = []
-    found: dict[int, list[tuple[int, npt.NDArray[np.uint64]]]] = {}
-    num_short = []
-    for name, item in _items(probe_files(against)):
-        texts = [word_hashes(text) for text in _strings(item)]
-        longest = max((len(words) for words in texts), default=0)
-        for words in texts:
-            lengths = [n for n in (LONG, SHORT) if len(words) >= n]
-            if len(words) == longest < SHORT and longest >= phrase_words:
-                lengths = [longest]
-            for n in lengths:
-                found.setdefault(n, []).append((len(names), np.unique(n_grams(words, n))))
-            if lengths:
-                num_short.append(len(found[SHORT][-1][1]) if SHORT in lengths else 0)
-                names.append(name)
-    grams = {n: _grams(n, texts) for n, texts in found.items()}
-    return _Index(tuple(names), grams, np.array(num_short, dtype=np.int64))
 
+    def texts() -> Iterator[list[str]]:
+        for name, item in _items(probe_files(against)):
+            names.append(name)
+            yield strings_in(item)
 
-def _grams(n: int, texts: list[tuple[int, npt.NDArray[np.uint64]]]) -> Grams:
-    from deepen.curate.decontaminate_kernel import bitmap_of
-
-    every = np.concatenate([grams for _, grams in texts])
-    owners = np.repeat([text for text, _ in texts], [len(grams) for _, grams in texts])
-    order = np.argsort(every, kind="stable")
-    known, starts = np.unique(every[order], return_index=True)
-    return Grams(n, known, np.append(starts, len(every)), owners[order], bitmap_of(known))
+    index = index_of(texts(), phrase_words)
+    return _Named(tuple(names), index)
 
 
 def _items(files: list[Path]) -> Iterator[tuple[str, Any]]:
@@ -181,14 +123,5 @@ def _items(files: list[Path]) -> Iterator[tuple[str, Any]]:
                     raise SourceError(
                         f"`{path}` line {number} is no JSON: {error}", hint="one test item per line, as JSON"
                     ) from error
-                shown = " ".join(" / ".join(_strings(item)).split())[:_SHOWN_CHARACTERS]
+                shown = " ".join(" / ".join(strings_in(item)).split())[:_SHOWN_CHARACTERS]
                 yield f"{path.name}:{number}: {shown}", item
-
-
-def _strings(value: Any) -> list[str]:
-    """All strings in a JSON value, in order, keys aside."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [text for item in value for text in _strings(item)] if isinstance(value, list) else []

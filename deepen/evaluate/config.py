@@ -69,11 +69,25 @@ class EvaluateConfig(Settings):
     """The budget of the kept ability."""
     blends: Blends = Blends()
     """Averages and interpolations that are scored and can be chosen: none, since each costs a full evaluation."""
+    contamination_scan: bool = True
+    """Look in the trained documents for the items of probes that curation did not keep out, and show scores with and
+    without those that are found."""
 
     @property
     def all_probes(self) -> tuple[Probe, ...]:
         """The probes that are listed, and those of the panel."""
         return (*self.probes, *PANELS[self.panel])
+
+    @property
+    def late_probes(self) -> tuple[Probe, ...]:
+        """The probes that are not measured during training."""
+        return tuple(probe for probe in self.all_probes if not probe.in_loop)
+
+    @property
+    def in_loop(self) -> EvaluateConfig:
+        """The settings as training knows them: without what only comes after it."""
+        probes = tuple(probe for probe in self.probes if probe.in_loop)
+        return self.model_copy(update={"probes": probes, "contamination_scan": True})
 
     @property
     def baseline(self) -> BaselineConfig:
@@ -94,6 +108,9 @@ def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) 
     for label in sorted(label for label, count in times.items() if count > 1):
         message = "two probes have the same name"
         found.append(Problem("evaluate.probes", message, "keep one of them, or give one a `name`", label))
+    if not config.in_loop.all_probes:
+        message = "none is measured during training, which would be blind: all have `in_loop: false`"
+        found.append(Problem("evaluate.probes", message, "add `held_out`"))
     for index, probe in enumerate(config.probes):
         found += probe.problems(f"evaluate.probes[{index}]")
     found += [problem for probe in PANELS[config.panel] for problem in probe.problems("evaluate.panel")][:1]

@@ -34,8 +34,11 @@ class Failure:
     reason: str
 
 
-def attempt(label: str, seconds: float, measure: Callable[[], T], process: Process | None = None) -> T | Failure:
-    """What ``measure`` returns, or why there is nothing; the reason is also told to the user.
+def attempt(
+    label: str, seconds: float | None, measure: Callable[[], T], process: Process | None = None, *, what: str = "probe"
+) -> T | Failure:
+    """What ``measure`` returns, or why there is nothing; the reason is also told to the user, of ``what`` and
+    ``label``. ``seconds`` None: without limit.
 
     With the ``process`` of a model that several share, all call it, and all have a result or none has.
     """
@@ -44,11 +47,11 @@ def attempt(label: str, seconds: float, measure: Callable[[], T], process: Proce
     else:
         found = _alone(seconds, measure)
     if isinstance(found, Failure):
-        say(f"probe `{label}` failed: {found.reason}")
+        say(f"{what} `{label}` failed: {found.reason}")
     return found
 
 
-def _alone(seconds: float, measure: Callable[[], T]) -> T | Failure:
+def _alone(seconds: float | None, measure: Callable[[], T]) -> T | Failure:
     try:
         with _limited(seconds, _raise):
             return measure()
@@ -58,7 +61,7 @@ def _alone(seconds: float, measure: Callable[[], T]) -> T | Failure:
         return Failure(_reason(error))
 
 
-def _together(seconds: float, measure: Callable[[], T], process: Process) -> T | Failure:
+def _together(seconds: float | None, measure: Callable[[], T], process: Process) -> T | Failure:
     """As ``_alone`` on all processes; the reason is that of the first one that has any."""
     from deepen.parallel.attempts import GivenUpError, attempt_together, give_up
 
@@ -83,8 +86,8 @@ def _together(seconds: float, measure: Callable[[], T], process: Process) -> T |
     return Failure(next(filter(None, reasons), "was given up"))
 
 
-def _over_time(seconds: float) -> str:
-    return f"took longer than its limit of {seconds:g} s"
+def _over_time(seconds: float | None) -> str:
+    return f"took longer than its limit of {seconds or 0:g} s"
 
 
 def _reason(error: Exception) -> str:
@@ -101,9 +104,9 @@ _RING_AGAIN_SECONDS = 1.0
 
 
 @contextmanager
-def _limited(seconds: float, ring: Callable[[], None], *, again: bool = False) -> Iterator[None]:
-    """Call ``ring`` after so long, and once more every second if it did not help."""
-    if threading.current_thread() is not threading.main_thread():
+def _limited(seconds: float | None, ring: Callable[[], None], *, again: bool = False) -> Iterator[None]:
+    """Call ``ring`` after so long, and once more every second if it did not help. None: never."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 

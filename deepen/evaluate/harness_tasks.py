@@ -19,6 +19,7 @@ import pyarrow as pa
 from deepen.errors import DeepenError, MissingExtraError
 from deepen.evaluate.items import Outcome, smallest, stratified, table_of
 from deepen.evaluate.material import Material
+from deepen.formats.contamination import ProbeItem, strings_in
 from deepen.model.load import load_tokenizer
 from deepen.model.loss import LossModel
 
@@ -46,14 +47,9 @@ def prepare_tasks(wanted: Wanted, material: Material) -> Callable[[LossModel, st
 
     Raises ``MissingExtraError`` without the harness, ``DeepenError`` for a task that cannot be asked.
     """
-    try:
-        import lm_eval  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("the probe `lm_eval` needs the lm-evaluation-harness", hint=f"`{INSTALL}`") from error
+    _need_harness()
     from deepen.evaluate.harness_model import HarnessModel
 
-    for name in ("lm_eval", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     loaded = list(_load(wanted))
     _make_prompts(loaded, wanted)
     tokenizer = load_tokenizer(material.tokenizer)
@@ -63,6 +59,30 @@ def prepare_tasks(wanted: Wanted, material: Material) -> Callable[[LossModel, st
         return table_of(outcome for one in loaded for outcome in _outcomes(one, asked, wanted, material.only))
 
     return measure
+
+
+def items_of(wanted: Wanted, probe: str) -> list[ProbeItem]:
+    """The documents that are asked, with all their texts, as items of ``probe``. Makes no prompts.
+
+    Raises as ``prepare_tasks`` does.
+    """
+    _need_harness()
+    loaded = list(_load(wanted))
+    _choose(loaded, wanted)
+    return [
+        ProbeItem(probe, one.entry, one.id_of(place), tuple(strings_in(one.task.eval_docs[number])))
+        for one in loaded
+        for place, number in enumerate(one.documents)
+    ]
+
+
+def _need_harness() -> None:
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("the probe `lm_eval` needs the lm-evaluation-harness", hint=f"`{INSTALL}`") from error
+    for name in ("lm_eval", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @dataclass
@@ -115,14 +135,9 @@ def _name_in(path: Path) -> str:
 
 
 def _make_prompts(loaded: Sequence[Loaded], wanted: Wanted) -> None:
-    """Choose the items of every task (its share of the limit) and make their prompts."""
-    sizes = {one.name: len(one.task.eval_docs) for one in loaded}
-    if not any(sizes.values()):
-        raise DeepenError("the tasks have no items", hint="look at their `test_split` and data files")
-    shares = sizes if wanted.limit is None else stratified({k: v for k, v in sizes.items() if v}, wanted.limit)
+    """Choose the items of every task and make their prompts."""
+    _choose(loaded, wanted)
     for one in loaded:
-        names = {str(place): place for place in range(sizes[one.name])}
-        one.documents = tuple(sorted(names[name] for name in smallest(list(names), shares.get(one.name, 0))))
         shots = one.task.get_config("num_fewshot")
         if wanted.shots is not None and shots != 0:
             one.task.set_config(key="num_fewshot", value=wanted.shots)
@@ -132,6 +147,17 @@ def _make_prompts(loaded: Sequence[Loaded], wanted: Wanted) -> None:
         if one.documents:
             one.task.build_all_requests(samples=list(one.documents), rank=0, world_size=1)
             one.instances = list(one.task.instances)
+
+
+def _choose(loaded: Sequence[Loaded], wanted: Wanted) -> None:
+    """Choose the items of every task: its share of the limit."""
+    sizes = {one.name: len(one.task.eval_docs) for one in loaded}
+    if not any(sizes.values()):
+        raise DeepenError("the tasks have no items", hint="look at their `test_split` and data files")
+    shares = sizes if wanted.limit is None else stratified({k: v for k, v in sizes.items() if v}, wanted.limit)
+    for one in loaded:
+        names = {str(place): place for place in range(sizes[one.name])}
+        one.documents = tuple(sorted(names[name] for name in smallest(list(names), shares.get(one.name, 0))))
 
 
 def _outcomes(one: Loaded, model: Any, wanted: Wanted, only: frozenset[str] | None) -> Iterator[Outcome]:

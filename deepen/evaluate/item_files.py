@@ -16,6 +16,7 @@ from typing import Any
 
 from deepen.errors import SourceError
 from deepen.evaluate.items import smallest, stratified
+from deepen.formats.contamination import strings_in
 
 NO_JSON, NO_OBJECT, MISSING, DUPLICATE = "no_json", "not_an_object", "missing_field", "duplicate_id"
 FEW_CHOICES, NO_ANSWER, EMPTY = "fewer_than_two_choices", "answer_not_among_choices", "empty_text"
@@ -37,6 +38,8 @@ class Item:
     """Accepted answers, the first one is shown."""
     rest: str = ""
     """Text behind the choice (of a cloze)."""
+    texts: tuple[str, ...] = ()
+    """All texts of the row."""
     reason: str | None = None
 
 
@@ -74,7 +77,8 @@ def read_items(path: Path, layout: Layout, parse: Callable[[dict[str, Any]], Ite
             seen.add(name)
             task = layout.task if layout.by is None else str(_field(row, layout.by))
             cluster = name if layout.group is None else str(_field(row, layout.group))
-            items.append(replace(parse(row), id=name, task=task, cluster=cluster))
+            texts = tuple(strings_in(row))
+            items.append(replace(parse(row), id=name, task=task, cluster=cluster, texts=texts))
         except BadRowError as error:
             items.append(Item(place, layout.task, place, reason=str(error)))
     return items

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,6 +141,43 @@ def compare_items(base: pa.Table, model: pa.Table, kind: Kind, *, seed: int, res
     score, and then there is no mean.
     """
     tasks = _paired_tasks(base, model, kind)
+    return _scores(tasks, kind, is_single=len(tasks) == 1, draws=(seed, resamples))
+
+
+def compare_without(
+    base: pa.Table,
+    model: pa.Table,
+    kind: Kind,
+    left_out: Collection[tuple[str, str]],
+    *,
+    seed: int,
+    resamples: int,
+) -> list[Score]:
+    """The scores of ``compare_items`` that change when the items ``left_out`` (task, id) do not count.
+
+    A task of which nothing is left has no score, and then there is no mean: it would be one over fewer tasks.
+    """
+    every, tasks = _paired_tasks(base, model, kind), _paired_tasks(base, model, kind, left_out)
+    touched = {task for task, rows in every.items() if len(tasks.get(task, ())) < len(rows)}
+    if not touched:
+        return []
+    is_single = len(every) == 1
+    scores = _scores(tasks, kind, is_single=is_single, draws=(seed, resamples))
+    names = {f"{kind.label}:{task}" for task in touched}
+    if is_single or len(tasks) == len(every):
+        names.add(kind.label)
+    return [score for score in scores if score.probe in names]
+
+
+def _scores(
+    tasks: Mapping[str, Sequence[tuple[float, float | None, str]]],
+    kind: Kind,
+    *,
+    is_single: bool,
+    draws: tuple[int, int],
+) -> list[Score]:
+    """The score of every task whose values are complete, then their mean; ``draws``: seed and number of redraws."""
+    seed, resamples = draws
     complete = {task: rows for task, rows in tasks.items() if all(ours is not None for _, ours, _ in rows)}
     relative = all(sum(theirs for theirs, _, _ in rows) > 0 for rows in complete.values())
     changes: dict[str, Change] = {}
@@ -151,17 +188,20 @@ def compare_items(base: pa.Table, model: pa.Table, kind: Kind, *, seed: int, res
         seeds = stream(seed, f"{kind.label}:{task}")
         changes[task] = paired(pairs, seed=seeds, resamples=resamples, relative=relative)
         means = float(np.mean(ours)), float(np.mean(theirs))
-        name = kind.label if len(tasks) == 1 and kind.overall else f"{kind.label}:{task}"
+        name = kind.label if is_single and kind.overall else f"{kind.label}:{task}"
         scores.append(_score(kind, name, means, (changes[task], relative, len(rows))))
-    if kind.overall and len(tasks) > 1 and len(complete) == len(tasks):
+    if kind.overall and tasks and not is_single and len(complete) == len(tasks):
         means = float(np.mean([one.value for one in scores])), float(np.mean([one.baseline for one in scores]))
         items = sum(one.items for one in scores)
         scores.append(_score(kind, kind.label, means, (mean_change(list(changes.values())), relative, items)))
     return scores
 
 
-def _paired_tasks(base: pa.Table, model: pa.Table, kind: Kind) -> dict[str, list[tuple[float, float | None, str]]]:
-    """By task ``(base's value, model's value, cluster)`` of every item that the base could be measured on."""
+def _paired_tasks(
+    base: pa.Table, model: pa.Table, kind: Kind, left_out: Collection[tuple[str, str]] = ()
+) -> dict[str, list[tuple[float, float | None, str]]]:
+    """By task ``(base's value, model's value, cluster)`` of every item that the base could be measured on, those
+    ``left_out`` (task, id) aside."""
     theirs = {(row["task"], row["id"]): row for row in base.select(["task", "id", "value", "gold"]).to_pylist()}
     tasks: dict[str, list[tuple[float, float | None, str]]] = {}
     for row in model.select(["task", "id", "value", "gold", "cluster"]).to_pylist():
@@ -171,7 +211,7 @@ def _paired_tasks(base: pa.Table, model: pa.Table, kind: Kind) -> dict[str, list
                 f"the items of `{kind.label}` are not those that the base was measured on",
                 hint="make the baseline and the evaluation again on the same items",
             )
-        if before["value"] is not None:
+        if before["value"] is not None and (row["task"], row["id"]) not in left_out:
             tasks.setdefault(row["task"], []).append((before["value"], row["value"], row["cluster"]))
     return tasks
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from deepen.evaluate.blends import Blends, planned
 from deepen.formats.checkpoints import CheckpointInfo, read_state
-from deepen.formats.manifest import StageJob
+from deepen.formats.manifest import StageJob, fingerprint
 from deepen.formats.scores import BlendPart, blend_title
+from deepen.formats.watched import identity_of
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 
@@ -28,6 +29,8 @@ class Subject:
     tokens: int
     open: Callable[[], LossModel]
     """In evaluation mode on its device; valid until the next one is opened."""
+    identity: str
+    """Of its weights: that of the checkpoint, or what it is mixed from."""
     blend: tuple[BlendPart, ...] = ()
 
     @property
@@ -55,7 +58,8 @@ class Models:
 
     def checkpoint(self, info: CheckpointInfo) -> Subject:
         """A checkpoint as it is."""
-        return Subject(info.step, info.step, int(read_state(info)["tokens"]), partial(self._open_checkpoint, info))
+        tokens = int(read_state(info)["tokens"])
+        return Subject(info.step, info.step, tokens, partial(self._open_checkpoint, info), identity_of(info))
 
     def _open_checkpoint(self, info: CheckpointInfo) -> LossModel:
         from deepen.evaluate.subject import put_weights
@@ -69,7 +73,9 @@ class Models:
         for name, parts in planned(config, list(by_step)):
             newest = by_step[max(part.step for part in parts if part.step is not None)]
             opened = partial(self._open_blend, parts, by_step)
-            yield Subject(name, newest.step, int(read_state(newest)["tokens"]), opened, parts)
+            mixed = {str(part.step): identity_of(by_step[part.step]) for part in parts if part.step is not None}
+            mark = fingerprint("blend", 1, {"parts": parts}, mixed)
+            yield Subject(name, newest.step, int(read_state(newest)["tokens"]), opened, mark, parts)
 
     def _open_blend(self, parts: Sequence[BlendPart], by_step: dict[int, CheckpointInfo]) -> LossModel:
         from deepen.evaluate.subject import open_blend

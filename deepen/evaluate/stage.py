@@ -8,6 +8,8 @@ fails is marked so, and the others go on.
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,16 +19,19 @@ from typing import TYPE_CHECKING, Any
 from deepen.evaluate.blends import CHOOSING, REPORTING, half_of
 from deepen.evaluate.compare import status
 from deepen.evaluate.config import EvaluateConfig
+from deepen.evaluate.contamination import SCRATCH, Contamination, Scanning, look_for_items
 from deepen.evaluate.guard import Failure, attempt
 from deepen.evaluate.in_loop import in_loop_counts
 from deepen.evaluate.likelihoods import read_likelihoods, summary, write_likelihoods
 from deepen.evaluate.material import Material, for_the_base, material_of
 from deepen.evaluate.models import Models, Subject
 from deepen.evaluate.probes.held_out import HeldOut
+from deepen.evaluate.probes.item_probe import ItemProbe
 from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.statistics import RESAMPLES, adjusted
-from deepen.evaluate.summary_table import baseline_table, blend_table, summary_table
+from deepen.evaluate.summary_table import baseline_table, blend_table, contamination_lines, summary_table
 from deepen.evaluate.tables import base_table, readable_file, say_not_finite, table_file
+from deepen.evaluate.taken_over import MODELS, TABLES, PreviousTables
 from deepen.evaluate.watched import WatchedTables, watched_tables
 from deepen.formats.atomic import FileEntry, entry_of, link_or_copy, write_bytes
 from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
@@ -79,14 +84,21 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
 
 
 def evaluate(
-    config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compute: Compute, watched: Path | None = None
+    config: EvaluateConfig,
+    job: StageJob,
+    *,
+    base: ResolvedBase,
+    compute: Compute,
+    watched: Path | None = None,
+    scanning: Scanning | None = None,
 ) -> Manifest:
     """Every kept checkpoint of ``train`` in full against the baseline.
 
     Inputs: ``curate``, ``tokenize``, ``baseline``, ``train``. Writes ``PROBE/step-000100.parquet`` per checkpoint and
     ``scores.jsonl``, one ``CheckpointScores`` per line by rising step. A checkpoint whose bytes differ from its
-    manifest is passed over with a message and counted. What another process measured into ``watched`` is not measured
-    again.
+    manifest is passed over with a message and counted. What another process measured into ``watched``, and what
+    ``job.previous`` holds of unchanged probes and models, is not measured again. With ``scanning`` the items of probes
+    are looked for in the trained documents, and scores are told with and without those that are found.
     """
     begin_stage(job, stage="evaluate", format_number=FORMAT, config=config)
     material = material_of(job.inputs["curate"], job.inputs["tokenize"], base)
@@ -94,12 +106,13 @@ def evaluate(
     models = Models(base, job, compute)
     subjects = [models.checkpoint(info) for info in checkpoints]
     blends = list(models.blends(config.blends, checkpoints))
-    work = Evaluation(config, job, material, watched=None if watched is None else watched_tables(watched, checkpoints))
+    work = Evaluation(config, job, material, contamination=look_for_items(config, job, scanning))
+    work.watched = None if watched is None else watched_tables(watched, checkpoints)
+    work.previous = None if job.previous is None else PreviousTables(job.previous)
     files = [entry for probe in config.all_probes for entry in work.measure(probe, [*subjects, *blends])]
-    if work.num_taken_over:
-        say(f"evaluate: {work.num_taken_over} tables were measured by `deepen evaluate --watch` and are taken over")
+    work.say_taken_over()
     scored = [work.compared(subject) for subject in subjects]
-    files.append(_write_scores(job.out, SCORES, scored))
+    files += [_write_scores(job.out, SCORES, scored), *work.contamination.files]
     if blends:
         files += _write_blends(work, [*subjects, *blends])
     sources = _source_counts(config.all_probes, job.inputs["baseline"].path, material)
@@ -110,8 +123,12 @@ def evaluate(
         "damaged": damaged,
         "failed": work.failed,
         "in_loop": in_loop_counts(job.inputs["train"].path, config),
+        "contamination": work.contamination.counts,
+        TABLES: {probe.label: table_mark(probe, job) for probe in config.all_probes},
+        MODELS: {str(subject.key): subject.identity for subject in [*subjects, *blends]},
     }
-    say(summary_table(scored, counts["checkpoints"]))
+    say("\n".join([summary_table(scored, counts["checkpoints"]), *contamination_lines(scored, counts)]))
+    shutil.rmtree(job.out / SCRATCH, ignore_errors=True)
     return finish_stage(job, stage="evaluate", format_number=FORMAT, config=config, files=files, counts=counts)
 
 
@@ -184,7 +201,11 @@ class Evaluation:
     """By probe and step (or name of a blend), why there is no result."""
     watched: WatchedTables | None = None
     """What another process has measured."""
-    num_taken_over: int = 0
+    previous: PreviousTables | None = None
+    """What this evaluation replaces."""
+    contamination: Contamination = Contamination()
+    num_taken_over: Counter[str] = field(default_factory=Counter)
+    """Tables that were not measured, by who did."""
 
     def measure(self, probe: Probe, subjects: Sequence[Subject]) -> list[FileEntry]:
         """Write the tables of a probe that are missing; returns the entries of all."""
@@ -205,10 +226,19 @@ class Evaluation:
         return files
 
     def _taken_over(self, probe: Probe, subject: Subject, path: Path) -> bool:
-        if self.watched is None or not self.watched.link(probe, subject.key, table_mark(probe, self.job), path):
+        mark = table_mark(probe, self.job)
+        if self.previous is not None and self.previous.link(probe, subject, mark, path):
+            self.num_taken_over["the evaluation before"] += 1
+        elif self.watched is not None and self.watched.link(probe, subject.key, mark, path):
+            self.num_taken_over["`deepen evaluate --watch`"] += 1
+        else:
             return False
-        self.num_taken_over += 1
         return True
+
+    def say_taken_over(self) -> None:
+        """Tell what was not measured again."""
+        for who, count in self.num_taken_over.items():
+            say(f"evaluate: {count} tables were measured by {who} and are taken over")
 
     def _write_table(self, probe: Probe, subject: Subject, path: Path) -> bool:
         measured = _measured(probe, self.material, subject.open(), f"evaluate {subject.title}")
@@ -218,12 +248,15 @@ class Evaluation:
         write_likelihoods(path, measured, self.job.out)
         return True
 
-    def compared(self, subject: Subject, half: int | None = None) -> CheckpointScores:
-        """All scores of one model, on everything or on one half of documents and items."""
+    def compared(
+        self, subject: Subject, half: int | None = None, probes: Sequence[Probe] | None = None
+    ) -> CheckpointScores:
+        """All scores of one model (or those of ``probes``), on everything or on one half of documents and items."""
         scores: list[Score] = []
         slices: list[Score] = []
+        without: list[Score] = []
         failed: dict[str, str] = {}
-        for probe in self.config.all_probes:
+        for probe in self.config.all_probes if probes is None else probes:
             reasons = self.failed.get(probe.label, {})
             reason = reasons.get("base", reasons.get(str(subject.key)))
             if reason is not None:
@@ -234,6 +267,7 @@ class Evaluation:
             ours = read_likelihoods(self.job.out / table_file(probe, subject.key))
             if half is None:
                 say_not_finite(ours, subject.step)
+                without += self._without_hits(probe, theirs, ours)
             else:
                 theirs, ours = half_of(theirs, half), half_of(ours, half)
             sampling = {"seed": self.job.seed, "resamples": RESAMPLES}
@@ -247,7 +281,15 @@ class Evaluation:
             scores=tuple(adjusted(scores)),
             slices=tuple(slices),
             failed=failed,
+            without_hits=tuple(without),
         )
+
+    def _without_hits(self, probe: Probe, theirs: pa.Table, ours: pa.Table) -> list[Score]:
+        """The scores of a probe that change when items that stand in trained documents do not count."""
+        found = self.contamination.left_out(probe)
+        if not found or not isinstance(probe, ItemProbe):
+            return []
+        return probe.compare_without(theirs, ours, found, seed=self.job.seed, resamples=RESAMPLES)
 
     def statuses(self, scored: list[CheckpointScores], sources: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """Step, tokens and status of every checkpoint: the worst of the kept abilities that were measured."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from deepen.evaluate.contamination import described
 from deepen.formats.scores import CheckpointScores, Score, blend_title
 
 _MOST_SLICES = 12
@@ -60,6 +61,38 @@ def _slices(last: CheckpointScores) -> list[str]:
     if len(worst) > _MOST_SLICES:
         lines.append(f"and {len(worst) - _MOST_SLICES} more, see `deepen report`")
     return [f"parts of the held-out text at step {last.step}, worst first:", *lines] if worst else []
+
+
+def contamination_lines(scored: Sequence[CheckpointScores], counts: Mapping[str, Any]) -> list[str]:
+    """What was found of test items in trained documents, and the scores that change without them."""
+    found = counts["contamination"] or {}
+    lines = [described(label, one) for label, one in found.get("probes", {}).items()]
+    lines += [f"{label}: its items could not be looked for: {why}" for label, why in found.get("failed", {}).items()]
+    if lines and found["not_scanned"]:
+        lines.append(f"not looked through, since they have no text: {', '.join(found['not_scanned'])}")
+    for one in scored:
+        lines += [f"step {one.step}: {line}" for line in without_lines(one, found.get("probes", {}))]
+    return [f"contamination: {line}" for line in lines]
+
+
+def without_lines(one: CheckpointScores, probes: Mapping[str, Any]) -> Iterator[str]:
+    """Each touched score of a checkpoint with all items and without those that were found, in a line."""
+    for score in touched_scores(one, probes):
+        left = next((s for s in one.without_hits if (s.probe, s.ability) == (score.probe, score.ability)), None)
+        told = "no score without them: too few are left" if left is None else f"without them {_short(left)}"
+        yield f"{score.probe} {_short(score)}, {told}"
+
+
+def touched_scores(one: CheckpointScores, probes: Mapping[str, Any]) -> Iterator[Score]:
+    """The scores that found items (``probes``: counts of the search) have a part in."""
+    names = {label for label, counts in probes.items() if counts["hits"]}
+    names |= {f"{label}:{task}" for label in names for task, n in probes[label]["tasks"].items() if n["hits"]}
+    return (score for score in one.scores if score.probe in names)
+
+
+def _short(score: Score) -> str:
+    change = f"{score.difference:+.2%}" if score.relative else f"{score.difference:+.4f}"
+    return f"{score.value:.4f} ({change}, {score.items:,} items)"
 
 
 def score_line(one: CheckpointScores) -> str:

@@ -169,7 +169,7 @@ def _scores(export: Export, lineage: Mapping[str, Artifact]) -> str:
     if chosen is not None:
         rows = [_score_row(score) for score in chosen.scores]
         heading = ["score", "ability", "base", "this model", "change", "95 % interval", "documents"]
-        return f"## Scores\n\n{_table(heading, rows)}\n\n{notes}"
+        return f"## Scores\n\n{_table(heading, rows)}\n\n{notes}{_contamination(chosen, lineage['evaluate'])}"
     base = lineage["evaluate"].counts["sources"]
     rows = [
         [name, counts["ability"], f"{counts['bits_per_byte']:.4f}", f"{counts['scored']:,}"]
@@ -177,6 +177,21 @@ def _scores(export: Export, lineage: Mapping[str, Artifact]) -> str:
         if counts["bits_per_byte"] is not None
     ]
     return f"## Scores\n\n{_table(['source', 'ability', 'bits per byte', 'documents'], rows)}\n\nScores of the base."
+
+
+def _contamination(chosen: CheckpointScores, evaluated: Artifact) -> str:
+    """What was found of test items in the training text, and the scores without them."""
+    found = evaluated.counts.get("contamination") or {}
+    hit = {label: counts for label, counts in found.get("probes", {}).items() if counts["hits"]}
+    told = [f"{one['hits']:,} of {one['items']:,} items of {label}" for label, one in hit.items()]
+    text = f"\n\nIn the training text stand {' and '.join(told)}." if told else ""
+    if found.get("failed"):
+        text += f"\n\nIt was not looked through for items of {', '.join(found['failed'])}."
+    if chosen.without_hits:
+        rows = [_score_row(score) for score in chosen.without_hits]
+        heading = ["score without those items", "ability", "base", "this model", "change", "95 % interval", "items"]
+        text += f"\n\n{_table(heading, rows)}"
+    return text
 
 
 def _score_row(score: Score) -> list[str]:

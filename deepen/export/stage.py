@@ -18,6 +18,7 @@ from deepen.errors import DeepenError
 from deepen.export.card import Export, lineage_record, model_card
 from deepen.export.chosen import chosen_checkpoint, chosen_model
 from deepen.export.config import ExportConfig
+from deepen.export.taken_over import CARD, LINEAGE, MODEL, model_mark, said_of, take_over
 from deepen.formats.atomic import FileEntry, entry_of, sync_directory, write_bytes
 from deepen.formats.documents import read_tables
 from deepen.formats.extension import read_extension
@@ -41,16 +42,23 @@ def export(
 
     Inputs: ``tokenize``, ``train``, ``select``. ``lineage``: all finished stages of the run by name in their order, for
     the card; its ``curate`` gives the held-out text on which logits are compared. Raises ``DeepenError``, without a
-    manifest, when the reloaded folder is not the model.
+    manifest, when the reloaded folder is not the model. The files of ``job.previous`` are taken over if its model is
+    this one.
     """
     begin_stage(job, stage="export", format_number=FORMAT, config=config)
     choice_file = job.inputs["select"].path / "choice.json"
     choice = read_model(choice_file, Choice)
-    made = _make_folder(config, job, choice, base=base, compute=compute, texts=_texts(lineage))
-    files = _put_in_place(job.out / _ASIDE, job.out)
-    files.append(write_bytes(job.out / "README.md", model_card(made, lineage).encode(), "sha256"))
+    mark = model_mark(config, job, choice, FORMAT)
+    before = take_over(job, choice, base.name, mark)
+    if before is not None:
+        say("export: the model is the one that was exported before; only its card is written anew")
+        made, files = before
+    else:
+        made = _make_folder(config, job, choice, base=base, compute=compute, texts=_texts(lineage))
+        files = _put_in_place(job.out / _ASIDE, job.out)
+    files.append(write_bytes(job.out / CARD, model_card(made, lineage).encode(), "sha256"))
     record = json.dumps(lineage_record(made, lineage), indent=1, ensure_ascii=False)
-    files.append(write_bytes(job.out / "deepen.json", (record + "\n").encode(), "sha256"))
+    files.append(write_bytes(job.out / LINEAGE, (record + "\n").encode(), "sha256"))
     counts = {
         "step": choice.step,
         "parameters": made.num_parameters,
@@ -58,6 +66,7 @@ def export(
         "largest_logit_difference": made.difference,
         "compared_tokens": made.compared_tokens,
         "compared_on": made.compared_on,
+        MODEL: said_of(made, mark),
     }
     if made.adapters is not None:
         counts |= {"method": made.adapters.title, "largest_merge_difference": made.merge_difference}

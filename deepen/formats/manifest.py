@@ -51,6 +51,9 @@ class Manifest(Settings):
     stage: str
     format: int
     fingerprint: str
+    core: str | None = None
+    """Fingerprint that the result would have without what only came after training (probes that are not measured
+    during it); None: the same. Two results with one core differ in nothing else."""
     config: dict[str, Any]
     """Non-default configuration values, as they entered the fingerprint."""
     inputs: dict[str, InputEntry]
@@ -76,6 +79,11 @@ class Artifact:
         return self.manifest.fingerprint
 
     @property
+    def core(self) -> str:
+        """The part of its identity that training depends on."""
+        return self.manifest.core or self.manifest.fingerprint
+
+    @property
     def counts(self) -> dict[str, Any]:
         """The numbers its stage reported."""
         return self.manifest.counts
@@ -99,6 +107,10 @@ class StageJob:
     """The finished result that this work will replace; what is unchanged in it may be taken over."""
     identity: Mapping[str, Any] | None = None
     """Everything of the recipe that entered the fingerprint, where that is more than the stage's own settings."""
+    core: str | None = None
+    """The core of the fingerprint, where it is another; see ``Manifest.core``."""
+    marks: Mapping[str, str] = field(default_factory=dict)
+    """Identities of earlier stages as they entered the fingerprint, where those are not their fingerprints."""
 
 
 def fingerprint(stage: str, format_number: int, config: Any, inputs: Mapping[str, str]) -> str:
@@ -125,7 +137,7 @@ def begin_stage(job: StageJob, *, stage: str, format_number: int, config: Any) -
             "stage": stage, "format": format_number, "fingerprint": job.fingerprint,
             "config": _identity(job, config),
             "inputs": inputs, "started": started,
-        },
+        } | ({} if job.core is None else {"core": job.core}),
     )  # fmt: skip
     return started
 
@@ -149,6 +161,7 @@ def finish_stage(
         stage=stage,
         format=format_number,
         fingerprint=job.fingerprint,
+        core=job.core,
         config=_identity(job, config),
         inputs=_input_entries(job),
         files=tuple(sorted(files, key=lambda entry: entry.path)),
@@ -164,7 +177,7 @@ def finish_stage(
 
 def _input_entries(job: StageJob) -> dict[str, InputEntry]:
     stages = {
-        name: InputEntry(path=str(artifact.path), fingerprint=artifact.fingerprint)
+        name: InputEntry(path=str(artifact.path), fingerprint=job.marks.get(name, artifact.fingerprint))
         for name, artifact in job.inputs.items()
     }
     return {**job.raw_inputs, **stages}

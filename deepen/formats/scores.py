@@ -93,6 +93,9 @@ class CheckpointScores(Settings):
     budget, choice or test of several tasks."""
     failed: dict[str, str] = {}
     """Probes that could not be measured, with the reason."""
+    without_hits: Many[Score] = ()
+    """The scores that change when items that stand in trained documents do not count, beside those of all items. Part
+    of no family of tests and of no choice."""
 
     @property
     def known(self) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 from deepen.formats.checkpoints import CheckpointInfo, is_of_weights, read_checkpoint
 from deepen.formats.manifest import fingerprint
 from deepen.formats.records import read_models
-from deepen.formats.scores import SCORES, CheckpointScores
-from deepen.settings import Settings
+from deepen.formats.scores import SCORES, CheckpointScores, Score
+from deepen.settings import Many, Settings
 
 WATCH = "watch"
 """Directory inside a run."""
@@ -34,11 +34,21 @@ class WatchedScores(CheckpointScores):
     """Identity of the checkpoint, as ``identity_of`` gives it."""
     tables: dict[str, WatchedTable]
     """By probe; not those that failed."""
+    late: Many[Score] = ()
+    """Scores of probes that training knows nothing of (`in_loop: false`), tested together for themselves."""
+    late_failed: dict[str, str] = {}
+    """Such probes that could not be measured, with the reason."""
 
     @property
     def plain(self) -> CheckpointScores:
-        """The scores alone."""
+        """The scores alone, as training takes them."""
         return CheckpointScores(step=self.step, tokens=self.tokens, scores=self.scores, failed=self.failed)
+
+    @property
+    def everything(self) -> CheckpointScores:
+        """The scores of all probes."""
+        failed = self.failed | self.late_failed
+        return CheckpointScores(step=self.step, tokens=self.tokens, scores=(*self.scores, *self.late), failed=failed)
 
 
 def identity_of(info: CheckpointInfo) -> str:
@@ -52,8 +62,13 @@ def identity_of(info: CheckpointInfo) -> str:
 
 
 def read_watched(directory: Path) -> dict[tuple[int, str], WatchedScores]:
-    """The records of a ``watch`` directory by step and identity of the checkpoint; the first of equal ones counts."""
+    """The records of a ``watch`` directory by step and identity of the checkpoint.
+
+    Of several about one checkpoint the first counts for training, the last for what came later.
+    """
     found: dict[tuple[int, str], WatchedScores] = {}
     for scores in read_models(directory / SCORES, WatchedScores):
-        found.setdefault((scores.step, scores.checkpoint), scores)
+        first = found.setdefault((scores.step, scores.checkpoint), scores)
+        newest = {"late": scores.late, "late_failed": scores.late_failed, "tables": scores.tables}
+        found[scores.step, scores.checkpoint] = first.model_copy(update=newest)
     return found

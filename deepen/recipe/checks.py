@@ -284,7 +284,7 @@ def _check_forgetting(sections: Sections) -> Iterator[Problem]:
         return
     roles = {source.role for source in sources if source is not None} | {rows.role for rows in mix.fixed_rows}
     measures_kept = bool(roles & {"replay", "watch"}) or any(
-        getattr(probe, "ability", None) == "kept" for probe in evaluate.probes
+        getattr(probe, "ability", None) == "kept" for probe in evaluate.in_loop.probes
     )
     circumstances = Circumstances(
         has_replay="replay" in roles,

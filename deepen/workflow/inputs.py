@@ -76,17 +76,19 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
 def with_probe_items(recipe: Recipe) -> Recipe:
     """The recipe with the word ``probes`` in ``decontaminate.against`` replaced by the item files of its probes.
 
-    Raises ``SourceError`` when it stands there and no probe has items in a file.
+    Those of probes that only come after training are not meant: adding one must not change what is trained. Raises
+    ``SourceError`` when the word stands there and no probe has items in a file.
     """
-    named = [path for probe in recipe.evaluate.all_probes for path in probe.item_files()]
+    named = [path for probe in recipe.evaluate.in_loop.all_probes for path in probe.item_files()]
     steps = []
     for step in recipe.curate.steps:
         if isinstance(step, Decontaminate) and PROBES in step.against:
             against = tuple(dict.fromkeys([*(path for path in step.against if path != PROBES), *named]))
             if not against:
                 raise SourceError(
-                    "`decontaminate.against: [probes]`: no probe of `evaluate.probes` has its items in a local file",
-                    hint="name files of test items, or take the step out",
+                    "`decontaminate.against: [probes]`: no probe that is measured during training has its items in a "
+                    "local file",
+                    hint="name files of test items (of probes with `in_loop: false`, too), or take the step out",
                 )
             step = step.model_copy(update={"against": against})
         steps.append(step)

@@ -32,6 +32,8 @@ class StageStatus:
     inputs: dict[str, InputEntry]
     detail: str
     """For referenced stages where the files are; for unfinished ones how far the work is."""
+    core: str = ""
+    """What the fingerprint would be without probes that only come after training."""
 
     @property
     def made_from(self) -> str:
@@ -56,7 +58,8 @@ def _stage_status(run: Path, name: str) -> StageStatus:
         num_bytes = sum(entry.bytes for entry in artifact.manifest.files)
         state: State = "referenced" if manifest.location else "finished"
         detail = manifest.location or ""
-        return StageStatus(name, state, manifest.fingerprint, manifest.finished, num_bytes, manifest.inputs, detail)
+        times = manifest.fingerprint, manifest.finished
+        return StageStatus(name, state, *times, num_bytes, manifest.inputs, detail, artifact.core)
     if record is None:
         return StageStatus(name, "missing", "", "", 0, {}, "")
     inputs = {key: InputEntry(**entry) for key, entry in record["inputs"].items()}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from deepen.errors import RunError
-from deepen.formats.manifest import Artifact, read_manifest
+from deepen.formats.atomic import link_or_copy
+from deepen.formats.manifest import Artifact, open_artifact, read_manifest, write_manifest
+from deepen.progress import say
+from deepen.workflow.lock import locked
 
 
 def find_neighbour(run: Path, stage: str, fingerprint: str) -> Artifact | None:
@@ -38,3 +41,19 @@ def refuse_if_referenced(target: Path) -> None:
     if referring := references_to(target):
         names = ", ".join(f"`{directory}`" for directory in referring)
         raise RunError(f"`{target}` is referred to by {names}", hint="remove those first, with `deepen rm`")
+
+
+def give_own_copies(target: Path) -> None:
+    """Make every reference to the stage directory ``target`` a result of its own, by hard links where possible.
+
+    For results that are about to be replaced by others that do not suit those runs. Raises ``RunError`` when one of
+    them is at work.
+    """
+    for directory in references_to(target):
+        with locked(directory.parent):
+            artifact = open_artifact(directory)
+            assert artifact is not None, "a reference that was just found is gone"
+            for entry in artifact.manifest.files:
+                link_or_copy(artifact.path / entry.path, directory / entry.path)
+            write_manifest(directory, artifact.manifest)
+        say(f"{directory}: has its own copy now, since `{target}` is replaced")

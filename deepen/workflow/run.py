@@ -37,8 +37,9 @@ from deepen.recipe.models import Machine, Recipe
 from deepen.recipe.reading import write_machine, write_recipe
 from deepen.workflow.continuing import can_continue, continue_training, is_extension
 from deepen.workflow.inputs import resolve_setup, without_network
+from deepen.workflow.late_probes import core_of, setup_in_loop
 from deepen.workflow.lock import Turn, locked
-from deepen.workflow.references import find_neighbour, refuse_if_referenced
+from deepen.workflow.references import find_neighbour, give_own_copies, refuse_if_referenced
 from deepen.workflow.stages import STAGES, Setup, Stage, stage_directory
 
 
@@ -126,7 +127,11 @@ class StagePlan:
     run: Path
     identity: dict[str, Any]
     fingerprint: str
+    core: str
+    """What the fingerprint would be without probes that only come after training."""
     inputs: Mapping[str, Artifact]
+    marks: Mapping[str, str]
+    """Identities of ``inputs`` that entered the fingerprint."""
     raw_inputs: Mapping[str, InputEntry]
     workers: Workers = Workers()
 
@@ -146,18 +151,31 @@ class StagePlan:
             seed=self.setup.recipe.seed,
             previous=open_artifact(self.directory) if out != self.directory else None,
             identity=self.identity,
+            core=None if self.core == self.fingerprint else self.core,
+            marks=self.marks,
         )
 
 
 def plan_stage(stage: Stage, setup: Setup, run: Path, artifacts: Mapping[str, Artifact]) -> StagePlan:
     """Work out the fingerprint that the stage's result must have, given the finished stages before it."""
     inputs = {need: artifacts[need] for need in stage.needs}
+    cores = {name: artifact.core for name, artifact in inputs.items()}
+    core = _plan_from(stage, setup_in_loop(setup), run, inputs, cores)
+    if stage.is_core:
+        return core
+    marks = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    return replace(_plan_from(stage, setup, run, inputs, marks), core=core.fingerprint)
+
+
+def _plan_from(
+    stage: Stage, setup: Setup, run: Path, inputs: Mapping[str, Artifact], marks: Mapping[str, str]
+) -> StagePlan:
+    """The plan with ``inputs`` under the identities ``marks``."""
     raw_inputs = {name: entry for name, entry in setup.raw_inputs.items() if stage.reads(name)}
-    fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
-    fingerprints |= {name: entry.fingerprint for name, entry in raw_inputs.items()}
+    fingerprints = {**marks, **{name: entry.fingerprint for name, entry in raw_inputs.items()}}
     identity = stage.identity(setup)
     mark = fingerprint(stage.name, stage.format_number(), identity, fingerprints)
-    return StagePlan(stage, setup, run, identity, mark, inputs, raw_inputs)
+    return StagePlan(stage, setup, run, identity, mark, mark, inputs, marks, raw_inputs)
 
 
 def bring_up_to_date(plan: StagePlan, options: RunOptions, remade: set[str]) -> Artifact:
@@ -201,6 +219,10 @@ def record_of(directory: Path) -> dict[str, Any] | None:
 def _resolve_conflict(plan: StagePlan, recorded: dict[str, Any], options: RunOptions, remade: set[str]) -> Artifact:
     """The directory holds work made from something else: extend it, redo it, or stop and say what changed."""
     name, changes = plan.stage.name, differences(plan, recorded)
+    if core_of(recorded) == plan.core:
+        say(f"{name}: only what comes after training changed ({', '.join(changes)}); brought up to date")
+        give_own_copies(plan.directory)
+        return _redo(plan, must_extend=False)
     if options.extend and name == "train" and can_continue(plan.identity, recorded, changes):
         continue_training(plan.directory, recorded, plan.identity, plan.fingerprint, plan.setup.recipe.train)
         remade.add(name)
@@ -229,7 +251,7 @@ def differences(plan: StagePlan, recorded: dict[str, Any]) -> dict[str, str]:
         if before.get(key) != after.get(key)
     }
     old_inputs = {name: entry["fingerprint"] for name, entry in recorded["inputs"].items()}
-    new_inputs = {name: artifact.fingerprint for name, artifact in plan.inputs.items()}
+    new_inputs = {**plan.marks}
     new_inputs |= {name: entry.fingerprint for name, entry in plan.raw_inputs.items()}
     for name in sorted({*old_inputs, *new_inputs}):
         if name not in old_inputs:

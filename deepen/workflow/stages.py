@@ -62,6 +62,8 @@ class Stage:
     format_number: Callable[[], int]
     reads: Callable[[str], bool] = lambda name: False
     """Which raw inputs (``base``, ``source:NAME``) the stage reads."""
+    is_core: bool = False
+    """Whether it knows nothing of probes that only come after training: its fingerprint is its core."""
 
 
 def _ingest(setup: Setup, job: StageJob) -> Manifest:
@@ -119,6 +121,7 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
     from deepen.train.stage import train
     from deepen.train.tracking import open_trackers
     from deepen.train.watch import Watch
+    from deepen.workflow.late_probes import recipe_in_loop
     from deepen.workflow.monitoring import monitor_of
     from deepen.workflow.remix import replay_changes
 
@@ -127,9 +130,8 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
     evaluate = None
     if lag is None:
         pace = Pace(every.every_steps(**amounts), every.every_seconds, setup.num_batches)
-        evaluate = in_loop_evaluator(
-            setup.recipe.evaluate, job.inputs, base=setup.base, seed=job.seed, out=job.out, pace=pace
-        )
+        measured = recipe_in_loop(setup.recipe).evaluate
+        evaluate = in_loop_evaluator(measured, job.inputs, base=setup.base, seed=job.seed, out=job.out, pace=pace)
     started = read_environment()
     tracking = setup.machine.tracking if started is None or started.rank == 0 else ()
     return train(
@@ -169,9 +171,16 @@ def lag_of(setup: Setup, run: Path) -> Lag | None:
 
 def _evaluate(setup: Setup, job: StageJob) -> Manifest:
     from deepen.evaluate.stage import evaluate
+    from deepen.workflow.contamination import scanning_of
 
-    watched = job.out.parent / WATCH
-    return evaluate(setup.recipe.evaluate, job, base=setup.base, compute=setup.machine.compute, watched=watched)
+    return evaluate(
+        setup.recipe.evaluate,
+        job,
+        base=setup.base,
+        compute=setup.machine.compute,
+        watched=job.out.parent / WATCH,
+        scanning=scanning_of(setup, job),
+    )
 
 
 def _select(setup: Setup, job: StageJob) -> Manifest:
@@ -210,7 +219,7 @@ def _mix_identity(setup: Setup) -> dict[str, Any]:
 
 
 def _train_identity(setup: Setup) -> dict[str, Any]:
-    # The probes decide which checkpoints exist, so they are part of what training makes.
+    # Probes in the loop decide which checkpoints exist, so they are part of what training makes.
     return _seeded("train")(setup) | {"evaluate": evaluation_identity(setup.recipe)}
 
 
@@ -271,7 +280,7 @@ STAGES: dict[str, Stage] = {
         Stage("baseline", ("curate", "tokenize"), _baseline_identity, _baseline,
               _format_of("evaluate", "BASELINE_FORMAT"), reads=_measures),
         Stage("train", ("curate", "tokenize", "mix", "baseline"), _train_identity, _train, _format_of("train"),
-              reads=_measures),
+              reads=_measures, is_core=True),
         Stage("evaluate", ("curate", "tokenize", "baseline", "train"), _evaluate_identity, _evaluate,
               _format_of("evaluate"), reads=_measures),
         Stage("select", ("evaluate",), _select_identity, _select, _format_of("select")),

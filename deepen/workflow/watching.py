@@ -21,9 +21,9 @@ from deepen.errors import DamageError, RunError
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.material import Material, material_of
 from deepen.evaluate.models import Models, Subject
-from deepen.evaluate.stage import Evaluation, table_mark
+from deepen.evaluate.stage import Evaluation, probe_mark, table_mark
 from deepen.evaluate.tables import readable_file, table_file
-from deepen.formats.atomic import write_json
+from deepen.formats.atomic import hash_file, write_json
 from deepen.formats.checkpoints import CheckpointInfo, read_checkpoint, verify
 from deepen.formats.json_text import read_object
 from deepen.formats.manifest import MANIFEST, Artifact, InputEntry, StageJob, open_artifact
@@ -35,6 +35,7 @@ from deepen.progress import say
 from deepen.recipe.reading import Loaded, load
 from deepen.train.interrupt import StoppedError
 from deepen.workflow.inputs import Pins, probe_files_of, resolve_base, without_network
+from deepen.workflow.late_probes import recipe_in_loop
 from deepen.workflow.lock import locked
 from deepen.workflow.run import record_of
 from deepen.workflow.stages import evaluation_identity, stage_directory
@@ -114,8 +115,9 @@ class _Watcher:
         self._run, self._machine, self._sets = run, machine, sets
         self._told: set[str] = set()
         self._scorer: Scorer | None = None
-        self._fingerprint: str | None = None
-        self._loaded: tuple[int, Loaded] | None = None
+        self._state: tuple[str, str | None, int] | None = None
+        self._changed = 0
+        self._loaded: Loaded | None = None
 
     def look(self) -> Iterator[WatchedScores]:
         """Score what there is now and was not scored yet: what training waits for first, the oldest first."""
@@ -123,20 +125,31 @@ class _Watcher:
         if found is None:
             self._tell_once(f"watch: waiting for the training in `{self._run}` to begin")
             return
-        if self._scorer is None or found.fingerprint != self._fingerprint:
-            self._scorer, self._fingerprint = open_scorer(self._run, self._recipe()), found.fingerprint
+        scorer = self._scorer_of(found)
+        unmeasured = sorted(scorer.unmeasured())
+        if unmeasured:
+            self._tell_once(f"watch: waiting until the base is measured with {', '.join(unmeasured)}")
+            return
         for info in sorted(candidates(found.checkpoints), key=_urgency):
-            scores = self._scored(self._scorer, info)
+            scores = self._scored(scorer, info)
             if scores is not None:
                 yield scores
                 return  # look again: there may be another training, or fewer checkpoints
         self.is_done = found.is_finished
 
+    def _scorer_of(self, found: _Training) -> Scorer:
+        """The scorer for what there is now: opened anew when the training, the recipe or the baseline is another."""
+        loaded, baseline = self._recipe(), _artifact(stage_directory(self._run, "baseline"))
+        state = (found.fingerprint, None if baseline is None else baseline.fingerprint, self._changed)
+        if self._scorer is None or state != self._state:
+            self._scorer, self._state = open_scorer(self._run, loaded), state
+        return self._scorer
+
     def _recipe(self) -> Loaded:
         changed = (self._run / "recipe.yaml").stat().st_mtime_ns
-        if self._loaded is None or self._loaded[0] != changed:
-            self._loaded = (changed, load(self._run, self._machine, self._sets))
-        return self._loaded[1]
+        if self._loaded is None or self._changed != changed:
+            self._loaded, self._changed = load(self._run, self._machine, self._sets), changed
+        return self._loaded
 
     def _training(self) -> _Training | None:
         """The training of the present recipe: the one that is being made anew beside an older, or the only one."""
@@ -157,9 +170,9 @@ class _Watcher:
         return None
 
     def _fits(self, record: dict[str, Any], inputs: dict[str, Artifact | None]) -> bool:
-        settings = json.loads(json.dumps(evaluation_identity(self._recipe().recipe)))
+        settings = json.loads(json.dumps(evaluation_identity(recipe_in_loop(self._recipe().recipe))))
         return bool(record["config"].get("evaluate") == settings) and all(
-            artifact is not None and record["inputs"][name]["fingerprint"] == artifact.fingerprint
+            artifact is not None and record["inputs"][name]["fingerprint"] == artifact.core
             for name, artifact in inputs.items()
         )
 
@@ -221,8 +234,29 @@ class Scorer:
     """By probe, what its tables are marked with."""
 
     def knows(self, info: CheckpointInfo) -> bool:
-        """Whether this very checkpoint was scored."""
-        return (info.step, identity_of(info)) in read_watched(self.job.out)
+        """Whether this very checkpoint was scored, with every probe as it is now."""
+        known = self._known(info, identity_of(info))
+        if known is None:
+            return False
+        failed = {*known.failed, *known.late_failed}
+        return all(label in failed or self._has_table(known, label) for label in self.marks)
+
+    def _known(self, info: CheckpointInfo, identity: str) -> WatchedScores | None:
+        return read_watched(self.job.out).get((info.step, identity))
+
+    def _has_table(self, known: WatchedScores, label: str) -> bool:
+        table = known.tables.get(label)
+        return table is not None and table.mark == self.marks[label]
+
+    def unmeasured(self) -> set[str]:
+        """Probes that the base was not measured with yet, as they are now."""
+        counts = self.job.inputs["baseline"].counts
+        known = {label: probe.get("mark") for label, probe in counts["probes"].items()}
+        return {
+            probe.label
+            for probe in self.config.all_probes
+            if probe.label not in counts["failed"] and known.get(probe.label) != probe_mark(probe, self.job)
+        }
 
     def score(self, info: CheckpointInfo) -> WatchedScores | None:
         """Measure a checkpoint with every probe and append its scores; None when it changed meanwhile."""
@@ -237,11 +271,16 @@ class Scorer:
         return scores
 
     def _begin(self, info: CheckpointInfo, identity: str) -> None:
-        """Keep the tables that an earlier start made of this checkpoint, and no others that lie in their place."""
+        """Keep the tables that an earlier start, or an earlier recipe, made of this checkpoint, and no others."""
         current, note = self.job.out / CURRENT, {"step": info.step, "checkpoint": identity, "marks": self.marks}
         if current.is_file() and read_object(current, hint="remove it and start again") == note:
             return
+        known = self._known(info, identity)
         for probe in self.config.all_probes:
+            if known is not None and self._has_table(known, probe.label):
+                path = self.job.out / table_file(probe, info.step)
+                if path.is_file() and hash_file(path) == known.tables[probe.label].hash:
+                    continue
             for name in (table_file(probe, info.step), readable_file(probe, info.step)):
                 (self.job.out / name).unlink(missing_ok=True)
         write_json(current, note)
@@ -253,7 +292,11 @@ class Scorer:
             entry = entries.get(table_file(probe, subject.key))
             if entry is not None:
                 tables[probe.label] = WatchedTable(mark=self.marks[probe.label], hash=entry.hash)
-        return WatchedScores(**dict(work.compared(subject)), checkpoint=identity, tables=tables)
+        scores = work.compared(subject, probes=self.config.in_loop.all_probes)
+        late = work.compared(subject, probes=self.config.late_probes)
+        return WatchedScores(
+            **dict(scores), checkpoint=identity, tables=tables, late=late.scores, late_failed=late.failed
+        )
 
 
 def open_scorer(run: Path, loaded: Loaded) -> Scorer:

@@ -49,6 +49,8 @@ class TrainOrder(Settings):
     raw_inputs: dict[str, InputEntry]
     seed: int
     identity: dict[str, Any]
+    core: str | None = None
+    marks: dict[str, str] = {}
     base_name: str
     base_path: str | None
     base_init: RandomInit | None
@@ -96,6 +98,8 @@ def order_of(setup: Setup, job: StageJob, run: Path) -> TrainOrder:
         raw_inputs=dict(job.raw_inputs),
         seed=job.seed,
         identity=dict(job.identity or {}),
+        core=job.core,
+        marks=dict(job.marks),
         base_name=base.name,
         base_path=str(base.path.resolve()) if base.path is not None else None,
         base_init=base.init,
@@ -129,6 +133,8 @@ def carry_out(file: Path) -> Manifest:
         raw_inputs=order.raw_inputs,
         seed=order.seed,
         identity=order.identity,
+        core=order.core,
+        marks=order.marks,
     )
     return train_here(setup, job)
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from deepen.evaluate.config import EvaluateConfig, HeldOut, problems
 from deepen.plug import identity
 from deepen.recipe.models import Recipe
+from deepen.workflow.late_probes import recipe_in_loop
 from deepen.workflow.stages import evaluation_identity
 
 
@@ -79,6 +80,20 @@ def test_how_long_to_wait_is_no_part_of_what_a_run_is() -> None:
     waiting = recipe.model_copy(update={"evaluate": read(wait="9h")})
     lagging = recipe.model_copy(update={"evaluate": read(lag="9 steps")})
     assert evaluation_identity(waiting) == evaluation_identity(recipe) != evaluation_identity(lagging)
+
+
+def test_training_knows_nothing_of_probes_that_come_after_it() -> None:
+    recipe = Recipe.model_validate({"name": "tiny", "base": "base", "ingest": {"sources": [SOURCE]}, "train": TRAIN})
+    late = {"use": "samples", "in_loop": False}
+    later = recipe.model_copy(update={"evaluate": read(probes=["held_out", late], contamination_scan=False)})
+    assert evaluation_identity(later) != evaluation_identity(recipe)
+    assert evaluation_identity(recipe_in_loop(later)) == evaluation_identity(recipe)
+    assert [probe.label for probe in later.evaluate.late_probes] == ["samples"]
+    inside = recipe.model_copy(update={"evaluate": read(probes=["held_out", "samples"])})
+    assert evaluation_identity(recipe_in_loop(inside)) == evaluation_identity(inside)
+    assert not problems(later.evaluate, total_steps=100, tokens_per_step=1000)
+    (found,) = problems(read(probes=[late]), total_steps=100, tokens_per_step=1000)
+    assert "none is measured during training" in found.message
 
 
 SOURCE = {"name": "code", "role": "domain", "path": "code.jsonl"}

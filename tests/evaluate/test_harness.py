@@ -56,6 +56,14 @@ def test_local_tasks_are_asked_with_the_same_prompts_every_time(
     assert {row["id"] for row in subset} == few
     for row in subset:  # random examples depend on the order of items, a subset must not see others
         assert row["nll"] == pytest.approx(rows[row["id"]]["nll"], rel=1e-5)
+    scanned = {item.id: item for item in probe.items_to_scan()}
+    assert set(scanned) == set(rows) and probe.is_all_in_files
+    assert all(scanned[name].task == row["task"] for name, row in rows.items())
+    assert scanned["cats:7"].texts == (ROWS[7]["q"], "sat", "fever", "mat")
+    assert not LmEval(tasks=(str(task), "hellaswag")).is_all_in_files
+    few_only = LmEval(tasks=(str(task),), limit=7)
+    asked = {row["id"] for row in few_only.prepare(made)(model, None).to_pylist()}
+    assert {item.id for item in few_only.items_to_scan()} == asked
     limited = LmEval(tasks=(str(task),), limit=7).prepare(made)(model, None)
     assert summary(limited)["items"] == 7 and set(limited["id"].to_pylist()) <= set(rows)
 

@@ -14,8 +14,10 @@ from deepen.evaluate.probes.item_probe import ItemProbe
 from deepen.settings import Count, Many
 
 if TYPE_CHECKING:
+    from deepen.evaluate.harness_tasks import Wanted
     from deepen.evaluate.material import Material
     from deepen.evaluate.probes.probe import Measure
+    from deepen.formats.contamination import ProbeItem
 
 _YAML = (".yaml", ".yml")
 
@@ -41,10 +43,15 @@ class LmEval(ItemProbe):
 
     def prepare(self, material: Material) -> Measure:
         """Load the tasks and make all prompts; see ``Probe.prepare``."""
-        from deepen.evaluate.harness_tasks import Wanted, prepare_tasks
+        from deepen.evaluate.harness_tasks import prepare_tasks
 
-        wanted = Wanted(self.tasks, self.include, self.shots, self.limit, self.metric, self.filter)
-        return prepare_tasks(wanted, material)
+        return prepare_tasks(self._wanted, material)
+
+    @property
+    def _wanted(self) -> Wanted:
+        from deepen.evaluate.harness_tasks import Wanted
+
+        return Wanted(self.tasks, self.include, self.shots, self.limit, self.metric, self.filter)
 
     def files(self) -> tuple[str, ...]:
         """The task files; what hub tasks ask is the harness's and the hub's, by name."""
@@ -56,6 +63,22 @@ class LmEval(ItemProbe):
     def item_files(self) -> tuple[str, ...]:
         """Local JSON lines files that the task files name."""
         return tuple(path for path in self.files() if path.endswith((".jsonl", ".jsonl.gz")))
+
+    @property
+    def is_all_in_files(self) -> bool:
+        """Whether every task is a file that names local data in JSON lines."""
+        return self.include is None and all(
+            name.endswith(_YAML)
+            and (files := _data_files(Path(name)))
+            and all(path.endswith((".jsonl", ".jsonl.gz")) for path in files)
+            for name in self.tasks
+        )
+
+    def items_to_scan(self) -> list[ProbeItem]:
+        """The documents of the tasks that are asked; loads the harness."""
+        from deepen.evaluate.harness_tasks import items_of
+
+        return items_of(self._wanted, self.label)
 
     def problems(self, path: str) -> list[Problem]:
         """The harness that is not installed, and task files that are not there."""

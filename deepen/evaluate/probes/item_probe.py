@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from deepen.evaluate.item_files import Item
     from deepen.evaluate.material import Material
+    from deepen.formats.contamination import ProbeItem
     from deepen.formats.scores import Score
 
 
@@ -41,6 +42,15 @@ class ItemProbe(Probe):
         from deepen.evaluate.items import Kind, compare_items
 
         return compare_items(base, model, Kind(self.label, self.ability), seed=seed, resamples=resamples)
+
+    def compare_without(
+        self, base: pa.Table, model: pa.Table, left_out: Collection[tuple[str, str]], *, seed: int, resamples: int
+    ) -> list[Score]:
+        """The scores that change when the items ``left_out`` (task, id) do not count; see ``items.compare_without``."""
+        from deepen.evaluate.items import Kind, compare_without
+
+        kind = Kind(self.label, self.ability)
+        return compare_without(base, model, kind, left_out, seed=seed, resamples=resamples)
 
     def summary(self, table: pa.Table) -> dict[str, Any]:
         """Items, items used, items not used by reason, and the value of every task."""
@@ -80,13 +90,30 @@ class FileProbe(ItemProbe):
         """The items."""
         return (self.path,)
 
-    def items(self) -> list[Item]:
-        """All items, examples put before their prompts; raises ``DeepenError`` when none can be used."""
+    @property
+    def is_all_in_files(self) -> bool:
+        """They are."""
+        return True
+
+    def items_to_scan(self) -> list[ProbeItem]:
+        """The usable items with all texts of their rows; examples are none of them."""
+        from deepen.formats.contamination import ProbeItem
+
+        usable = [item for item in self._own_items() if item.reason is None]
+        return [ProbeItem(self.label, item.task, item.id, item.texts) for item in usable]
+
+    def _own_items(self) -> list[Item]:
         from deepen.evaluate.item_files import Layout, limited, read_items
-        from deepen.evaluate.shots import shown, with_shots
 
         layout = Layout(self.label, self.by, self.id, self.group)
-        found = limited(read_items(Path(self.path).expanduser(), layout, self.parse), self.limit)
+        return limited(read_items(Path(self.path).expanduser(), layout, self.parse), self.limit)
+
+    def items(self) -> list[Item]:
+        """All items, examples put before their prompts; raises ``DeepenError`` when none can be used."""
+        from deepen.evaluate.item_files import Layout, read_items
+        from deepen.evaluate.shots import shown, with_shots
+
+        found = self._own_items()
         if not any(item.reason is None for item in found):
             reasons = ", ".join(sorted({str(item.reason) for item in found})) or "the file is empty"
             raise DeepenError(f"`{self.label}`: no item of `{self.path}` can be used ({reasons})", hint=_FIELDS_HINT)

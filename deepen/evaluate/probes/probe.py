@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from deepen.evaluate.material import Material
+    from deepen.formats.contamination import ProbeItem
     from deepen.formats.scores import Score
     from deepen.model.loss import LossModel
 
@@ -40,6 +41,9 @@ class Probe(Plug):
     time_limit: Annotated[AmountSetting, AfterValidator(_is_time)] = Amount(7200, "seconds")
     """One measurement that takes longer is given up and marked failed: a probe that hangs must not hold a run. 2 h, our
     choice: far beyond what a probe should take."""
+    in_loop: bool = True
+    """Whether it is measured during training, too. `false`: only of the base, of checkpoints afterwards and by
+    `--watch`. Training knows nothing of such a probe, so it may be added to a finished run, changed and removed."""
 
     @property
     def label(self) -> str:
@@ -81,6 +85,16 @@ class Probe(Plug):
     def item_files(self) -> tuple[str, ...]:
         """JSON lines files of test items, which curation can keep out of training."""
         return ()
+
+    def items_to_scan(self) -> Sequence[ProbeItem] | None:
+        """The usable items, for a search in trained documents; None when there is nothing to search for (documents,
+        items that are made up)."""
+        return None
+
+    @property
+    def is_all_in_files(self) -> bool:
+        """Whether ``item_files`` hold all its items."""
+        return False
 
     def readable(self, table: pa.Table, baseline: pa.Table | None) -> str | None:
         """What people should read of a table, beside the base's, as Markdown; None when numbers say it all."""
