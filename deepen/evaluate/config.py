@@ -87,7 +87,7 @@ class EvaluateConfig(Settings):
     def in_loop(self) -> EvaluateConfig:
         """The settings as training knows them: without what only comes after it."""
         probes = tuple(probe for probe in self.probes if probe.in_loop)
-        return self.model_copy(update={"probes": probes, "contamination_scan": True})
+        return self.model_copy(update={"probes": probes, "contamination_scan": True, "blends": Blends()})
 
     @property
     def baseline(self) -> BaselineConfig:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ from deepen.progress import say
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from deepen.evaluate.probes.probe import Measure
     from deepen.model.loss import LossModel
 
 BASELINE_FORMAT = 2
@@ -68,7 +69,7 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
         mark = probe_mark(probe, job)
         path = job.out / table_file(probe)
         if not path.is_file() and not _taken_over(job, probe, mark):
-            measured = _measured(probe, material, model(), "baseline")
+            measured = _measured(probe, partial(probe.prepare, material), model(), "baseline")
             if isinstance(measured, Failure):
                 counts["failed"][probe.label] = measured.reason
                 continue
@@ -176,8 +177,8 @@ def _taken_over(job: StageJob, probe: Probe, mark: str) -> bool:
     return True
 
 
-def _measured(probe: Probe, material: Material, model: LossModel, what: str) -> pa.Table | Failure:
-    return attempt(probe.label, probe.time_limit.value, lambda: probe.prepare(material)(model, what))
+def _measured(probe: Probe, prepare: Callable[[], Measure], model: LossModel, what: str) -> pa.Table | Failure:
+    return attempt(probe.label, probe.time_limit.value, lambda: prepare()(model, what))
 
 
 def _written(out: Path, probe: Probe, key: int | str | None, text: str | None) -> list[FileEntry]:
@@ -214,11 +215,11 @@ class Evaluation:
             self.failed[probe.label] = {"base": reason}
             return []
         files = []
+        prepare = cache(partial(probe.prepare, self.material))
         for subject in subjects:
             path = self.job.out / table_file(probe, subject.key)
-            if not (
-                path.is_file() or self._taken_over(probe, subject, path) or self._write_table(probe, subject, path)
-            ):
+            known = path.is_file() or self._taken_over(probe, subject, path)
+            if not known and not self._write_table(probe, prepare, subject):
                 continue
             files.append(entry_of(path, self.job.out))
             text = probe.readable(read_likelihoods(path), base_table(self.job.inputs["baseline"], probe))
@@ -240,12 +241,12 @@ class Evaluation:
         for who, count in self.num_taken_over.items():
             say(f"evaluate: {count} tables were measured by {who} and are taken over")
 
-    def _write_table(self, probe: Probe, subject: Subject, path: Path) -> bool:
-        measured = _measured(probe, self.material, subject.open(), f"evaluate {subject.title}")
+    def _write_table(self, probe: Probe, prepare: Callable[[], Measure], subject: Subject) -> bool:
+        measured = _measured(probe, prepare, subject.open(), f"evaluate {subject.title}")
         if isinstance(measured, Failure):
             self.failed.setdefault(probe.label, {})[str(subject.key)] = measured.reason
             return False
-        write_likelihoods(path, measured, self.job.out)
+        write_likelihoods(self.job.out / table_file(probe, subject.key), measured, self.job.out)
         return True
 
     def compared(

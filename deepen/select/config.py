@@ -44,7 +44,7 @@ class BestNewWithinBudget(SelectRule):
             return None, argue_none_eligible(candidates, budget)
         measured = [index for index in eligible if candidates[index].new is not None]
         if not measured:
-            return eligible[-1], argue_choice(candidates, eligible[-1], budget)
+            return Last().choose(candidates, budget=budget)
         best = min(measured, key=lambda index: (candidates[index].new, candidates[index].step))
         upper = candidates[best].new_upper if candidates[best].new_upper is not None else candidates[best].new
         if upper is None or upper >= 0:
@@ -118,7 +118,7 @@ class ParetoKnee(SelectRule):
 
 
 class Last(SelectRule):
-    """The last checkpoint that surely stays within the budget, whatever it gained."""
+    """The last checkpoint that surely stays within the budget, whatever it gained; blends have no place in time."""
 
     use: Literal["last"] = "last"
 
@@ -126,10 +126,11 @@ class Last(SelectRule):
         """See ``SelectRule.choose``."""
         from deepen.select.argue import argue_choice, argue_none_eligible
 
-        eligible = [index for index, candidate in enumerate(candidates) if candidate.eligible]
+        eligible = [index for index, candidate in enumerate(candidates) if candidate.eligible and not candidate.blend]
         if not eligible:
-            return None, argue_none_eligible(candidates, budget)
-        return eligible[-1], argue_choice(candidates, eligible[-1], budget, "It is the last one that qualifies.")
+            return None, argue_none_eligible([one for one in candidates if not one.blend], budget)
+        because = "" if candidates[eligible[-1]].new is None else "It is the last one that qualifies."
+        return eligible[-1], argue_choice(candidates, eligible[-1], budget, because)
 
 
 def _surely_better(candidate: Candidate) -> bool:

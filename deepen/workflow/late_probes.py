@@ -1,4 +1,5 @@
-"""What comes after training: probes that are not measured during it, which may be added, changed and removed later.
+"""What comes after training: probes that are not measured during it, and blends; they may be added, changed and removed
+later.
 
 Everything up to training is identified without them. Each result has two identities, its fingerprint and the core of
 it: with the same core two results differ in such probes alone, and the older one may be replaced without being asked.

@@ -57,6 +57,14 @@ def test_the_interval_and_not_the_estimate_must_be_within_the_budget() -> None:
     assert choose(checkpoint(10, -0.2, 0.019)).step == 10
 
 
+def test_the_last_one_is_a_checkpoint_and_no_blend() -> None:
+    mixed = (BlendPart(step=20, weight=0.5), BlendPart(step=None, weight=0.5))
+    blend = checkpoint(20, -0.3, -0.1).model_copy(update={"blend": mixed})
+    choice = choose(checkpoint(10, -0.1, 0.0), checkpoint(20, -0.2, 0.0), blend, rule=Last())
+    assert (choice.step, choice.blend) == (20, ())
+    assert choose(blend, rule=Last()).step is None
+
+
 def test_base_is_kept_when_nothing_qualifies() -> None:
     choice = choose(checkpoint(10, -0.1, 0.2), checkpoint(20, -0.2, 0.1))
     assert choice.step is None

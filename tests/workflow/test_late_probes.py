@@ -195,6 +195,16 @@ def test_what_changed_beside_a_late_probe_is_still_refused(recipe: Path) -> None
         run(recipe)
 
 
+def test_blends_are_tried_later_and_checkpoints_are_not_measured_again(
+    recipe: Path, measured: list[tuple[str, str]]
+) -> None:
+    before = state(recipe.parent / "runs" / "tiny")
+    directory = run(recipe, "evaluate.blends.interpolate=3")
+    assert state(directory) == before
+    assert [what for _, what in measured] == ["evaluate 0.5 x step 10 + 0.5 x base"]
+    assert open_artifact(directory / "select").counts["candidates"] > len(scores(directory))  # type: ignore[union-attr]
+
+
 def test_the_word_probes_stands_for_those_in_the_loop(recipe: Path) -> None:
     exam = add(recipe)
     text = recipe.read_text().replace("exact_duplicates]", "exact_duplicates, {use: decontaminate, against: [probes]}]")
