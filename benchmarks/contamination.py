@@ -82,10 +82,12 @@ def main() -> None:
     peaks = []
     for copies in (1, 4):
         done = subprocess.run([sys.executable, __file__, str(copies)], capture_output=True, text=True, check=True)
-        seconds, size, peak = map(float, done.stdout.split())
-        peaks.append(peak)
-        speed = size / 1e6 / seconds
-        print(f"{size / 1e6:.0f} MB of text in one process: {speed:.1f} MB per CPU second, peak {peak:,.0f} MB")
+        seconds, num_bytes, megabytes = map(float, done.stdout.split())
+        peaks.append(megabytes)
+        speed = num_bytes / 1e6 / seconds
+        print(
+            f"{num_bytes / 1e6:.0f} MB of text in one process: {speed:.1f} MB per CPU second, peak {megabytes:,.0f} MB"
+        )
     growth = max(later / earlier for earlier, later in pairwise(peaks))
     verdict(f"memory flat: {growth:.2f} times for 4 times the documents", growth < _MOST_GROWTH)
     if failures:
