@@ -229,13 +229,17 @@ class Order:
     def rows_by_source(self, num_batches: int | None = None) -> Array:
         """int64[sources]: rows of each source in the first ``num_batches`` (None: all) batches, holes left out."""
         found = np.zeros(len(self.sources), dtype=np.int64)
+        for ids in self.trained_blocks(num_batches):
+            found += np.bincount(source_of(ids), minlength=len(self.sources))
+        return found
+
+    def trained_blocks(self, num_batches: int | None = None) -> Iterator[Array]:
+        """Row ids of the first ``num_batches`` (None: all) batches, holes left out, about a million at a time."""
         for segment, batch, ids in self.blocks(0, num_batches):
             kept = np.ones(len(ids) // segment.rows_per_batch, dtype=np.bool_)
             for hole in self.holes:
                 kept[max(0, hole.first_batch - batch) : max(0, hole.first_batch + hole.num_batches - batch)] = False
-            taken = source_of(ids)[np.repeat(kept, segment.rows_per_batch)]
-            found += np.bincount(taken, minlength=len(self.sources))
-        return found
+            yield ids[np.repeat(kept, segment.rows_per_batch)]
 
     def digest(self, num_batches: int) -> str:
         """Identity of the first ``num_batches`` batches: xxh3-128 over their shapes and row ids."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepen.curate.decontaminate import Decontaminate, probe_files
-from deepen.formats.manifest import StageJob
+from deepen.formats.manifest import StageJob, fingerprint
 from deepen.formats.workers import Workers, as_workers
 
 if TYPE_CHECKING:
@@ -17,16 +17,22 @@ if TYPE_CHECKING:
 
 
 def scanning_of(setup: Setup, job: StageJob) -> Scanning:
-    """How ``evaluate`` finds test items in the documents that curation kept of trained sources."""
+    """How ``evaluate`` finds test items in the documents that were trained."""
     from deepen.curate.contamination import SCAN_FORMAT, TrainedDocuments, scan_documents
     from deepen.evaluate.contamination import Scanning
+    from deepen.workflow.trained_documents import trained_among
 
     curated, places = job.inputs["curate"], as_workers(job.workers)
-    documents = TrainedDocuments(curated.path / "documents", curated.fingerprint)
+    trained, run = job.inputs["train"], job.out.parent
+    steps, changes = trained.counts["steps"], trained.counts.get("order_changes")
+    documents = TrainedDocuments(
+        curated.path / "documents", curated.fingerprint, partial(trained_among, run=run, num_steps=steps)
+    )
+    made_from = {name: job.inputs[name].fingerprint for name in ("curate", "train")}
     workers = Workers(places.processes, places.ray)  # shares of a job array have ended by now
     return Scanning(
         scan=partial(scan_documents, documents=documents, workers=workers),
-        mark=f"{SCAN_FORMAT}:{curated.fingerprint}",
+        mark=fingerprint("trained_documents", SCAN_FORMAT, {"steps": steps, "changes": changes}, made_from),
         kept_out=kept_out(setup.recipe),
         not_scanned=tuple(rows.name for rows in setup.recipe.mix.fixed_rows),
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +17,8 @@ from deepen.curate.contamination import TrainedDocuments, scan_documents
 from deepen.curate.item_index import MEASURES, index_of
 from deepen.engine.map_parts import clear_ledger
 from deepen.formats.contamination import Hit, ProbeItem, strings_in
-from deepen.formats.documents import Document, write_documents
+from deepen.formats.document_ids import DocumentIds
+from deepen.formats.documents import Document, document_id, write_documents
 from deepen.formats.workers import Workers
 
 # Few words, so that runs recur within a text, across texts and across items.
@@ -60,7 +64,7 @@ def write(folder: Path, texts: Sequence[str]) -> list[str]:
     names = []
     for part, own in enumerate([texts[:cut], texts[cut : 2 * cut], texts[2 * cut :]]):
         source = "notes" if part < 2 else "web"
-        rows = [Document(f"{part}-{n}", text, source) for n, text in enumerate(own)]
+        rows = [Document(document_id(source, f"{part}-{n}"), text, source) for n, text in enumerate(own)]
         write_documents(folder / f"{source}-{part % 2:05d}.parquet", rows, folder)
         names += [row.id for row in rows]
     return names
@@ -116,10 +120,19 @@ def test_a_search_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(contamination, "read_tables", noted)
     found = scan_documents(asked, tmp_path / "scratch", documents=documents, workers=Workers())
     assert (seen, rest) == (["notes-00000.parquet", "notes-00001.parquet"], ["web-00000.parquet"])
-    hit = Hit(probe="exam", task="exam", id="1", measure="8_grams", value=1.0, documents=2, first=("0-1", "1-1"))
+    held = [document_id("notes", name) for name in ("0-1", "1-1")]
+    hit = Hit(probe="exam", task="exam", id="1", measure="8_grams", value=1.0, documents=2, first=tuple(held))
     assert found.hits == (hit,) and found.too_short == {"other": 1}
     many = scan_documents(asked, tmp_path / "other", documents=documents, workers=Workers(2))
     assert many == found
+    asked_about: list[list[str]] = []
+
+    def trained(ids: Any) -> Any:
+        asked_about.append(DocumentIds(ids)[:])
+        return np.array([name == held[1] for name in asked_about[-1]])
+
+    some = scan_documents(asked, tmp_path / "other", documents=replace(documents, trained=trained), workers=Workers())
+    assert asked_about == [held] and some.hits == (hit.model_copy(update={"documents": 1, "first": (held[1],)}),)
     changed = [ProbeItem("exam", "exam", "1", ("another item that nobody has ever written down before",))]
     assert scan_documents(changed, tmp_path / "scratch", documents=documents, workers=Workers()).hits == ()
 

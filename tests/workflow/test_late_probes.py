@@ -18,7 +18,7 @@ from deepen.errors import RunError
 from deepen.evaluate import stage
 from deepen.evaluate.likelihoods import read_likelihoods
 from deepen.formats.checkpoints import list_checkpoints, remove_checkpoint
-from deepen.formats.documents import document_files, read_documents
+from deepen.formats.documents import Document, document_files, read_documents
 from deepen.formats.manifest import open_artifact
 from deepen.formats.records import read_records
 from deepen.formats.scores import CheckpointScores
@@ -28,11 +28,12 @@ from deepen.workflow import contamination
 from deepen.workflow.inputs import with_probe_items
 from deepen.workflow.run import RunOptions, run_pipeline
 from deepen.workflow.stages import STAGES
+from deepen.workflow.trace import trace
 from deepen.workflow.verify import verify
 
 BEFORE = ("ingest", "curate", "tokenize", "mix", "train")
 AFTER = ("baseline", "evaluate", "select", "export")
-PLANTED = {"long": (5, 20), "run": (3, 12), "phrase": (4, 10)}
+PLANTED = {"long": (5, 20), "run": (3, 12), "phrase": (4, 10), "not trained": (1, 18)}
 """Item and the words of a trained document that are its question."""
 PROBE = "{use: multiple_choice, name: exam, path: PATH, in_loop: false}"
 
@@ -61,20 +62,29 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return done
 
 
-def items(run: Path) -> list[dict[str, Any]]:
-    """Items of which three stand in trained documents."""
+def planted(run: Path) -> dict[str, Document]:
+    """By item the document that it stands in: three that were trained, and one that the order did not come to."""
     documents = [one for path in document_files(run / "curate" / "documents") for one in read_documents(path)]
+    in_order: dict[bool, list[Document]] = {True: [], False: []}
+    for one in documents[::3]:
+        in_order[bool(trace(run, one.id).visits)].append(one)
+    return dict(zip(PLANTED, [*in_order[True][:3], in_order[False][0]], strict=True))
+
+
+def items(run: Path) -> list[dict[str, Any]]:
+    """Items of which four stand in documents, three of them in trained ones."""
+    documents = planted(run)
     rows = [
         {
             "id": name,
-            "question": " ".join(documents[7 * number].text.split()[slice(*words)]).upper(),
+            "question": " ".join(documents[name].text.split()[slice(*words)]).upper(),
             "choices": ["time", "person"],
             "answer": number % 2,
         }
         for number, (name, words) in enumerate(PLANTED.items())
     ]
-    unlike = [" ".join(f"w{n}q{k}" for k in range(15)) for n in range(9)]
-    rows += [{"id": f"new {n}", "question": unlike[n], "choices": ["time", "way"], "answer": n % 2} for n in range(9)]
+    unlike = [" ".join(f"w{n}q{k}" for k in range(15)) for n in range(8)]
+    rows += [{"id": f"new {n}", "question": unlike[n], "choices": ["time", "way"], "answer": n % 2} for n in range(8)]
     return rows
 
 
@@ -166,9 +176,10 @@ def _check_hits(directory: Path, said: str) -> None:
     hits = {hit["id"]: hit for hit in read_records(directory / "evaluate" / "contamination.jsonl")}
     found = {name: (hit["measure"], hit["value"]) for name, hit in hits.items()}
     assert found == {"long": ("13_gram", 3), "run": ("8_grams", 1.0), "phrase": ("phrase", 6)}
-    documents = [one for path in document_files(directory / "curate" / "documents") for one in read_documents(path)]
-    assert hits["long"]["first"] == [documents[0].id] and hits["long"]["documents"] == 1
-    assert hits["run"]["first"] == [documents[7].id] and documents[14].id in hits["phrase"]["first"]
+    documents = planted(directory)
+    assert hits["long"]["first"] == [documents["long"].id] and hits["long"]["documents"] == 1
+    assert hits["run"]["first"] == [documents["run"].id] and documents["phrase"].id in hits["phrase"]["first"]
+    assert all(trace(directory, name).visits for hit in hits.values() for name in hit["first"])
     for one in scores(directory):
         (without,) = one.without_hits
         score = one.of("exam", "new")
@@ -178,7 +189,7 @@ def _check_hits(directory: Path, said: str) -> None:
             tables, [(score.value, without.value), (score.baseline, without.baseline)], strict=True
         ):
             assert all_items == pytest.approx(mean_of(table, set()))
-            assert left == pytest.approx(mean_of(table, set(PLANTED)))
+            assert left == pytest.approx(mean_of(table, set(hits)))
         assert without.significant is None
     counts = open_artifact(directory / "evaluate").counts["contamination"]  # type: ignore[union-attr]
     assert counts["probes"]["exam"]["tasks"] == {"exam": {"items": 12, "hits": 3}}
