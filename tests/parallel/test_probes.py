@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,32 @@ def check(layouts: list[str], inputs: tuple[str, str], alone: Found, folder: Pat
             assert len(ranks) == world_size
             for found in ranks:
                 assert_same(found, alone, name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DEEPEN_TEST_DATA" not in os.environ, reason="needs the real pretrained model")
+def test_a_pretrained_model_says_the_same_on_any_layout(tmp_path: Path) -> None:
+    folder = str(Path(os.environ["DEEPEN_TEST_DATA"]) / "model_tinystories_656k")
+    tokenizer = tmp_path / "stage" / "tokenizer"
+    shutil.copytree(folder, tokenizer)
+    write_inputs(tmp_path, tokenizer, model=folder)
+    inputs = (str(tmp_path), str(tokenizer))
+    alone = measure(*inputs, None, real=folder)
+    (tmp_path / "2").mkdir()
+    (tmp_path / "4").mkdir()
+    for world_size in (2, 4):
+        jobs = {
+            name: (measure_real, (*inputs, mesh, folder))
+            for name, (size, mesh) in LAYOUTS.items()
+            if size == world_size
+        }
+        for name, ranks in run_gang(world_size, jobs, tmp_path / str(world_size)).items():
+            for found in ranks:
+                assert_same(found, alone, name)
+
+
+def measure_real(root: str, tokenizer: str, mesh: dict[str, Any], folder: str) -> Found:
+    return measure(root, tokenizer, mesh, real=folder)
 
 
 def assert_same(found: Found, alone: Found, name: str) -> None:
