@@ -16,7 +16,8 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from transformers import PreTrainedTokenizerFast
 
-from deepen.evaluate.held_out import Encoded, batches_of, likelihoods, windows_of
+from deepen.evaluate.held_out import Encoded, Window, batches_of, likelihoods, windows_of
+from deepen.model.copies import shared_out
 from deepen.model.generate import Decoding, generate
 from deepen.model.loss import LossModel
 
@@ -67,14 +68,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         right = np.ones(len(documents), dtype=bool)
         windows = [w for i, one in enumerate(documents) for w in windows_of(one, i, context=self.max_length, step=1)]
         windows.sort(key=lambda window: window.begin - window.end)
-        device = next(self.model.parameters()).device
-        for batch in batches_of(windows, tokens_per_batch=_TOKENS_PER_BATCH):
-            width = batch[0].end - batch[0].begin
-            tokens = np.zeros((len(batch), width), dtype=np.int64)
-            for row, window in enumerate(batch):
-                tokens[row, : window.end - window.begin] = documents[window.document].tokens[window.begin : window.end]
-            positions_BT = torch.arange(width, device=device).expand(tokens.shape)
-            found = self.model.likeliest(torch.from_numpy(tokens).to(device), positions_BT).cpu().numpy()
+        batches = list(batches_of(windows, tokens_per_batch=_TOKENS_PER_BATCH))
+        likeliest = shared_out(self.model, lambda member, batch: _likeliest(member, documents, batch), batches)
+        for batch, found in zip(batches, likeliest, strict=True):
             for row, window in enumerate(batch):
                 wanted = documents[window.document].tokens[window.first_target : window.end + 1]
                 given = found[row, window.first_target - 1 - window.begin : window.end - window.begin]
@@ -124,6 +120,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _likeliest(model: LossModel, documents: Sequence[Encoded], batch: Sequence[Window]) -> np.ndarray:
+    """The likeliest next token everywhere in some windows, int64[B, T]."""
+    device, width = next(model.parameters()).device, batch[0].end - batch[0].begin
+    tokens = np.zeros((len(batch), width), dtype=np.int64)
+    for row, window in enumerate(batch):
+        tokens[row, : window.end - window.begin] = documents[window.document].tokens[window.begin : window.end]
+    positions_BT = torch.arange(width, device=device).expand(tokens.shape)
+    found: np.ndarray = model.likeliest(torch.from_numpy(tokens).to(device), positions_BT).cpu().numpy()
+    return found
 
 
 def _cut(context: list[int], continuation: list[int], most: int) -> Encoded:

@@ -28,6 +28,7 @@ from tokenizers import Encoding, Tokenizer
 
 from deepen.evaluate.likelihoods import table_of
 from deepen.evaluate.material import Material
+from deepen.model.copies import shared_out
 from deepen.model.load import load_tokenizer
 from deepen.model.loss import LossModel
 from deepen.progress import Tracker, say, track
@@ -212,8 +213,10 @@ def likelihoods(
     try:
         with _progress(what, sum(window.end - window.begin for window in windows)) as progress:
             device = next(model.parameters()).device
-            for batch in batches_of(windows, tokens_per_batch=_TOKENS_PER_BATCH[device.type]):
-                np.add.at(nll, [window.document for window in batch], _window_nll(model, documents, batch))
+            batches = list(batches_of(windows, tokens_per_batch=_TOKENS_PER_BATCH[device.type]))
+            sums = shared_out(model, lambda member, batch: _window_nll(member, documents, batch), batches)
+            for batch, nll_B in zip(batches, sums, strict=True):
+                np.add.at(nll, [window.document for window in batch], nll_B)
                 progress.advance(sum(window.end - window.begin for window in batch))
     finally:
         model.train(was_training)

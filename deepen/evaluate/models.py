@@ -62,10 +62,11 @@ class Models:
         return Subject(info.step, info.step, tokens, partial(self._open_checkpoint, info), identity_of(info))
 
     def _open_checkpoint(self, info: CheckpointInfo) -> LossModel:
-        from deepen.evaluate.subject import put_weights
+        from deepen.evaluate.subject import put_weights, share_scoring
 
+        self._shared.copies = ()
         put_weights(self._shared, info, self.base)
-        return self._shared
+        return share_scoring(self._shared, self.compute)
 
     def blends(self, config: Blends, checkpoints: Sequence[CheckpointInfo]) -> Iterator[Subject]:
         """What ``config`` asks for of these checkpoints, which come by rising step."""
@@ -78,7 +79,9 @@ class Models:
             yield Subject(name, newest.step, int(read_state(newest)["tokens"]), opened, mark, parts)
 
     def _open_blend(self, parts: Sequence[BlendPart], by_step: dict[int, CheckpointInfo]) -> LossModel:
-        from deepen.evaluate.subject import open_blend
+        from deepen.evaluate.subject import open_blend, share_scoring
 
+        if "_shared" in self.__dict__:
+            self._shared.copies = ()  # their memory is needed
         checkpoints = [(None if part.step is None else by_step[part.step], part.weight) for part in parts]
-        return open_blend(checkpoints, self._fresh, self.base)
+        return share_scoring(open_blend(checkpoints, self._fresh, self.base), self.compute)

@@ -146,9 +146,9 @@ def _write_blends(work: Evaluation, subjects: Sequence[Subject]) -> list[FileEnt
 
 
 def _open_base(base: ResolvedBase, job: StageJob, compute: Compute) -> LossModel:
-    from deepen.evaluate.subject import open_base
+    from deepen.evaluate.subject import open_base, share_scoring
 
-    return open_base(base, job.inputs["tokenize"], seed=job.seed, compute=compute)
+    return share_scoring(open_base(base, job.inputs["tokenize"], seed=job.seed, compute=compute), compute)
 
 
 def probe_mark(probe: Probe, job: StageJob) -> str:

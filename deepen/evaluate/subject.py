@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from transformers import PreTrainedModel
 
 from deepen.formats.checkpoints import CheckpointInfo
@@ -12,6 +13,7 @@ from deepen.formats.manifest import Artifact
 from deepen.model.adapters import merge_adapters, put_checkpoint
 from deepen.model.blends import blend
 from deepen.model.config import ResolvedBase
+from deepen.model.copies import make_copies
 from deepen.model.load import load_base_model, load_run_model
 from deepen.model.loss import LossModel
 from deepen.parallel.config import Compute
@@ -33,6 +35,16 @@ def open_run_model(base: ResolvedBase, tokenize: Artifact, *, seed: int, compute
 
 def _on_device(model: PreTrainedModel, compute: Compute) -> LossModel:
     return LossModel(model).to(set_up(compute).device).eval()
+
+
+def share_scoring(model: LossModel, compute: Compute) -> LossModel:
+    """The model with the copies that the machine file asks for; to be called again when its weights have changed."""
+    num_models = compute.scoring_copies
+    if num_models == "auto":
+        on_gpu = next(model.parameters()).device.type == "cuda"
+        num_models = torch.cuda.device_count() if on_gpu else 1
+    make_copies(model, num_models)
+    return model
 
 
 def put_weights(model: LossModel, checkpoint: CheckpointInfo, base: ResolvedBase) -> None:

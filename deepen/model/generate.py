@@ -7,12 +7,13 @@ stream of its own per prompt. How a model says its next tokens is its own affair
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from deepen.model.copies import shared_out
 from deepen.model.loss import LossModel
 
 _TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 65_536}
@@ -52,16 +53,25 @@ def generate(model: LossModel, prompts: Sequence[list[int]], decoding: Decoding)
     was_training = model.training
     model.eval()
     try:
-        start = 0
-        while start < len(order):
-            row_tokens = len(kept[order[start]]) + decoding.max_new_tokens
-            rows = order[start : start + max(1, _TOKENS_PER_BATCH[device.type] // row_tokens)]
-            for index, answer in zip(rows, _answers(model, kept, rows, decoding), strict=True):
+        batches = list(_batches(order, kept, decoding.max_new_tokens, _TOKENS_PER_BATCH[device.type]))
+        written = shared_out(model, lambda member, rows: _answers(member, kept, rows, decoding), batches)
+        for rows, found in zip(batches, written, strict=True):
+            for index, answer in zip(rows, found, strict=True):
                 answers[index] = answer
-            start += len(rows)
     finally:
         model.train(was_training)
     return answers
+
+
+def _batches(
+    order: Sequence[int], prompts: Sequence[list[int]], room: int, tokens_per_batch: int
+) -> Iterator[Sequence[int]]:
+    """Prompts, the longest first, as many at once as fit with their answers."""
+    start = 0
+    while start < len(order):
+        rows = order[start : start + max(1, tokens_per_batch // (len(prompts[order[start]]) + room))]
+        yield rows
+        start += len(rows)
 
 
 def _answers(

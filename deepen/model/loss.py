@@ -104,6 +104,8 @@ class LossModel(nn.Module):
         self.takes_boundaries = False
         """Attention is told where documents begin (``use_attention``); else it finds out from positions."""
         self._room_for_documents = 0
+        self.copies: tuple[LossModel, ...] = ()
+        """Whole copies of it that take some of the batches when something is measured (``copies.make_copies``)."""
 
     def forward(
         self, tokens_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor, near: Closeness | None = None

@@ -46,8 +46,17 @@ class Compute(Settings):
     ``liger`` is Liger's (arXiv 2410.10989; extra ``gpu``). ``auto``: chunked."""
     deterministic: bool = True
     """Only kernels on a GPU that give the same bits each time: bit-equal resume needs them. ``false`` may be faster."""
+    scoring_copies: Literal["auto"] | _Positive = 1
+    """Whole copies of a model that `baseline`, `evaluate` and `--watch` score with, each on the next GPU: the same bits
+    in less time. ``auto``: one for each GPU that this process sees, and with `--watch`, beside a training, a single
+    one. On CPUs more than one brings nothing. 1, our choice: no test has seen several GPUs."""
     prefetch_batches: Annotated[int, Field(ge=0)] = 2
     """Batches that a thread reads ahead while a step runs (our choice: one may be slow); 0: none."""
+
+    @property
+    def beside_a_training(self) -> Compute:
+        """The same for a process that scores while another one trains: it takes no GPU that it was not told to."""
+        return self.model_copy(update={"scoring_copies": 1}) if self.scoring_copies == "auto" else self
 
     def rows_per_micro_batch(self, *, rows_per_batch: int, sequence_length: int, device: str) -> int:
         """Rows of one forward pass on ``device`` (``cpu`` or ``cuda``), at least 1 and at most the whole batch."""

@@ -309,4 +309,4 @@ def open_scorer(run: Path, loaded: Loaded) -> Scorer:
     job = StageJob(out=out, fingerprint="", inputs=inputs, raw_inputs=raw_inputs, seed=recipe.seed)
     marks = {probe.label: table_mark(probe, job) for probe in recipe.evaluate.all_probes}
     material = material_of(inputs["curate"], inputs["tokenize"], base)
-    return Scorer(recipe.evaluate, job, material, Models(base, job, loaded.machine.compute), marks)
+    return Scorer(recipe.evaluate, job, material, Models(base, job, loaded.machine.compute.beside_a_training), marks)

@@ -59,7 +59,12 @@ def config_of(root: Path, *more: dict[str, Any]) -> EvaluateConfig:
     return EvaluateConfig.model_validate({"probes": probes})
 
 
-def write_inputs(root: Path, tokenizer: Path, *more: dict[str, Any]) -> None:
+def base_of(folder: str | None) -> ResolvedBase:
+    """The random base, or the pretrained model in ``folder``."""
+    return BASE if folder is None else ResolvedBase(folder, Path(folder), None, "base")
+
+
+def write_inputs(root: Path, tokenizer: Path, *more: dict[str, Any], model: str | None = None) -> None:
     """Held-out documents, items and the baseline of one process, under ``root``."""
     lines: dict[str, list[dict[str, Any]]] = {"exam": [], "cloze": [], "asked": [], "facts": []}
     for n in range(15):
@@ -79,7 +84,7 @@ def write_inputs(root: Path, tokenizer: Path, *more: dict[str, Any]) -> None:
         ]
         write_documents(root / "curate" / "held_out" / f"{name}.parquet", found, root / "curate")
     job = StageJob(root / "baseline", "baseline", inputs_of(root, tokenizer))
-    baseline(config_of(root, *more), job, base=BASE, compute=CPU)
+    baseline(config_of(root, *more), job, base=base_of(model), compute=CPU)
 
 
 def inputs_of(root: Path, tokenizer: Path) -> dict[str, Artifact]:
@@ -97,14 +102,14 @@ def inputs_of(root: Path, tokenizer: Path) -> dict[str, Artifact]:
     return found
 
 
-def shared_model(mesh: dict[str, Any] | None, dtype: torch.dtype = torch.float64, precision: str = "fp32") -> LossModel:
-    """A model that is not the base, on this process and those beside it."""
+def shared_model(mesh: dict[str, Any] | None, folder: str | None = None) -> LossModel:
+    """A model in fp64 that is not quite the base, on this process and those beside it."""
     process = set_up(CPU, None if mesh is None else Mesh.model_validate(mesh))
-    model = LossModel(load_model(BASE, vocabulary_size=300, seed=3))
+    model = LossModel(load_model(base_of(folder), vocabulary_size=300, seed=3))
     with torch.no_grad():  # a fresh network predicts almost uniformly: make it opinionated
         for parameter in model.parameters():
-            parameter.mul_(3)
-    return spread(model.to(dtype), process, precision)
+            parameter.mul_(1.02 if folder else 3)
+    return spread(model.to(torch.float64), process)
 
 
 @dataclass(frozen=True)
@@ -119,14 +124,16 @@ class Found:
     """Reasons, as rank 0 wrote them down."""
 
 
-def measure(root: str, tokenizer: str, mesh: dict[str, Any] | None, *more: dict[str, Any]) -> Found:
+def measure(
+    root: str, tokenizer: str, mesh: dict[str, Any] | None, *more: dict[str, Any], real: str | None = None
+) -> Found:
     """All probes in the loop, as training calls them."""
     folder = Path(root)
     out = folder / "train" / "-".join(f"{name}{size}" for name, size in (mesh or {}).items())
     inputs = inputs_of(folder, Path(tokenizer))
-    evaluator = in_loop_evaluator(config_of(folder, *more), inputs, base=BASE, seed=17, out=out)
+    evaluator = in_loop_evaluator(config_of(folder, *more), inputs, base=base_of(real), seed=17, out=out)
     assert isinstance(evaluator, InLoop)
-    model = shared_model(mesh)
+    model = shared_model(mesh, real)
     model.train()
     scores = evaluator(model, 1, 10)
     assert model.training

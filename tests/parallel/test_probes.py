@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 from tests.evaluate.conftest import tokenizer_folder as tokenizer_folder  # a fixture
 from tests.parallel.gang import run_gang
 from tests.parallel.probes import Found, measure, write_inputs
+from tests.parallel.runs import WORDS, deepen, finish, machine
+from tests.parallel.runs import write_inputs as write_run
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "DDP2": (2, {"replicate": 2}),
@@ -52,6 +56,32 @@ def check(layouts: list[str], inputs: tuple[str, str], alone: Found, folder: Pat
             assert len(ranks) == world_size
             for found in ranks:
                 assert_same(found, alone, name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DEEPEN_TEST_DATA" not in os.environ, reason="needs the real pretrained model")
+def test_a_pretrained_model_says_the_same_on_any_layout(tmp_path: Path) -> None:
+    folder = str(Path(os.environ["DEEPEN_TEST_DATA"]) / "model_tinystories_656k")
+    tokenizer = tmp_path / "stage" / "tokenizer"
+    shutil.copytree(folder, tokenizer)
+    write_inputs(tmp_path, tokenizer, model=folder)
+    inputs = (str(tmp_path), str(tokenizer))
+    alone = measure(*inputs, None, real=folder)
+    (tmp_path / "2").mkdir()
+    (tmp_path / "4").mkdir()
+    for world_size in (2, 4):
+        jobs = {
+            name: (measure_real, (*inputs, mesh, folder))
+            for name, (size, mesh) in LAYOUTS.items()
+            if size == world_size
+        }
+        for name, ranks in run_gang(world_size, jobs, tmp_path / str(world_size)).items():
+            for found in ranks:
+                assert_same(found, alone, name)
+
+
+def measure_real(root: str, tokenizer: str, mesh: dict[str, Any], folder: str) -> Found:
+    return measure(root, tokenizer, mesh, real=folder)
 
 
 def assert_same(found: Found, alone: Found, name: str) -> None:
@@ -148,3 +178,57 @@ def test_what_goes_wrong_on_one_process_is_given_up_on_all(tmp_path: Path, token
         for one in found[how]:
             assert len(one.failed) == 1 and reason in one.failed[0], (how, one.failed)
             assert {score.probe.split(":")[0] for score in one.scores} >= {"held_out", "facts"}
+
+
+PROBES = """\
+evaluate:
+  every: 50%
+  panel: offline
+  probes:
+    - {use: held_out, context: 32}
+    - {use: samples, max_tokens: 8}
+    - {use: multiple_choice, path: exam.jsonl, in_loop_items: 9}
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_several_processes_measures_what_one_does(tmp_path: Path) -> None:
+    """Started as users start it: subsets, records and texts, in fp32."""
+    found = {}
+    for processes in (1, 2, 4):
+        train = trained(tmp_path / str(processes), processes, PROBES)
+        records = [json.loads(line) for line in (train / "scores.jsonl").read_text().splitlines()]
+        found[processes] = {
+            (record["step"], score["probe"], score["ability"]): score["value"]
+            for record in records
+            for score in record["scores"]
+        }
+        texts = sorted(path.name for path in (train / "probes/samples").iterdir())
+        assert texts == ["step-000005.md", "step-000010.md"]
+    assert {probe.split(":")[0] for _, probe, _ in found[1]} >= {"held_out", "arithmetic", "instructions", "samples"}
+    for processes in (2, 4):
+        assert found[processes].keys() == found[1].keys()
+        for name, value in found[1].items():
+            assert found[processes][name] == pytest.approx(value, rel=1e-4, abs=0.02), (processes, name)
+
+
+@pytest.mark.slow
+def test_several_processes_size_their_subsets_once_for_all(tmp_path: Path) -> None:
+    train = trained(tmp_path, 2, PROBES.replace("every: 50%", "every: 50%\n  overhead: 1%"))
+    chosen = json.loads((train / "probes/subsets.json").read_text())
+    assert chosen["sizing"]["measurements"] == 2 and chosen["sizing"]["expected_seconds"] > 0
+    assert chosen["sizing"]["share"] < 1 and len(chosen["ids"]["arithmetic"]["addition"]) == 8
+
+
+def trained(root: Path, processes: int, evaluation: str) -> Path:
+    """A tiny run on so many processes; returns the directory of its training."""
+    write_run(root)
+    rows = [{"question": f"{word} code", "choices": WORDS[:3], "answer": n % 3} for n, word in enumerate(WORDS)]
+    (root / "exam.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = (root / "recipe.yaml").read_text().replace("evaluate: {every: 50%}\n", evaluation)
+    (root / "recipe.yaml").write_text(recipe.replace("max_length: 32", "max_length: 128"))
+    file = machine(root, f"launch: {{processes_per_node: {processes}}}\n")
+    finish(deepen("train", "recipe.yaml", "--machine", str(file), "--offline"), root)
+    train = root / "runs/tiny/train"
+    assert not (train / "probes/failed.jsonl").exists()
+    return train

@@ -94,6 +94,7 @@ SHOWN_BY = {
     "compute.loss_kernel": "tests/model/test_loss_kernels.py::",
     "compute.deterministic": "tests/parallel/test_process.py::",
     "compute.prefetch_batches": "tests/train/test_prefetch.py::test_a_run_waits_less_and_is_the_same",
+    "compute.scoring_copies": "tests/evaluate/test_copies.py::test_any_number_of_copies_makes_the_same_files",
     **{f"mesh.{name}": "tests/parallel/test_parity.py::" for name in Mesh.model_fields if name != "timeout_seconds"},
     "mesh.reduce_dtype": "tests/parallel/test_features.py::",
     "mesh.timeout_seconds": "tests/parallel/test_drills.py::",
