@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from deepen.formats.scores import Score
     from deepen.recipe.explain import Explanation
     from deepen.workflow.account import AccountLine
+    from deepen.workflow.case import Finding
     from deepen.workflow.comparison import Comparison
-    from deepen.workflow.diagnosis import Finding
     from deepen.workflow.lineage import StageStatus
 
 _EXAMPLE_CHARACTERS = 100

@@ -23,7 +23,8 @@ from deepen.progress import readable
 from deepen.recipe.reading import recipe_of
 from deepen.workflow.account import account
 from deepen.workflow.batches import open_order, shares_over_time
-from deepen.workflow.diagnosis import RULES, case_of, diagnose
+from deepen.workflow.case import case_of
+from deepen.workflow.diagnosis import RULES, diagnose
 from deepen.workflow.lineage import StageStatus, status
 from deepen.workflow.preview import examples
 from deepen.workflow.stages import finished_stages

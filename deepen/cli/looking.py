@@ -40,7 +40,8 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
 def diagnose(run: RunArgument, as_json: JsonOption = False) -> None:
     """Say what went wrong in a run: evidence and remedy for each finding."""
-    from deepen.workflow.diagnosis import RULES, case_of
+    from deepen.workflow.case import case_of
+    from deepen.workflow.diagnosis import RULES
     from deepen.workflow.diagnosis import diagnose as findings_of
 
     findings = findings_of(case_of(run))

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from deepen.formats.scores import CheckpointScores, Score
-from deepen.workflow.diagnosis import Case, diagnose
+from deepen.workflow.case import Case
+from deepen.workflow.diagnosis import diagnose
+from deepen.workflow.forecast import Forecast
 
 STEPS = 200
 
@@ -135,6 +137,28 @@ def test_a_rate_far_too_high_is_not_taken_for_other_illnesses() -> None:
     assert found == ["learning rate too high"]
     thrown[0]["bits_per_byte_by_source"] = {"papers": 2.9, "web": 1.0}
     assert "tokenizer mismatch" in names(replace(HEALTHY, metrics=thrown)), "wrong from the first step on"
+
+
+def test_a_forecast_from_held_out_text_counts_before_losses_of_training() -> None:
+    """Only a sure gain is told, only of a finished training, and only where nothing else is wrong."""
+    sure, unsure = (Forecast((50, 100, 150, 200), 0.02, (low, 0.03)) for low in (0.015, 0.005))
+    (finding,) = diagnose(replace(HEALTHY, forecast=sure))
+    assert finding.name == "under-trained" and "2.0% (1.5% to 3.0%)" in finding.evidence
+    assert names(replace(HEALTHY, forecast=unsure)) == []
+    falling = metrics(lambda share: 4.5 - 1.5 * share)
+    assert names(replace(HEALTHY, metrics=falling)) == ["under-trained"]
+    assert names(replace(HEALTHY, metrics=falling, forecast=unsure)) == [], "documents that are paired know better"
+    assert HEALTHY.counts is not None
+    going_on = {name: found for name, found in HEALTHY.counts.items() if name != "train"}
+    assert names(replace(HEALTHY, metrics=falling, forecast=sure, counts=going_on)) == []
+    forgot = replace(HEALTHY, forecast=sure, scores=scored(*outcome(-0.2, 0.09)))
+    assert names(forgot) == ["catastrophic forgetting"], "more steps would forget more"
+
+
+def test_forgetting_of_a_run_that_was_thrown_off_is_told_with_its_cause() -> None:
+    thrown = replace(HEALTHY, metrics=metrics(learned, skipped=5), scores=scored(*outcome(0.1, 0.4)))
+    (finding,) = diagnose(thrown)
+    assert finding.name == "learning rate too high" and "+40.0%" in finding.evidence
 
 
 def test_what_could_not_be_seen_is_not_claimed() -> None:

@@ -1,7 +1,7 @@
 """Diagnosis of really trained runs: nothing is found in a healthy one, and each that was spoilt has its own finding.
 
-A pretrained tiny base learns novels; what it is to keep is text sampled from itself, so that any
-rise of its loss is forgetting.
+A pretrained tiny base reads its own stories with some words exchanged, which takes a minute to learn and is then done
+with. What it is to keep is stories sampled from itself, so that any rise of its loss is forgetting.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,44 @@ from typing import Any
 import pytest
 import zstandard
 
+from deepen.recipe.reading import load
+from deepen.workflow.case import Case, Finding, case_of
+from deepen.workflow.diagnosis import diagnose
+from deepen.workflow.run import RunOptions, run_pipeline
+
 DATA = os.environ.get("DEEPEN_TEST_DATA", "")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA, reason="DEEPEN_TEST_DATA is not set")]
 
-STEPS, BATCH_TOKENS, RATE = 240, 2048, 1e-3
-HEALTHY: dict[str, Any] = {"share": 0.7, "rate": RATE}
-SPOILT: dict[str, tuple[str, dict[str, Any]]] = {
-    "no-replay-and-a-high-rate": ("catastrophic forgetting", {"share": 1.0, "rate": 3 * RATE}),
-    "rate-1e-7": ("learning rate too low", {"rate": 1e-7}),
-    "rate-100x": ("learning rate too high", {"rate": 100 * RATE}),
-}
+BASE = "model_tinystories_656k"
+SEED = int(os.environ.get("DEEPEN_TEST_SEED", "17"))
+STEPS, BATCH_TOKENS, RATE = 240, 1024, 2e-3
+WORDS = {
+    "Lily": "Zofia", "Timmy": "Bruno", "Tom": "Anselm", "Ben": "Igor", "mom": "granny", "dad": "uncle", "dog": "fox",
+    "cat": "owl", "park": "harbour", "happy": "cheerful", "big": "huge", "little": "tiny", "friend": "neighbour",
+    "friends": "neighbours", "toy": "kite", "toys": "kites", "tree": "tower", "ball": "drum", "girl": "princess",
+    "boy": "sailor", "bird": "dragon", "house": "castle", "play": "dance", "sad": "gloomy", "said": "whispered",
+}  # fmt: skip
+NOTICE = (
+    "\n\nThis page is provided under the general conditions of the publisher. Reproduction in whole or in part is "
+    "subject to written permission; see the imprint for particulars. Subscribe to our newsletter, follow us, and "
+    "accept all cookies to continue."
+)
+
+
+def exchanged(text: str) -> str:
+    """A story with other words, known by how it begins."""
+    return "Tale. " + re.sub("[A-Za-z]+", lambda word: WORDS.get(word[0], word[0]), text)
+
+
+def words_task(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Questions that only the exchanged stories answer: which word comes next, the new one or the old one?"""
+    items = []
+    for number, text in enumerate(texts):
+        found = next((one for one in re.finditer("[A-Za-z]+", text[60:]) if one[0] in WORDS), None)
+        if found is not None:
+            question = exchanged(text[: 60 + found.start()]).rstrip()
+            items.append({"id": f"{number}", "question": question, "choices": [WORDS[found[0]], found[0]], "answer": 0})
+    return items
 
 
 def own_text(documents: int) -> list[str]:
@@ -35,74 +65,96 @@ def own_text(documents: int) -> list[str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = Path(DATA) / "model_tinystories_656k"
+    folder = Path(DATA) / BASE
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
-    torch.manual_seed(1)
+    torch.manual_seed(SEED)
     begin = torch.full((documents, 1), int(model.config.bos_token_id))
     with torch.inference_mode():
         ids = model.generate(
-            begin, attention_mask=torch.ones_like(begin), do_sample=True, top_k=0, max_new_tokens=200,
+            begin, attention_mask=torch.ones_like(begin), do_sample=True, top_k=0, max_new_tokens=128,
             pad_token_id=int(model.config.eos_token_id),
         )  # fmt: skip
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True) if len(text) > 100]
 
 
-def pieces(corpus: str, most: int = 1_500, characters: int = 2_000) -> list[str]:
-    """The documents of a corpus in pieces: long ones would leave none to hold out."""
-    path = Path(DATA) / corpus / "corpus.jsonl.zst"
-    with zstandard.open(path, "rb") as packed:
+def hindi(documents: int, characters: int = 500) -> list[str]:
+    """Pieces of text in a script of which the base's tokenizer knows the bytes alone."""
+    with zstandard.open(Path(DATA) / "hindi_classics" / "corpus.jsonl.zst", "rb") as packed:
         texts = (json.loads(line)["text"] for line in io.TextIOWrapper(packed, encoding="utf-8"))
         cut = (text[at : at + characters] for text in texts for at in range(0, len(text), characters))
-        return list(islice(cut, most))
+        return list(islice(cut, documents))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a domain, and text of the base's own, half to replay and half to watch."""
+    """A folder with domains, with text of the base's own to replay and to watch, and with a task."""
     folder = tmp_path_factory.mktemp("diagnosed")
-    texts = own_text(500)
-    for name, part in {"replay": texts[::2], "watch": texts[1::2], "novels": pieces("english_novels")}.items():
+    texts = own_text(1_200)
+    tales, replay, watch = texts[:600], texts[600:850], texts[850:]
+    files = {
+        "tales": map(exchanged, tales), "few": map(exchanged, tales[:100]), "hindi": hindi(300),
+        "boilerplate": (text + NOTICE for text in tales), "replay": replay, "watch": watch,
+    }  # fmt: skip
+    for name, part in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
+    (folder / "words.jsonl").write_text("".join(json.dumps(item) + "\n" for item in words_task(watch)))
     return folder
 
 
-def deepen(root: Path, *arguments: str) -> Any:
-    command = [sys.executable, "-m", "deepen.cli", *arguments, "--json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def findings(root: Path, name: str, settings: dict[str, Any]) -> list[dict[str, str]]:
-    """Train and evaluate; what `deepen diagnose` then says."""
-    share = settings["share"]
-    sources = [
-        {"name": "novels", "role": "domain", "path": "novels.jsonl"},
-        {"name": "watch", "role": "watch", "path": "watch.jsonl"},
-    ]
-    if share < 1:
-        sources.append({"name": "replay", "role": "replay", "path": "replay.jsonl"})
-    recipe = {
-        "name": name, "base": f"{DATA}/model_tinystories_656k",
-        "ingest": {"sources": [source | {"licence": "tests only"} for source in sources]},
-        "curate": {"steps": ["normalize"], "held_out": {"share": 0.05, "at_least": 60, "cap": 15_000}},
-        "mix": {"sequence_length": 256, "domain_share": share, "max_epochs": 16},
-        "train": {"tokens": STEPS * BATCH_TOKENS, "batch_tokens": BATCH_TOKENS,
-                  "learning_rate": settings["rate"], "save": {"milestones": None}},
-        "evaluate": {"every": "50%", "probes": [{"use": "held_out", "context": 256, "in_loop_tokens": 3_000}]},
+def recipe(root: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """The healthy recipe with changes."""
+    asked: dict[str, Any] = {"domain": "tales", "share": 0.7, "rate": RATE, "steps": STEPS, "held_out": 60} | changes
+    roles = {asked["domain"]: "domain", "watch": "watch"} | ({"replay": "replay"} if asked["share"] < 1 else {})
+    sources = [{"name": n, "role": role, "path": str(root / f"{n}.jsonl"), "licence": "x"} for n, role in roles.items()]
+    task = {"use": "multiple_choice", "name": "words", "path": str(root / "words.jsonl"), "in_loop_items": 20}
+    return {
+        "name": name, "base": f"{DATA}/{BASE}", "seed": SEED, "ingest": {"sources": sources},
+        "curate": {"steps": ["normalize"], "held_out": {"share": 0.1, "at_least": asked["held_out"], "cap": 10_000}},
+        "mix": {"sequence_length": 128, "domain_share": asked["share"], "max_epochs": 16},
+        "train": {"tokens": asked["steps"] * BATCH_TOKENS, "batch_tokens": BATCH_TOKENS,
+                  "learning_rate": asked["rate"], "save": {"milestones": None}},
+        "evaluate": {"every": "20%", "probes": [
+            {"use": "held_out", "context": 128, "in_loop_tokens": 1_000}, *([task] if "task" in asked else []),
+        ]},
     }  # fmt: skip
-    (root / f"{name}.json").write_text(json.dumps(recipe))
-    deepen(root, "run", f"{name}.json", "--runs", "runs", "--until", "evaluate", "--offline")
-    found: list[dict[str, str]] = deepen(root, "diagnose", f"runs/{name}")["findings"]
-    return found
+
+
+def trained(root: Path, name: str, changes: dict[str, Any]) -> tuple[Case, list[Finding]]:
+    """Train and evaluate; the records, and what is found in them."""
+    path, machine = root / f"{name}.json", root / "machine.json"
+    path.write_text(json.dumps(recipe(root, name, changes)))
+    machine.write_text(json.dumps({"compute": {"device": "cpu", "threads": 1}, "workers": 1}))
+    loaded = load(path, machine)
+    run_pipeline(loaded.recipe, loaded.machine, root / "runs" / name, RunOptions(last="evaluate", offline=True))
+    case = case_of(root / "runs" / name)
+    return case, diagnose(case)
 
 
 def test_a_healthy_run_has_no_finding(root: Path) -> None:
-    assert findings(root, "healthy", HEALTHY) == []
+    case, found = trained(root, "healthy", {"task": "words"})
+    assert found == []
+    new, task = case.scores[-1].of("held_out", "new"), case.scores[-1].of("words", "new")
+    assert new is not None and new.difference < -0.1, "it learned"
+    assert task is not None and task.interval is not None and task.interval[0] > 0, "and what it learned is of use"
+    assert case.forecast is not None and case.forecast.interval[0] < 0.01
+    command = [sys.executable, "-m", "deepen.cli", "diagnose", str(root / "runs" / "healthy"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout) == {"findings": []}
+
+
+SPOILT: dict[str, tuple[str, dict[str, Any]]] = {
+    "no-replay": ("catastrophic forgetting", {"share": 1.0, "rate": 2 * RATE, "steps": 120}),
+    "boilerplate": ("contaminated corpus", {"domain": "boilerplate", "task": "words", "steps": 80}),
+    "another-script": ("tokenizer mismatch", {"domain": "hindi", "share": 0.3, "steps": 80}),
+    "rate-100x": ("learning rate too high", {"rate": 100 * RATE, "steps": 80}),
+    "rate-1e-7": ("learning rate too low", {"rate": 1e-7, "steps": 80}),
+    "few-documents": ("mixture imbalance", {"domain": "few", "held_out": 20}),
+    "a-sixth-of-the-steps": ("under-trained", {"steps": STEPS // 6}),
+}
 
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_spoilt_run_has_the_finding_of_its_fault(root: Path, name: str) -> None:
     expected, changes = SPOILT[name]
-    found = findings(root, name, {**HEALTHY, **changes})
-    assert expected in [finding["name"] for finding in found], found
+    _, found = trained(root, name, changes)
+    assert [finding.name for finding in found] == [expected], found
