@@ -84,8 +84,11 @@ def read_hosts(file: Path) -> list[str]:
     return hosts
 
 
-def agent(job: Job, identity: str, endpoint: str) -> list[str]:
-    """The command of one node. ``identity`` and ``endpoint`` (host:port of the first node) are words for a shell."""
+def agent(job: Job, identity: str, endpoint: str, *, is_first: bool | None = None) -> list[str]:
+    """The command of one node. ``identity`` and ``endpoint`` (host:port of the first node) are words for a shell.
+
+    The agents meet at the node that ``is_first``; None: each finds out by its host name, which an alias hides.
+    """
     fewest = job.launch.min_nodes or job.nodes
     return [
         shlex.quote(sys.executable), "-m", "torch.distributed.run",
@@ -93,6 +96,7 @@ def agent(job: Job, identity: str, endpoint: str) -> list[str]:
         f"--nproc-per-node={job.processes_per_node or 'gpu'}",
         f"--max-restarts={job.launch.max_restarts}",
         "--rdzv-backend=c10d", f"--rdzv-id={identity}", f"--rdzv-endpoint={endpoint}",
+        *([] if is_first is None else [f"--rdzv-conf=is_host={int(is_first)}"]),
         "-m", "deepen.cli", *map(shlex.quote, job.arguments),
     ]  # fmt: skip
 
@@ -132,9 +136,9 @@ def _asks_for_gpus(job: Job) -> bool:
 def host_commands(job: Job, hosts: Sequence[str], identity: str) -> dict[str, str]:
     """For each host the line that a shell on it runs. It notes its process, so that it can be asked to stop."""
     endpoint = f"{hosts[0].rpartition('@')[2]}:{job.launch.port}"
-    command = " ".join(agent(job, identity, endpoint))
     lines = {}
     for host in hosts:
+        command = " ".join(agent(job, identity, endpoint, is_first=host == hosts[0]))
         parts = [
             f"cd {shlex.quote(str(job.directory))}",
             f"mkdir -p {shlex.quote(str(job.folder))}",

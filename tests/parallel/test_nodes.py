@@ -50,6 +50,7 @@ def test_printed_commands_are_those_of_torchrun(root: Path) -> None:
     output = finish(deepen(*LAUNCH, "--ssh", "hosts"), root)
     first, second = (line for line in output.splitlines() if line.startswith("ssh "))
     assert " localhost " in first and " 127.0.0.1 " in second
+    assert "is_host=1" in first and "is_host=0" in second
     assert all("--nnodes=2:2" in line and "--rdzv-backend=c10d" in line for line in (first, second))
     assert "nothing was started" in output
     script = finish(deepen(*LAUNCH, "--slurm", "--nodes", "3", "--set", "machine.launch.min_nodes=2"), root)
