@@ -101,10 +101,15 @@ class InLoop:
         self._since = time.monotonic()
 
     def __call__(self, model: LossModel, step: int, tokens: int) -> list[Score]:
-        """Score the model on the subsets."""
+        """Score the model on the subsets, in the precision in which its weights are kept."""
         from deepen.parallel.apply import process_of
+        from deepen.parallel.full_precision import in_full_precision
 
         self._process = process_of(model)
+        with in_full_precision(model):
+            return self._scores(model, step, tokens)
+
+    def _scores(self, model: LossModel, step: int, tokens: int) -> list[Score]:
         started = time.monotonic()
         training_seconds = started - self._since
         if self._subsets is None:

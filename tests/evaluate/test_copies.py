@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from deepen.evaluate import stage
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.guard import Failure, attempt
 from deepen.evaluate.stage import baseline, evaluate
@@ -48,6 +49,7 @@ def test_any_number_of_copies_makes_the_same_files(
 ) -> None:  # fmt: skip
     monkeypatch.setattr("deepen.evaluate.held_out._TOKENS_PER_BATCH", {"cpu": 100})
     monkeypatch.setattr("deepen.model.generate._TOKENS_PER_BATCH", {"cpu": 300})
+    monkeypatch.setattr(stage, "RESAMPLES", 100)
     seen: dict[int, set[int]] = {}
     compute_nll = LossModel.token_nll
     inputs = {"curate": curated(TEXTS), "tokenize": tokenized, "train": trained({5: 1.0, 10: 1.5})}

@@ -56,6 +56,8 @@ def config_of(root: Path, *more: dict[str, Any]) -> EvaluateConfig:
         {"use": "samples", "max_tokens": 12, "per_source": 1},
         {"use": "samples", "name": "drawn", "max_tokens": 12, "temperature": 1.0, "general": ["the", "A cell", "x y"]},
     ]  # fmt: skip
+    if any(one["use"].endswith("Unlucky") for one in more):
+        probes = [one for one in probes if one["use"] in ("held_out", "facts") or one in more]
     return EvaluateConfig.model_validate({"probes": probes})
 
 

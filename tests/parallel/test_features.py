@@ -10,6 +10,7 @@ import pytest
 
 from tests.parallel.features import FEATURES, run_feature
 from tests.parallel.gang import run_gang
+from tests.parallel.measured import measured_at
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "DDP2": {"replicate": 2}, "FSDP2": {"shard": 2}, "TP2": {"tensor": 2}, "CP2": {"context": 2},
@@ -89,3 +90,26 @@ def test_features_do_something() -> None:
     plain = alone("plain", "llama")
     for feature in ("row_rate", "multiples", "new_rows_first", "freeze", "kl"):
         assert alone(feature, "llama")["losses"] != pytest.approx(plain["losses"], rel=1e-6), feature
+
+
+SHARDED = {"FSDP2": {"shard": 2}, "ZeRO-2": {"shard": 2, "reshard": False}, "offload": {"shard": 2, "offload": True}}
+COMBINED = {
+    "HSDP": {"replicate": 2, "shard": 2}, "TPxFSDP": {"tensor": 2, "shard": 2}, "CPxFSDP": {"context": 2, "shard": 2},
+    "PPxFSDP": {"pipeline": 2, "shard": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("world_size", "layouts"), [(2, SHARDED), pytest.param(4, COMBINED, marks=pytest.mark.slow)])
+def test_bf16_training_is_measured_in_the_precision_of_its_weights(
+    tmp_path: Path, world_size: int, layouts: dict[str, dict[str, Any]]
+) -> None:
+    """Likelihoods are those of one process, which FSDP's copies in bfloat16 miss, and training goes on as it was."""
+    jobs = {f"{name}/{steps}": (measured_at, (steps, mesh)) for name, mesh in layouts.items() for steps in ((0, 3), ())}
+    found = run_gang(world_size, jobs, tmp_path)
+    expected = measured_at((0,), None)["first"]
+    for name in layouts:
+        for measured, undisturbed in zip(found[f"{name}/(0, 3)"], found[f"{name}/()"], strict=True):
+            assert measured["first"] == pytest.approx(expected, rel=1e-6), name
+            assert measured["as trained"][:5] != pytest.approx(expected, rel=1e-5), "bfloat16 is what is told apart"
+            assert measured["full"][5:] != pytest.approx(measured["as trained"][5:], rel=1e-6)
+            assert measured["losses"] == undisturbed["losses"], name

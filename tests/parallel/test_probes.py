@@ -166,7 +166,7 @@ WRONG = {"raise": "only this one", "prepare": "no such file", "hang": "longer th
 def test_what_goes_wrong_on_one_process_is_given_up_on_all(tmp_path: Path, tokenizer_folder: Path) -> None:
     jobs: dict[str, tuple[Any, tuple[Any, ...]]] = {}
     for how in WRONG:
-        bad = {"use": "tests.parallel.probes:Unlucky", "how": how, "time_limit": "2s"}
+        bad = {"use": "tests.parallel.probes:Unlucky", "how": how, "time_limit": "1s"}
         root = tmp_path / how
         root.mkdir()
         write_inputs(root, tokenizer_folder, bad)
