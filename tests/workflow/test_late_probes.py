@@ -18,6 +18,7 @@ from deepen.errors import RunError
 from deepen.evaluate import stage
 from deepen.evaluate.likelihoods import read_likelihoods
 from deepen.formats.checkpoints import list_checkpoints, remove_checkpoint
+from deepen.formats.document_ids import pack_ids
 from deepen.formats.documents import Document, document_files, read_documents
 from deepen.formats.manifest import open_artifact
 from deepen.formats.records import read_records
@@ -28,7 +29,8 @@ from deepen.workflow import contamination
 from deepen.workflow.inputs import with_probe_items
 from deepen.workflow.run import RunOptions, run_pipeline
 from deepen.workflow.stages import STAGES
-from deepen.workflow.trace import trace
+from deepen.workflow.trace import Visit, trace
+from deepen.workflow.trained_documents import trained_among
 from deepen.workflow.verify import verify
 
 BEFORE = ("ingest", "curate", "tokenize", "mix", "train")
@@ -264,6 +266,45 @@ def test_a_run_that_refers_to_what_is_replaced_keeps_its_own(recipe: Path) -> No
     after = open_artifact(other / "baseline")
     assert after is not None and after.path == other / "baseline" and after.fingerprint == before.fingerprint
     assert (other / "baseline" / "held_out.parquet").is_file() and not verify(other / "baseline").damages
+
+
+def test_what_was_interrupted_goes_on_and_leaves_the_old_result_until_it_is_done(
+    recipe: Path, measured: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, first = recipe.parent / "runs" / "tiny", fingerprints(recipe.parent / "runs" / "tiny")
+    add(recipe)
+    measure = stage._measured
+
+    def interrupted(*given: Any) -> Any:
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+        return measure(*given)
+
+    monkeypatch.setattr(stage, "_measured", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe)
+    assert fingerprints(directory)["evaluate"] == first["evaluate"] and not verify(directory / "evaluate").damages
+    monkeypatch.setattr(stage, "_measured", measure)
+    done = len(measured)
+    run(recipe, last="evaluate")
+    assert len(set(measured)) == len(measured) == 1 + len(scores(directory)) and done == 4
+    assert not (directory / "evaluate.redo").exists() and not (directory / "evaluate" / "contamination.tmp").exists()
+    assert {hit["id"] for hit in read_records(directory / "evaluate" / "contamination.jsonl")} == {
+        "long", "run", "phrase",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 10])
+def test_documents_are_trained_that_trace_finds_in_the_steps(finished_run: Path, num_steps: int) -> None:
+    files = document_files(finished_run / "curate" / "documents")
+    names = [one.id for path in files for one in read_documents(path)][::4] + ["f" * 32]
+    expected = [any(visit.step <= num_steps for visit in _visits(finished_run, name)) for name in names]
+    found = trained_among(pack_ids(names), run=finished_run, num_steps=num_steps)
+    assert found.tolist() == expected and 0 < sum(expected) < len(names)
+
+
+def _visits(directory: Path, name: str) -> tuple[Visit, ...]:
+    return () if name == "f" * 32 else trace(directory, name).visits
 
 
 def test_watching_scores_late_probes_for_the_evaluation_and_not_for_training(
