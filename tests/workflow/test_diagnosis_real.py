@@ -50,13 +50,17 @@ def exchanged(text: str) -> str:
 
 
 def words_task(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """Questions that only the exchanged stories answer: which word comes next, the new one or the old one?"""
+    """Questions that only the exchanged stories answer: which word comes next, the new one or the old one?
+
+    A bit of what follows is part of both answers, so that each has tokens of its own.
+    """
     items = []
     for number, text in enumerate(texts):
         found = next((one for one in re.finditer("[A-Za-z]+", text[60:]) if one[0] in WORDS), None)
         if found is not None:
-            question = exchanged(text[: 60 + found.start()]).rstrip()
-            items.append({"id": f"{number}", "question": question, "choices": [WORDS[found[0]], found[0]], "answer": 0})
+            question, rest = exchanged(text[: 60 + found.start()]).rstrip(), text[60 + found.end() :][:12]
+            choices = [WORDS[found[0]] + rest, found[0] + rest]
+            items.append({"id": f"{number}", "question": question, "choices": choices, "answer": 0})
     return items
 
 
@@ -68,6 +72,7 @@ def own_text(documents: int) -> list[str]:
     folder = Path(DATA) / BASE
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(SEED)
+    torch.set_num_threads(1)  # as the runs have it: several wait for each other where a machine is busy
     begin = torch.full((documents, 1), int(model.config.bos_token_id))
     with torch.inference_mode():
         ids = model.generate(
@@ -148,8 +153,8 @@ SPOILT: dict[str, tuple[str, dict[str, Any]]] = {
     "another-script": ("tokenizer mismatch", {"domain": "hindi", "share": 0.3, "steps": 80}),
     "rate-100x": ("learning rate too high", {"rate": 100 * RATE, "steps": 80}),
     "rate-1e-7": ("learning rate too low", {"rate": 1e-7, "steps": 80}),
-    "few-documents": ("mixture imbalance", {"domain": "few", "held_out": 20}),
-    "a-sixth-of-the-steps": ("under-trained", {"steps": STEPS // 6}),
+    "few-documents": ("mixture imbalance", {"domain": "few", "held_out": 20, "rate": RATE / 4, "share": 0.5}),
+    "a-tenth-of-the-steps": ("under-trained", {"steps": STEPS // 10}),
 }
 
 
