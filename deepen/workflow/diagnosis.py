@@ -39,7 +39,7 @@ _LARGEST_SHARE_ERROR = 0.02
 _CLEAR_GAIN = 0.03
 """Relative fall of the domain's bits per byte that one would expect some task to show."""
 _SENSITIVE_TASK = 0.1
-"""Largest half-width of a task's interval that could have shown an effect."""
+"""Largest half-width of a task's interval, in points, that could have shown an effect."""
 _MANY_EPOCHS = 8
 """Repetition of a source that is worth much less than new text (Muennighoff et al., arXiv 2305.16264)."""
 
@@ -81,7 +81,7 @@ def _contaminated(case: Case) -> Iterator[Finding]:
     tasks = [s for s in last.scores if s.ability == "new" and not s.probe.startswith("held_out") and s.interval]
     if gain is None or gain.interval is None or gain.interval[1] > -_CLEAR_GAIN or not tasks:
         return
-    able = [task for task in tasks if task.interval and task.interval[1] - task.interval[0] <= 2 * _SENSITIVE_TASK]
+    able = [task for task in tasks if _half_width(task) <= _SENSITIVE_TASK]
     flat = [task for task in able if task.interval and task.interval[0] <= 0 <= task.interval[1]]
     if not able or len(flat) < len(able):
         return
@@ -92,6 +92,13 @@ def _contaminated(case: Case) -> Iterator[Finding]:
         "look for near-copies of held-out text and boilerplate: `deepen show curate`, a lower "
         "`near_duplicates.similarity`, the step `decontaminate`",
     )
+
+
+def _half_width(task: Score) -> float:
+    """Half the width of a task's interval in its own unit (points of accuracy), infinite without one."""
+    if task.interval is None:
+        return float("inf")
+    return (task.interval[1] - task.interval[0]) / 2 * (task.baseline if task.relative else 1.0)
 
 
 def _tokenizer(case: Case) -> Iterator[Finding]:

@@ -165,5 +165,7 @@ def test_what_could_not_be_seen_is_not_claimed() -> None:
     """A task too small to show an effect says nothing, and forgetting within noise is none."""
     vague = score("multiple_choice:exam", "new", 0.0, half_width=0.5)
     assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), vague))) == []
+    hardly_any_right = vague.model_copy(update={"baseline": 0.1})
+    assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), hardly_any_right))) == ["contaminated corpus"]
     noisy = [score("held_out", "kept", 0.09, half_width=0.08)]
     assert names(replace(HEALTHY, scores=scored(*noisy))) == []
