@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -47,6 +48,14 @@ NOTICE = (
 def exchanged(text: str) -> str:
     """A story with other words, known by how it begins."""
     return "Tale. " + re.sub("[A-Za-z]+", lambda word: WORDS.get(word[0], word[0]), text)
+
+
+def jumbled(texts: list[str], words: int = 200) -> Iterable[str]:
+    """Stories whose frequent words have changed places, which takes longer to learn than a minute."""
+    counts = Counter(word for text in texts for word in re.findall("[A-Za-z]+", text))
+    frequent = [word for word, _ in counts.most_common(words)]
+    others = dict(zip(frequent, [*frequent[words // 2 :], *frequent[: words // 2]], strict=True))
+    return ("Jumble. " + re.sub("[A-Za-z]+", lambda word: others.get(word[0], word[0]), text) for text in texts)
 
 
 def words_task(texts: Iterable[str]) -> list[dict[str, Any]]:
@@ -98,7 +107,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tales, replay, watch = texts[:600], texts[600:850], texts[850:]
     files = {
         "tales": map(exchanged, tales), "few": map(exchanged, tales[:100]), "hindi": hindi(300),
-        "boilerplate": (text + NOTICE for text in tales), "replay": replay, "watch": watch,
+        "jumbled": jumbled(tales), "boilerplate": (text + NOTICE for text in tales), "replay": replay, "watch": watch,
     }  # fmt: skip
     for name, part in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
@@ -154,7 +163,7 @@ SPOILT: dict[str, tuple[str, dict[str, Any]]] = {
     "rate-100x": ("learning rate too high", {"rate": 100 * RATE, "steps": 80}),
     "rate-1e-7": ("learning rate too low", {"rate": 1e-7, "steps": 80}),
     "few-documents": ("mixture imbalance", {"domain": "few", "held_out": 20, "rate": RATE / 4, "share": 0.5}),
-    "a-tenth-of-the-steps": ("under-trained", {"steps": STEPS // 10}),
+    "too-few-steps": ("under-trained", {"domain": "jumbled", "steps": STEPS // 4, "rate": RATE / 2}),
 }
 
 
