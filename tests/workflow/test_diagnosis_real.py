@@ -92,7 +92,7 @@ def own_text(documents: int) -> list[str]:
 
 
 def hindi(documents: int, characters: int = 500) -> list[str]:
-    """Pieces of text in a script of which the base's tokenizer knows the bytes alone."""
+    """Pieces of text in a script that the base's tokenizer cannot spell."""
     with zstandard.open(Path(DATA) / "hindi_classics" / "corpus.jsonl.zst", "rb") as packed:
         texts = (json.loads(line)["text"] for line in io.TextIOWrapper(packed, encoding="utf-8"))
         cut = (text[at : at + characters] for text in texts for at in range(0, len(text), characters))
