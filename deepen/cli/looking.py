@@ -103,7 +103,7 @@ def verify(path: Annotated[Path, typer.Argument(help="Run or stage directory.")]
 
 def show(
     path: Annotated[Path, typer.Argument(help="Run, stage directory, or a .parquet, .json or .jsonl file.")],
-    sample: Annotated[int, typer.Option("--sample", help="How many items to show.")] = 5,
+    sample: Annotated[int, typer.Option("--sample", min=0, help="How many items to show.")] = 5,
     dropped: Annotated[
         str | None, typer.Option("--dropped", help="Show drops of this reason or step, or `all`; copies in pairs.")
     ] = None,

@@ -306,7 +306,11 @@ def branch(
     from deepen.settings import parse_amount
     from deepen.workflow.branch import Branch, branch_run
 
-    directory, artifacts = branch_run(run, Branch(step, parse_amount(decay), name))
+    try:
+        length = parse_amount(decay)
+    except ValueError as error:
+        raise DeepenError(f"`--decay {decay}`: {error}", hint="write --decay 10%, or 200 steps") from None
+    directory, artifacts = branch_run(run, Branch(step, length, name))
     print(f"run:    {directory}\nmodel:  {artifacts['export'].path}\nreport: {write_report(directory)}")
 
 

@@ -74,15 +74,18 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def checkpoint_at(path: Path) -> CheckpointInfo | None:
+    """The checkpoint in the directory ``path``; None when it is no complete one."""
+    name = _NAME.fullmatch(path.name)
+    return CheckpointInfo(int(name[1]), path) if name is not None and (path / MANIFEST).is_file() else None
+
+
 def list_checkpoints(directory: Path) -> list[CheckpointInfo]:
     """The complete checkpoints in a ``checkpoints`` directory, oldest first; contents are not looked at."""
     if not directory.is_dir():
         return []
-    found = [(_NAME.fullmatch(path.name), path) for path in directory.iterdir()]
-    complete = [
-        CheckpointInfo(int(name[1]), path) for name, path in found if name is not None and (path / MANIFEST).is_file()
-    ]
-    return sorted(complete, key=lambda info: info.step)
+    found = [info for path in directory.iterdir() if (info := checkpoint_at(path)) is not None]
+    return sorted(found, key=lambda info: info.step)
 
 
 def read_checkpoint(info: CheckpointInfo) -> CheckpointManifest:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from deepen.errors import Problem
@@ -119,6 +119,11 @@ def set_value(result: YamlText, assignment: str) -> None:
         holder[parts[-1]] = parse_value(text)
     except (KeyError, IndexError, TypeError):
         result.problems.append(Problem(dotted, "there is no such place to set", place="--set"))
+        return
+    except YAMLError as error:
+        what = getattr(error, "problem", None) or "cannot be read"
+        problem = Problem(dotted, f"not a value of YAML: {what}", "put text with signs in it in quotes", text, "--set")
+        result.problems.append(problem)
         return
     for length in range(1, len(parts) + 1):
         result.places.setdefault(tuple(parts[:length]), "--set")

@@ -74,7 +74,7 @@ def read_hosts(file: Path) -> list[str]:
     """Hosts of a host file, one a line; what MPI's files add (``slots=8``) and comments are passed over."""
     try:
         lines = file.read_text().splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"the host file `{file}` cannot be read: {error}", hint="one host a line") from error
     hosts = [line.split("#")[0].split()[0] for line in lines if line.split("#")[0].strip()]
     twice = sorted({host for host in hosts if hosts.count(host) > 1})

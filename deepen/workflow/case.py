@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deepen.formats.json_text import read_object
 from deepen.formats.manifest import Artifact
 from deepen.formats.records import read_models, read_records
 from deepen.formats.scores import SCORES, CheckpointScores, Score
@@ -51,6 +52,8 @@ class Case:
     """Role of each source: ``domain``, ``replay``, ``watch``."""
     counts: Mapping[str, Mapping[str, Any]] | None = None
     """``counts`` of finished stages by name."""
+    unknown_shares: Mapping[str, float] | None = None
+    """Of each source the share of tokens that are the unknown token, where the base's vocabulary was looked at."""
     forecast: Forecast | None = None
     """What another quarter of the run would have brought, where held-out text of enough checkpoints tells."""
 
@@ -82,8 +85,17 @@ def case_of(run: Path) -> Case:
         scores=sorted(scores, key=lambda one: one.step),
         roles=roles,
         counts={name: artifact.counts for name, artifact in stages.items()},
+        unknown_shares=_unknown_shares(stages),
         forecast=_forecast(recipe, stages, metrics),
     )
+
+
+def _unknown_shares(stages: Mapping[str, Artifact]) -> dict[str, float]:
+    """From the vocabulary report; there is none where the vocabulary was learned."""
+    path = stages["tokenize"].path / "report.json" if "tokenize" in stages else None
+    if path is None or not path.is_file():
+        return {}
+    return {one["source"]: float(one["unknown_share"]) for one in read_object(path, keys=("sources",))["sources"]}
 
 
 def _forecast(recipe: Recipe, stages: Mapping[str, Artifact], metrics: Sequence[Mapping[str, Any]]) -> Forecast | None:

@@ -28,6 +28,8 @@ _SETTLED = 0.1
 """Share of the run in which losses may rise and fall again (warm-up, stability gap: Guo et al., arXiv 2406.14833)."""
 _TOKEN_PREMIUM = 2.0
 """Tokens per byte of domain text against replay text: from twice as many on growing the vocabulary begins to pay."""
+_UNKNOWN_SHARE = 0.01
+"""Unknown tokens: a rare sign or two is usual, one in a hundred is a script."""
 _FIRST_LOSS_RATIO = 1.3
 """First training losses against the base's own on held-out text of the same source: sources differ by 10 to 20 %."""
 _SKIPPED_SHARE = 0.01
@@ -37,7 +39,7 @@ _LARGEST_SHARE_ERROR = 0.02
 _CLEAR_GAIN = 0.03
 """Relative fall of the domain's bits per byte that one would expect some task to show."""
 _SENSITIVE_TASK = 0.1
-"""Largest half-width of a task's interval that could have shown an effect."""
+"""Largest half-width of a task's interval, in points, that could have shown an effect."""
 _MANY_EPOCHS = 8
 """Repetition of a source that is worth much less than new text (Muennighoff et al., arXiv 2305.16264)."""
 
@@ -79,7 +81,7 @@ def _contaminated(case: Case) -> Iterator[Finding]:
     tasks = [s for s in last.scores if s.ability == "new" and not s.probe.startswith("held_out") and s.interval]
     if gain is None or gain.interval is None or gain.interval[1] > -_CLEAR_GAIN or not tasks:
         return
-    able = [task for task in tasks if task.interval and task.interval[1] - task.interval[0] <= 2 * _SENSITIVE_TASK]
+    able = [task for task in tasks if _half_width(task) <= _SENSITIVE_TASK]
     flat = [task for task in able if task.interval and task.interval[0] <= 0 <= task.interval[1]]
     if not able or len(flat) < len(able):
         return
@@ -92,8 +94,15 @@ def _contaminated(case: Case) -> Iterator[Finding]:
     )
 
 
+def _half_width(task: Score) -> float:
+    """Half the width of a task's interval in its own unit (points of accuracy), infinite without one."""
+    if task.interval is None:
+        return float("inf")
+    return (task.interval[1] - task.interval[0]) / 2 * (task.baseline if task.relative else 1.0)
+
+
 def _tokenizer(case: Case) -> Iterator[Finding]:
-    """Domain text falls into crumbs, or the first losses are far from what the base has on the same text."""
+    """Domain text falls into crumbs or cannot be spelt, or first losses are far from the base's on the same text."""
     tokenized = case.stage("tokenize").get("sources", {})
     rates = {
         role: tokens_per_byte([tokenized[name] for name in case.of_role(role) if name in tokenized])
@@ -106,6 +115,13 @@ def _tokenizer(case: Case) -> Iterator[Finding]:
             f"{rates['domain'] / rates['replay']:.1f} times as many",
             "`tokenize.vocabulary: {extend: auto}`; `deepen tokenize --report` says what it would save",
         )
+    for name, share in (case.unknown_shares or {}).items():
+        if name in case.of_role("domain") and share >= _UNKNOWN_SHARE:
+            yield Finding(
+                "tokenizer mismatch",
+                f"{share:.1%} of the tokens of `{name}` are the unknown one: text that the tokenizer cannot spell",
+                "`tokenize.vocabulary: {extend: auto}`, or a base whose tokenizer falls back on bytes",
+            )
     base = case.stage("baseline").get("sources", {})
     for name, first in first_losses(case).items():
         known = base.get(name, {}).get("bits_per_byte")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from deepen.curate.chain import SHOWN_CHARACTERS
 from deepen.errors import RunError
+from deepen.formats.checkpoints import checkpoint_at, read_checkpoint
 from deepen.formats.documents import document_files, read_documents, read_tables
 from deepen.formats.json_text import read_object
 from deepen.formats.manifest import Artifact, open_artifact
@@ -47,6 +48,8 @@ def show(path: Path, options: ShowOptions) -> Iterator[dict[str, Any]]:
         return _rows([path], options.sample)
     if path.name == "checkpoints" and path.is_dir():
         return iter(checkpoints(path.parent.parent))
+    if (checkpoint := checkpoint_at(path)) is not None:
+        return iter([read_checkpoint(checkpoint).model_dump(mode="json")])
     artifact = open_artifact(path) if path.is_dir() else None
     if artifact is not None and artifact.manifest.stage in STAGES:
         return _show_stage(path, artifact, options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deepen.errors import RunError
 from deepen.formats.atomic import damage
-from deepen.formats.checkpoints import list_checkpoints
+from deepen.formats.checkpoints import checkpoint_at, list_checkpoints
 from deepen.formats.checkpoints import verify as verify_checkpoint
 from deepen.formats.manifest import Artifact, open_artifact
 from deepen.progress import track
@@ -24,10 +24,12 @@ class VerifyResult:
 
 
 def verify(path: Path) -> VerifyResult:
-    """Hash every file of a run (or of one stage directory) again and compare with the manifests.
+    """Hash every file of a run (or of one stage or checkpoint) again and compare with the manifests.
 
     Raises ``RunError`` when there is nothing to check.
     """
+    if (checkpoint := checkpoint_at(path)) is not None:
+        return VerifyResult(1, sum(file.stat().st_size for file in path.iterdir()), verify_checkpoint(checkpoint))
     own = open_artifact(path)
     artifacts = [own] if own is not None else _artifacts(path)
     if not artifacts and not (path / "train" / "checkpoints").is_dir():

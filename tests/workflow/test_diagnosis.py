@@ -110,6 +110,9 @@ def test_other_signs_of_the_same_illness() -> None:
     wrong_ids = replace(HEALTHY, counts=counts(baseline={"sources": {"papers": {"bits_per_byte": 0.7}}}))
     assert names(wrong_ids) == ["tokenizer mismatch"]
     assert names(replace(HEALTHY, metrics=metrics(learned, skipped=5))) == ["learning rate too high"]
+    unspelt = {"papers": 0.2, "web": 0.0}
+    assert names(replace(HEALTHY, unknown_shares=unspelt)) == ["tokenizer mismatch"]
+    assert names(replace(HEALTHY, unknown_shares={"papers": 0.001, "web": 0.5})) == [], "of the domain"
     repeated = {"domain_share": 0.7, "sources": {"papers": {"epochs": 20.0}}}
     assert names(replace(HEALTHY, counts=counts(mix=repeated))) == ["mixture imbalance"]
     paid = scored(score("held_out:papers", "new", -0.2), score("held_out:web", "kept", 0.1))
@@ -165,5 +168,7 @@ def test_what_could_not_be_seen_is_not_claimed() -> None:
     """A task too small to show an effect says nothing, and forgetting within noise is none."""
     vague = score("multiple_choice:exam", "new", 0.0, half_width=0.5)
     assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), vague))) == []
+    hardly_any_right = vague.model_copy(update={"baseline": 0.1})
+    assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), hardly_any_right))) == ["contaminated corpus"]
     noisy = [score("held_out", "kept", 0.09, half_width=0.08)]
     assert names(replace(HEALTHY, scores=scored(*noisy))) == []

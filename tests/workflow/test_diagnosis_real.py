@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -49,14 +50,26 @@ def exchanged(text: str) -> str:
     return "Tale. " + re.sub("[A-Za-z]+", lambda word: WORDS.get(word[0], word[0]), text)
 
 
+def jumbled(texts: list[str], words: int = 200) -> Iterable[str]:
+    """Stories whose frequent words have changed places, which takes longer to learn than a minute."""
+    counts = Counter(word for text in texts for word in re.findall("[A-Za-z]+", text))
+    frequent = [word for word, _ in counts.most_common(words)]
+    others = dict(zip(frequent, [*frequent[words // 2 :], *frequent[: words // 2]], strict=True))
+    return ("Jumble. " + re.sub("[A-Za-z]+", lambda word: others.get(word[0], word[0]), text) for text in texts)
+
+
 def words_task(texts: Iterable[str]) -> list[dict[str, Any]]:
-    """Questions that only the exchanged stories answer: which word comes next, the new one or the old one?"""
+    """Questions that only the exchanged stories answer: which word comes next, the new one or the old one?
+
+    A bit of what follows is part of both answers, so that each has tokens of its own.
+    """
     items = []
     for number, text in enumerate(texts):
         found = next((one for one in re.finditer("[A-Za-z]+", text[60:]) if one[0] in WORDS), None)
         if found is not None:
-            question = exchanged(text[: 60 + found.start()]).rstrip()
-            items.append({"id": f"{number}", "question": question, "choices": [WORDS[found[0]], found[0]], "answer": 0})
+            question, rest = exchanged(text[: 60 + found.start()]).rstrip(), text[60 + found.end() :][:12]
+            choices = [WORDS[found[0]] + rest, found[0] + rest]
+            items.append({"id": f"{number}", "question": question, "choices": choices, "answer": 0})
     return items
 
 
@@ -68,6 +81,7 @@ def own_text(documents: int) -> list[str]:
     folder = Path(DATA) / BASE
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(SEED)
+    torch.set_num_threads(1)  # as the runs have it: several wait for each other where a machine is busy
     begin = torch.full((documents, 1), int(model.config.bos_token_id))
     with torch.inference_mode():
         ids = model.generate(
@@ -78,7 +92,7 @@ def own_text(documents: int) -> list[str]:
 
 
 def hindi(documents: int, characters: int = 500) -> list[str]:
-    """Pieces of text in a script of which the base's tokenizer knows the bytes alone."""
+    """Pieces of text in a script that the base's tokenizer cannot spell."""
     with zstandard.open(Path(DATA) / "hindi_classics" / "corpus.jsonl.zst", "rb") as packed:
         texts = (json.loads(line)["text"] for line in io.TextIOWrapper(packed, encoding="utf-8"))
         cut = (text[at : at + characters] for text in texts for at in range(0, len(text), characters))
@@ -93,7 +107,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tales, replay, watch = texts[:600], texts[600:850], texts[850:]
     files = {
         "tales": map(exchanged, tales), "few": map(exchanged, tales[:100]), "hindi": hindi(300),
-        "boilerplate": (text + NOTICE for text in tales), "replay": replay, "watch": watch,
+        "jumbled": jumbled(tales), "boilerplate": (text + NOTICE for text in tales), "replay": replay, "watch": watch,
     }  # fmt: skip
     for name, part in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in part))
@@ -148,8 +162,8 @@ SPOILT: dict[str, tuple[str, dict[str, Any]]] = {
     "another-script": ("tokenizer mismatch", {"domain": "hindi", "share": 0.3, "steps": 80}),
     "rate-100x": ("learning rate too high", {"rate": 100 * RATE, "steps": 80}),
     "rate-1e-7": ("learning rate too low", {"rate": 1e-7, "steps": 80}),
-    "few-documents": ("mixture imbalance", {"domain": "few", "held_out": 20}),
-    "a-sixth-of-the-steps": ("under-trained", {"steps": STEPS // 6}),
+    "few-documents": ("mixture imbalance", {"domain": "few", "held_out": 20, "rate": RATE / 4, "share": 0.5}),
+    "too-few-steps": ("under-trained", {"domain": "jumbled", "steps": STEPS // 4, "rate": RATE / 2}),
 }
 
 

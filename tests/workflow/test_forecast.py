@@ -40,7 +40,7 @@ def tables(folder, records, *, slope, decay, every=10, noise=0.002, source="pape
 @pytest.mark.parametrize("schedule", [Constant(), Cosine(), Cosine(floor=0.0), WarmupStableDecay()])
 @pytest.mark.parametrize("slope", [0.0, 0.02, 0.2])
 def test_the_slope_is_found_whatever_the_decay_brings(tmp_path, schedule, slope):
-    """Even where the end of the run is flat: a cosine to zero. Lengths of documents, very unlike, do not blur it."""
+    """Even where the end of the run is flat (a cosine to zero), and with documents of very different lengths."""
     records = metrics(schedule)
     found = forecast(tables(tmp_path, records, slope=slope, decay=0.05), records, ["papers"], seed=1)
     true = 1 - 1.25**-slope

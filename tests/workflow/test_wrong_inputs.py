@@ -3,6 +3,7 @@
 Whatever is wrong, a user reads what and where it is and what to do, never a traceback.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -188,6 +189,44 @@ def test_a_line_that_a_kill_cut_off_is_no_damage(call, copied):
         replace(copied / file, lambda data: data[:-5])
     for line in ("status RUN", "diagnose RUN", "report RUN", "show RUN/train"):
         assert not refused(*call(line, copied)[::2], line)
+
+
+WRONG_OPTIONS = {
+    "check RUN --set train.tokens=[1": "not a value of YAML",
+    "check RUN --set train.tokens": "expected `key=value`",
+    "run RUN --machine RUN/no.yaml": "no machine file",
+    "run RUN --until nowhere": "no stage `nowhere`",
+    "run RUN --part 9/3": "is no share",
+    "launch RUN --ssh RUN/ingest": "cannot be read",
+    "launch RUN --ssh RUN/tokenize/shards/code.bin": "cannot be read",
+    "branch RUN --at 4 --decay x": "expected an amount",
+    "branch RUN --at 999": "no checkpoint of step 999",
+    "remix RUN --at 3 --domain-share 0.5 --weight x": "is no weight",
+    "show RUN/mix --step 999": "no step 999",
+    "show RUN/ingest --sample -3": "--sample",
+    "trace RUN zz": "no document id",
+    "biographies RUN/recipe.yaml": "recipe.yaml",
+    "run RUN/recipe.yaml --runs RUN/pins": "pins",
+    "demo --runs RUN/recipe.yaml": "recipe.yaml",
+}
+
+
+@pytest.mark.parametrize("line", WRONG_OPTIONS)
+def test_wrong_options_are_named(call, copied, line):
+    if "pins" in line:
+        (copied / "pins").write_text("a file")
+    code, _, err = call(line, copied)
+    assert code in (1, 2) and "Traceback" not in err and WRONG_OPTIONS[line] in err, err
+
+
+def test_a_checkpoint_can_be_shown_and_verified_by_itself(call, copied):
+    step = sorted((copied / "train/checkpoints").iterdir())[-1]
+    code, out, _ = call("show RUN --json", step)
+    assert code == 0 and json.loads(out)["step"] == int(step.name[5:])
+    assert call("verify RUN", step)[0] == 0
+    replace(step / "model.safetensors", lambda data: data[:-1] + b"\0\0")
+    code, _, err = call("verify RUN", step)
+    assert code == 1 and "model.safetensors" in err
 
 
 def test_every_command_that_takes_a_run_is_among_those_tried():
