@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deepen.errors import RunError
+from deepen.errors import DamageError, RunError
 from deepen.formats.document_ids import DocumentIds, read_document_ids
+from deepen.formats.json_text import ANEW
 from deepen.formats.manifest import Artifact
 from deepen.formats.megatron import IndexedDataset
 from deepen.formats.order import Order, appended_files, row_of, source_of
@@ -126,14 +127,23 @@ def open_order(run: Path) -> OpenedOrder:
     return OpenedOrder(order, list(order.sources), mix.path, stages["tokenize"].path, appended)
 
 
-def show_batch(run: Path, step: int) -> Iterator[dict[str, Any]]:
-    """The batch of optimizer step ``step`` decoded: per row its source, padding and pieces of documents."""
+def open_tokenizer(folder: Path) -> Any:
+    """The ``tokenizers.Tokenizer`` of a folder; raises ``DamageError`` when its file is missing or damaged."""
     from tokenizers import Tokenizer
 
+    path = folder / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # that library raises nothing more special
+        raise DamageError(f"`{path}` cannot be read: {error}", hint=ANEW) from error
+
+
+def show_batch(run: Path, step: int) -> Iterator[dict[str, Any]]:
+    """The batch of optimizer step ``step`` decoded: per row its source, padding and pieces of documents."""
     opened = open_order(run)
     if not 1 <= step <= opened.num_steps:
         raise RunError(f"there is no step {step}: the order has {opened.num_steps} steps")
-    tokenizer = Tokenizer.from_file(str(opened.tokenizer / "tokenizer.json"))
+    tokenizer = open_tokenizer(opened.tokenizer)
     segment = opened.order.segment_of(opened.order.batch_of_step(step))
     for place, (source, row) in enumerate(opened.rows_of(step)):
         pieces = list(opened.pieces(source, row, segment.sequence_length, isolated=segment.isolated))

@@ -14,6 +14,7 @@ from deepen.formats.documents import TRAINED_ROLES, Document
 from deepen.formats.manifest import Artifact
 from deepen.formats.megatron import IndexedDataset
 from deepen.formats.trained import TrainedMask
+from deepen.workflow.batches import open_tokenizer
 
 MASKED = "\u27e6{}\u27e7"
 """Brackets around what is read and not learned."""
@@ -37,9 +38,7 @@ def document_record(document: Document) -> dict[str, Any]:
 
 def masked_documents(tokenized: Artifact, sample: int) -> Iterator[dict[str, Any]]:
     """The first ``sample`` documents of each source with a mask, decoded, what is not learned in brackets."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(tokenized.path / "tokenizer" / "tokenizer.json"))
+    tokenizer = open_tokenizer(tokenized.path / "tokenizer")
     for name in tokenized.counts["sources"]:
         prefix = tokenized.path / "shards" / name
         dataset = IndexedDataset.open(prefix)

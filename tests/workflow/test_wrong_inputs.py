@@ -144,11 +144,12 @@ FILES += [
     for file in ("train/metrics.jsonl", "train/scores.jsonl", "evaluate/scores.jsonl", "train/decisions.jsonl")
     for kind, change in LINES.items()
 ]
-FILES += [(file, "torn", DAMAGE["torn"]) for file in ("curate/dropped/code-00000.parquet", "mix/packs/code.rows.npy")]
+TORN = ("curate/dropped/code-00000.parquet", "mix/packs/code.rows.npy", "tokenize/tokenizer/tokenizer.json")
+FILES += [(file, "torn", DAMAGE["torn"]) for file in TORN]
 LOUD = {"recipe.yaml": "diagnose RUN", "train/metrics.jsonl": "report RUN", "evaluate/scores.jsonl": "diagnose RUN"}
 LOUD |= {"select/choice.json": "show RUN/select", "train/decisions.jsonl": "quarantine RUN"}
 LOUD |= {"train/scores.jsonl": "show RUN/train", "curate/dropped/code-00000.parquet": "show RUN/curate --dropped all"}
-LOUD |= dict.fromkeys(("mix/segments.json", "mix/packs/code.rows.npy"), "show RUN/mix --step 2")
+LOUD |= dict.fromkeys(("mix/segments.json", *TORN[1:]), "show RUN/mix --step 2")
 QUICK = ["status RUN", "diagnose RUN", "compare RUN", "report RUN"]
 
 
