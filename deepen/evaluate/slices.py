@@ -30,19 +30,19 @@ def slice_scores(
 ) -> list[Score]:
     """A score per ability and value of ``category`` and ``language``, named ``PROBE:KIND=VALUE``.
 
-    A kind that has one value only says nothing beyond the sources and is left out. Documents without a value count as
-    ``none``. Where the model gave a document no finite likelihood its slice has no score.
+    Where an ability has one value only it says nothing beyond the sources and is left out. Documents without a value
+    count as ``none``. Where the model gave a document no finite likelihood its slice has no score.
     """
     scores: list[Score] = []
     rows = _rows(base, model)
     for kind in KINDS:
-        slices: dict[tuple[Ability, str], list[_Row | None]] = {}
+        slices: dict[Ability, dict[str, list[_Row | None]]] = {"new": {}, "kept": {}}
         for (source, document), value in _values(material, kind):
             if (source, document) in rows:
-                slices.setdefault((material.abilities[source], value), []).append(rows[source, document])
-        if len({value for _, value in slices}) > 1:
-            for (ability, value), found in sorted(slices.items()):
-                scores += _score(f"{probe}:{kind}={value}", ability, found, (seed, resamples))
+                slices[material.abilities[source]].setdefault(value, []).append(rows[source, document])
+        for ability, found in slices.items():
+            for value in sorted(found) if len(found) > 1 else ():
+                scores += _score(f"{probe}:{kind}={value}", ability, found[value], (seed, resamples))
     return scores
 
 

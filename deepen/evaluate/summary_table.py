@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from deepen.evaluate.contamination import described
-from deepen.formats.scores import CheckpointScores, Score, blend_title
+from deepen.formats.scores import Ability, CheckpointScores, Score, blend_title
 
 _MOST_SLICES = 12
+_ABILITIES: tuple[Ability, ...] = ("new", "kept")
 _CHANGE = "change (95 % interval)"
 
 
@@ -39,11 +40,12 @@ def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapp
     labels = list(dict.fromkeys(s.probe for one in scored for s in one.scores if ":" not in s.probe))
     lines = []
     for label in labels or ["held_out"]:
+        found = [ability for ability in _ABILITIES if any(one.of(label, ability) for one in scored)]
         lines.append(f"{label}:")
-        lines.append(f"{'step':>8}  {'new':>8}  {_CHANGE:<28}  {'kept':>8}  {_CHANGE:<28}  status")
+        lines.append("  ".join([f"{'step':>8}", *(f"{ability:>8}  {_CHANGE:<28}" for ability in found), "status"]))
         for scores, checkpoint in zip(scored, checkpoints, strict=True):
-            cells = [_cells(scores.of(label, "new")), _cells(scores.of(label, "kept"))]
-            lines.append(f"{scores.step:>8}  {'  '.join(cells)}  {checkpoint['status']}")
+            cells = [_cells(scores.of(label, ability)) for ability in found]
+            lines.append("  ".join([f"{scores.step:>8}", *cells, checkpoint["status"]]))
     for one in scored:
         lines += [f"step {one.step}: probe `{label}` failed: {reason}" for label, reason in one.failed.items()]
     lines += _slices(scored[-1]) if scored else []
@@ -120,7 +122,8 @@ def blend_table(scored: Sequence[CheckpointScores]) -> str:
 def _cells(score: Score | None) -> str:
     if score is None:
         return f"{'-':>8}  {'not measured':<28}"
-    change = f"{score.difference:+.2%}"
+    form = "+.2%" if score.relative else "+.4f"
+    change = f"{score.difference:{form}}"
     if score.interval is not None:
-        change += f" ({score.interval[0]:+.2%} to {score.interval[1]:+.2%})"
+        change += f" ({score.interval[0]:{form}} to {score.interval[1]:{form}})"
     return f"{score.value:>8.4f}  {change:<28}"
