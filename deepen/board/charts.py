@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from deepen.formats.scores import Candidate
 
-_COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#8a6d00", "#5c6b7a")
+COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#8a6d00", "#5c6b7a")
 _OUTCOME_COLOURS = ("#0b6e99", "#7fb7a3", "#d9730d", "#e8b04b", "#ad1a72", "#6940a5", "#b07d62", "#b8c2cc")
 _MOST_POINTS = 1_500
 _MOST_REASONS = len(_OUTCOME_COLOURS) - 3
@@ -28,7 +28,7 @@ def fragment(figure: go.Figure, height: int = 340) -> str:
         template="plotly_white",
         height=height,
         margin={"l": 60, "r": 20, "t": 10, "b": 50},
-        colorway=_COLOURS,
+        colorway=COLOURS,
         font={"family": "system-ui, DejaVu Sans, sans-serif", "size": 13, "color": "#1d2733"},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
         hovermode="x unified" if figure.layout.hovermode is None else figure.layout.hovermode,
@@ -55,12 +55,12 @@ def loss_chart(metrics: Records) -> str:
     figure = go.Figure()
     figure.add_scatter(x=tokens, y=losses, name="each step", line={"color": "#c5d5de", "width": 1}, hoverinfo="skip")
     figure.add_scatter(
-        x=tokens, y=smoothed(losses, window), name="all sources", line={"width": 2.5, "color": _COLOURS[0]}
+        x=tokens, y=smoothed(losses, window), name="all sources", line={"width": 2.5, "color": COLOURS[0]}
     )
     names = sorted({name for record in thinned for name in record.get("loss_by_source", {})})
     for index, name in enumerate(names if len(names) > 1 else []):
         points = [(r["tokens"], r["loss_by_source"][name]) for r in thinned if name in r.get("loss_by_source", {})]
-        colour = _COLOURS[1 + index % (len(_COLOURS) - 1)]
+        colour = COLOURS[1 + index % (len(COLOURS) - 1)]
         figure.add_scatter(
             x=[x for x, _ in points], y=smoothed([y for _, y in points], window), name=name,
             line={"width": 1.8, "dash": "dot", "color": colour},

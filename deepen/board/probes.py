@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from deepen.board.charts import fragment
+from deepen.board.charts import COLOURS, fragment
 from deepen.board.page import Section, fold, preformatted, table
 from deepen.evaluate.contamination import described
 from deepen.evaluate.summary_table import touched_scores
@@ -57,20 +57,25 @@ def _failed_table(failed: list[tuple[str, str, str]]) -> str:
 
 
 def values_chart(checkpoints: list[dict[str, Any]]) -> str:
-    """Values of every probe whose unit is not bits per byte over tokens trained, the base's dotted."""
+    """Values over tokens trained of every probe whose unit is not bits per byte, the base's dotted; of a probe with
+    several tasks their mean, where it has one."""
     figure = go.Figure()
     found: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
     for one in checkpoints:
+        means = {(score["probe"], score["ability"]) for score in one["scores"]}
         for score in one["scores"]:
-            if score["unit"] != _BITS:
+            if score["unit"] != _BITS and (score["probe"].rpartition(":")[0], score["ability"]) not in means:
                 found.setdefault((score["probe"], score["ability"]), []).append((one["tokens"], score))
-    for (probe, ability), points in found.items():
+    for number, ((probe, ability), points) in enumerate(found.items()):
+        colour = COLOURS[number % len(COLOURS)]
         tokens = [0, *(tokens for tokens, _ in points)]
         baseline = points[0][1]["baseline"]
         values = [baseline, *(score["value"] for _, score in points)]
-        figure.add_scatter(x=tokens, y=values, name=f"{probe} ({ability})", legendgroup=f"{probe}{ability}")
         figure.add_scatter(
-            x=[0, tokens[-1]], y=[baseline, baseline], line={"dash": "dot"}, showlegend=False,
+            x=tokens, y=values, name=f"{probe} ({ability})", legendgroup=f"{probe}{ability}", line={"color": colour}
+        )
+        figure.add_scatter(
+            x=[0, tokens[-1]], y=[baseline, baseline], line={"dash": "dot", "color": colour}, showlegend=False,
             legendgroup=f"{probe}{ability}",
         )  # fmt: skip
     figure.update_xaxes(title="tokens trained")
