@@ -6,7 +6,9 @@ the old machine code of those. The cache directory is therefore named by the sou
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,10 @@ def kernel_digest() -> str:
 
 
 def cache_directory() -> Path:
-    """Where compiled kernels are kept: below ``NUMBA_CACHE_DIR`` or the user's cache, else in a fresh folder.
+    """Where compiled kernels are kept: below ``NUMBA_CACHE_DIR`` or the user's cache.
 
-    Never in a place that others could have prepared, because what is loaded from there is run.
+    Where neither can be written to, in a fresh folder that goes with the process. Never in a place that others could
+    have prepared, because what is loaded from there is run.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     root = Path(os.environ.get("NUMBA_CACHE_DIR") or home / "deepen")
@@ -41,7 +44,9 @@ def cache_directory() -> Path:
             return directory
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="deepen-kernels-"))
+    fresh = Path(tempfile.mkdtemp(prefix="deepen-kernels-"))
+    atexit.register(shutil.rmtree, fresh, ignore_errors=True)
+    return fresh
 
 
 def is_cold() -> bool:
