@@ -254,7 +254,7 @@ def _first(ids: list[str], share: float) -> list[str]:
 def _say_sizing(sizing: Mapping[str, Any], chosen: Mapping[str, Mapping[str, list[str]]]) -> None:
     """Tell what the subsets became, and when even the least that is measured goes beyond the budget."""
     allowed, share = sizing["allowed_seconds"], sizing["share"]
-    say(f"measuring may take {allowed:.2g} s each time: subsets have {share:.0%} of their size")
+    say(f"measuring may take {allowed:.2g} s each time: subsets have {share:.2g} of their size")
     at_least = max((len(ids) for by in chosen.values() for ids in by.values()), default=0) <= _LEAST_ITEMS
     if share < 1 and at_least:
         say(f"no less than {_LEAST_ITEMS} of each source or task are measured: `evaluate.overhead` may be exceeded")

@@ -178,7 +178,7 @@ def _taken_over(job: StageJob, probe: Probe, mark: str) -> bool:
 
 
 def _measured(probe: Probe, prepare: Callable[[], Measure], model: LossModel, what: str) -> pa.Table | Failure:
-    return attempt(probe.label, probe.time_limit.value, lambda: prepare()(model, what))
+    return attempt(probe.label, probe.time_limit.value, lambda: prepare()(model, f"{what}, {probe.label}"))
 
 
 def _written(out: Path, probe: Probe, key: int | str | None, text: str | None) -> list[FileEntry]:
