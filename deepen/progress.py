@@ -34,19 +34,19 @@ class Tracker(Protocol):
 @contextmanager
 def track(what: str, total: float, unit: str, done: float = 0) -> Iterator[Tracker]:
     """Show the progress of ``what`` towards ``total`` units, beginning at ``done``, while the block runs."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     if _quiet:
         yield _Nothing()
     elif console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task(what, total=total, rate="", note="")
@@ -104,11 +104,16 @@ class _Meter:
         return (self.done - self._at_start) / elapsed_seconds if elapsed_seconds > 0 else 0.0
 
 
+def plain_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
+    """Prints text as it is: names of users may hold what rich would read as a style (``[b]``) or an emoji (``:x:``)."""
+    return Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+
+
 def say(message: str) -> None:
     """Tell the user something worth knowing, on standard error."""
     if _quiet:
         return
-    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+    plain_console(stderr=True, soft_wrap=True).print(message)
 
 
 def readable(number: float) -> str:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from deepen.board.decisions import COLUMNS, decision_rows
 from deepen.board.masking import masked
-from deepen.progress import readable
+from deepen.progress import plain_console, readable
 
 if TYPE_CHECKING:
     from deepen.formats.decisions import Decision
@@ -35,7 +34,7 @@ def print_table(title: str, columns: str, rows: Iterable[Sequence[Any]]) -> None
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    Console(highlight=False, markup=False).print(table)
+    plain_console().print(table)
 
 
 def print_status(run: Path, stages: Iterable[StageStatus]) -> None:
@@ -64,7 +63,7 @@ def print_checkpoints(records: Iterable[Mapping[str, Any]]) -> None:
 
 def print_findings(run: Path, findings: Sequence[Finding], looked_for: Iterable[str]) -> None:
     """Print what went wrong in a run, or that nothing did."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     if not findings:
         console.print(f"{run}: nothing found; looked for {', '.join(looked_for)}")
     for finding in findings:
@@ -117,7 +116,7 @@ def print_decisions(decisions: Sequence[Decision]) -> None:
 
 def print_explanation(found: Explanation) -> None:
     """Print what a key means, its default and the keys below it."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     console.print(f"{found.path}: {found.meaning}")
     if found.kind:
         console.print(f"  takes:   {found.kind}\n  default: {found.default}")
@@ -127,7 +126,7 @@ def print_explanation(found: Explanation) -> None:
 
 def print_row(record: Mapping[str, Any]) -> None:
     """Print one row of a batch: each piece of a document with its place, its part of the loss, and how it reads."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     walls = "" if record["isolated"] else ", documents joined"
     numbers = f"{record['tokens']} tokens, {record['loss_tokens']} in the loss, {record['padding']} padding{walls}"
     console.print(f"step {record['step']}, row {record['row']}, source {record['source']}: {numbers}", style="bold")
@@ -156,7 +155,7 @@ def print_pair(record: Mapping[str, Any]) -> None:
     table.add_column(left, ratio=1, overflow="fold")
     table.add_column(right, ratio=1, overflow="fold")
     table.add_row(record["text"], other["text"])
-    Console(highlight=False, markup=False).print(table)
+    plain_console().print(table)
 
 
 def print_preview(counts: Mapping[str, Mapping[str, Any]], examples: Iterable[Mapping[str, Any]]) -> None:

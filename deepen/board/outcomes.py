@@ -9,6 +9,7 @@ from typing import Any
 from deepen.board import charts
 from deepen.board.page import Card, Section, fold, table
 from deepen.board.probes import probe_sections
+from deepen.evaluate.summary_table import measuring_took
 from deepen.formats.json_text import read_model
 from deepen.formats.manifest import Artifact
 from deepen.formats.scores import SCORES, Alternative, Candidate, Choice, score_records
@@ -47,11 +48,13 @@ def outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str, 
     yield Section("Gain against forgetting", _reading(choice), body + _rules(choice) + _front(choice))
     checkpoints = score_records(stages["evaluate"].path / SCORES)
     if checkpoints:
-        yield _scores_section(checkpoints, choice, budget)
+        yield _scores_section(checkpoints, choice, budget, stages["evaluate"].counts.get("in_loop") or {})
     yield from probe_sections(stages)
 
 
-def _scores_section(checkpoints: list[dict[str, Any]], choice: Choice, budget: float) -> Section:
+def _scores_section(
+    checkpoints: list[dict[str, Any]], choice: Choice, budget: float, spent: Mapping[str, Any]
+) -> Section:
     rows = [_row(c["step"], s) for c in checkpoints for s in c["scores"]]
     shown = choice.step if choice.step is not None else checkpoints[-1]["step"]
     chosen, others = [row for row in rows if row[0] == shown], [row for row in rows if row[0] != shown]
@@ -60,6 +63,8 @@ def _scores_section(checkpoints: list[dict[str, Any]], choice: Choice, budget: f
         "Held-out bits per byte against the untouched base on the same documents; bars are 95 % intervals by document. "
         "Changes smaller than what is detectable would be missed by these items one time in five or more."
     )
+    if took := measuring_took(spent):
+        lead += f" Measuring during training took {took}."
     parts = [_row(c["step"], s) for c in checkpoints if c["step"] == shown for s in c.get("slices", ())]
     by_part = fold(f"by category and language, at step {shown}", table(_SCORES, parts)) if parts else ""
     body = charts.change_chart(checkpoints, budget) + table(_SCORES, chosen) + by_part + every

@@ -28,7 +28,7 @@ def probe_sections(stages: Mapping[str, Artifact]) -> Iterator[Section]:
     body = _failed_table(failed) + contamination_tables(checkpoints, full.get("contamination") or {})
     if others:
         body += values_chart(checkpoints) + _not_used(base) + _samples(stages)
-    yield Section("Probes", _lead(failed, full), body)
+    yield Section("Probes", _lead(failed), body)
 
 
 def failures(base: Mapping[str, Any], full: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -41,14 +41,10 @@ def failures(base: Mapping[str, Any], full: Mapping[str, Any]) -> Iterator[tuple
         yield from ((label, f"step {step}, during training", reason) for step, reason in reasons.items())
 
 
-def _lead(failed: list[tuple[str, str, str]], full: Mapping[str, Any]) -> str:
+def _lead(failed: list[tuple[str, str, str]]) -> str:
     text = "Answers to the same questions by the base (dotted) and by every checkpoint."
     if failed:
         text += f" {len(failed)} measurements FAILED; the run went on without them."
-    spent = full.get("in_loop") or {}
-    if spent.get("share_of_training") is not None:
-        allowed = f" of at most {spent['overhead']:.1%}" if spent.get("overhead") else ""
-        text += f" Measuring during training took {spent['share_of_training']:.1%}{allowed} of its time."
     return text
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deepen.errors import SourceError
-from deepen.progress import readable
+from deepen.progress import plain_console, readable
 
 
 def check_counts(counts: Mapping[str, dict[str, Any]]) -> None:
@@ -41,7 +40,7 @@ def print_summary(counts: Mapping[str, dict[str, Any]]) -> None:
         table.add_row(name, count["role"], *map(str, numbers), readable(count["bytes_kept"]))
         if drops:
             reasons.append(f"dropped of {name}: " + ", ".join(f"{reason} {number}" for reason, number in drops))
-    console = Console(stderr=True, highlight=False)
+    console = plain_console(stderr=True)
     console.print(table)
     for line in reasons:
-        console.print(line, markup=False)
+        console.print(line)

@@ -55,6 +55,10 @@ class EvaluateConfig(Settings):
     """More probes by one word, of what must be kept: `offline` is `arithmetic` and `instructions`; `default` adds MMLU
     (5 examples, 1,000 items over all subjects), HellaSwag (1,000 items) and ARC challenge, which need the extra
     `lm-eval` and data from the hub. The bits per byte of kept text come from `held_out`."""
+    full_every: AmountSetting | None = None
+    """How often everything is measured during training instead of the subset, such as `25%`, and at the end: what is
+    found there is not measured again afterwards. Scores of the curve, and what acts on them, stay those of the subset.
+    Not given: everything is measured after training only."""
     overhead: Annotated[Share, Field(gt=0)] | None = None
     """Share of training time that measuring during training may take, such as `3%`: subsets are made smaller, once, at
     the first measurement, and stay so. Not given: the subsets have the sizes that the probes say."""
@@ -103,6 +107,7 @@ def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) 
         remedy = "use a shorter interval, for example `5%`"
         message = f"never fires: the run has {total_steps} steps"
         found.append(Problem("evaluate.every", message, remedy, str(config.every)))
+    found += _full_problems(config, total_steps, tokens_per_step)
     found += _lag_problems(config, total_steps, tokens_per_step)
     times = Counter(probe.label for probe in config.all_probes)
     for label in sorted(label for label, count in times.items() if count > 1):
@@ -115,6 +120,25 @@ def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) 
         found += probe.problems(f"evaluate.probes[{index}]")
     found += [problem for probe in PANELS[config.panel] for problem in probe.problems("evaluate.panel")][:1]
     return found
+
+
+def _full_problems(config: EvaluateConfig, total_steps: int, tokens_per_step: int) -> Iterator[Problem]:
+    if config.full_every is None:
+        return
+    place, value = "evaluate.full_every", str(config.full_every)
+    if config.lag is not None:
+        message = "with `evaluate.lag` another process measures everything, each time"
+        yield Problem(place, message, "take one of the two out", value)
+    if config.full_every.unit == "seconds":
+        message = "a time is another number of steps on every machine"
+        yield Problem(place, message, "give steps, tokens or a share, for example `25%`", value)
+        return
+    steps = config.full_every.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
+    if not 1 <= steps <= total_steps:
+        yield Problem(place, f"is {steps} steps: the run has {total_steps}", "use for example `25%`", value)
+    if config.every.every_steps(total_steps=total_steps, tokens_per_step=tokens_per_step) is None:
+        message = "with `evaluate.full_every` models are scored at fixed steps"
+        yield Problem("evaluate.every", message, "give a share, steps or tokens", str(config.every))
 
 
 def _lag_problems(config: EvaluateConfig, total_steps: int, tokens_per_step: int) -> Iterator[Problem]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepen.evaluate.config import EvaluateConfig
+from deepen.evaluate.full_tables import FullTables, part_of
 from deepen.evaluate.guard import Failure, attempt
 from deepen.evaluate.material import Material, material_of
 from deepen.evaluate.probes.probe import Probe
@@ -60,6 +61,15 @@ class Pace:
     """Seconds between measurements, if a time was given."""
     total_steps: int | None = None
     """Steps of the whole run; None: not known, and what is paid once is spread over one measurement."""
+    full_steps: int | None = None
+    """Steps after which the next measurement takes everything; None: none does."""
+
+    def is_full(self, step: int) -> bool:
+        """Whether a measurement at ``step`` takes everything: the first one at or after every ``full_steps``, and the
+        last of the run."""
+        if self.full_steps is None:
+            return False
+        return step == self.total_steps or (step >= self.full_steps and step % self.full_steps < (self.steps or 1))
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,8 @@ class InLoop:
                 say(f"probe `{probe.label}` has no baseline and is left out")
             else:
                 self._tables[probe.label] = table
-        self._measures: dict[str, Measure] = {}
+        self._full = FullTables(self._out, baseline)
+        self._measures: dict[tuple[str, bool], Measure] = {}
         self._subsets: dict[str, dict[str, list[str]]] | None = None
         self._process: Process | None = None
         """Of a model that several processes train."""
@@ -118,29 +129,44 @@ class InLoop:
             known = told_by_main(self._read_subsets())
             self._subsets = known or told_by_main(self._choose_subsets(model, step, training_seconds))
         found: list[Score] = []
+        full = self._pace.is_full(step)
+        self._full.begin(step)
         for probe in self._measured():
-            table = attempt(probe.label, probe.time_limit.value, partial(self._measure, probe, model), self._process)
+            measure = partial(self._measure, probe, model, full)
+            table = attempt(probe.label, probe.time_limit.value, measure, self._process)
             if isinstance(table, Failure):
                 self._record(FAILED, {"step": step, "probe": probe.label, "reason": table.reason})
                 continue
+            if full:
+                self._full.keep(probe, table)
+                table = part_of(table, self._ids(probe))
             say_not_finite(table, step)
             base = self._tables[probe.label]
             found += probe.compare(base, table, self._material, seed=self._seed, resamples=_RESAMPLES)
             self._write_readable(probe, table, step)
         seconds = time.monotonic() - started
-        self._record(TIMES, {"step": step, "seconds": seconds, "training_seconds": training_seconds})
+        self._record(TIMES, {"step": step, "seconds": seconds, "training_seconds": training_seconds, "full": full})
         self._since = time.monotonic()
         return adjusted(found)
 
     def _measured(self) -> Iterator[Probe]:
         return (probe for probe in self._config.all_probes if probe.label in self._tables)
 
-    def _measure(self, probe: Probe, model: LossModel) -> pa.Table:
-        assert self._subsets is not None
-        if probe.label not in self._measures:
-            ids = frozenset(name for names in self._subsets.get(probe.label, {}).values() for name in names)
-            self._measures[probe.label] = probe.prepare(replace(self._material, only=ids))
-        return self._measures[probe.label](model, None)
+    def tables_at(self, step: int) -> dict[str, dict[str, str]]:
+        """By probe mark and hash of what was measured in full at ``step``, if that was the last measurement."""
+        return self._full.at(step)
+
+    def _measure(self, probe: Probe, model: LossModel, full: bool) -> pa.Table:
+        key = probe.label, full
+        if key not in self._measures:
+            material = self._material if full else replace(self._material, only=self._ids(probe))
+            self._measures[key] = probe.prepare(material)
+        return self._measures[key](model, None)
+
+    def _ids(self, probe: Probe) -> frozenset[str]:
+        """The subset."""
+        assert self._subsets is not None, "it is chosen before anything is measured"
+        return frozenset(name for names in self._subsets.get(probe.label, {}).values() for name in names)
 
     def _read_subsets(self) -> dict[str, dict[str, list[str]]] | None:
         """The subsets that this run chose earlier, if it did."""
@@ -265,7 +291,8 @@ def in_loop_counts(train: Path, config: EvaluateConfig) -> dict[str, Any] | None
     times = {record["step"]: record for record in read_records(train / PROBES / TIMES)}
     if not times:
         return None
-    measuring = sum(record["seconds"] for record in times.values())
+    full = [record["seconds"] for record in times.values() if record.get("full")]
+    measuring = sum(record["seconds"] for record in times.values()) - sum(full)
     training = sum(record["training_seconds"] for record in times.values())
     failed: dict[str, dict[str, str]] = {}
     for record in read_records(train / PROBES / FAILED):
@@ -275,6 +302,8 @@ def in_loop_counts(train: Path, config: EvaluateConfig) -> dict[str, Any] | None
         "seconds": measuring,
         "share_of_training": measuring / training if training > 0 else None,
         "overhead": config.overhead,
+        "in_full": len(full),
+        "in_full_seconds": sum(full),
         "failed": failed,
     }
 
@@ -287,7 +316,7 @@ def in_loop_evaluator(
     seed: int,
     out: Path | None = None,
     pace: Pace = Pace(None),
-) -> Callable[[LossModel, int, int], list[Score]]:
-    """The function that the training loop calls; see ``InLoop``. ``inputs``: ``curate``, ``tokenize``, ``baseline``."""
+) -> InLoop:
+    """What the training loop calls; see ``InLoop``. ``inputs``: ``curate``, ``tokenize``, ``baseline``."""
     material = material_of(inputs["curate"], inputs["tokenize"], base)
     return InLoop(config, material, inputs["baseline"], seed=seed, out=out, pace=pace)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -21,18 +21,24 @@ from deepen.evaluate.compare import status
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.contamination import SCRATCH, Contamination, Scanning, look_for_items
 from deepen.evaluate.guard import Failure, attempt
-from deepen.evaluate.in_loop import in_loop_counts
+from deepen.evaluate.in_loop import PROBES, in_loop_counts
 from deepen.evaluate.likelihoods import read_likelihoods, summary, write_likelihoods
+from deepen.evaluate.marked import tables_of_training, watched_tables
 from deepen.evaluate.material import Material, for_the_base, material_of
 from deepen.evaluate.models import Models, Subject
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.item_probe import ItemProbe
 from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.statistics import RESAMPLES, adjusted
-from deepen.evaluate.summary_table import baseline_table, blend_table, contamination_lines, summary_table
-from deepen.evaluate.tables import base_table, readable_file, say_not_finite, table_file
+from deepen.evaluate.summary_table import (
+    baseline_table,
+    blend_table,
+    contamination_lines,
+    measuring_lines,
+    summary_table,
+)
+from deepen.evaluate.tables import base_table, readable_file, say_not_finite, table_file, table_mark
 from deepen.evaluate.taken_over import MODELS, TABLES, PreviousTables
-from deepen.evaluate.watched import WatchedTables, watched_tables
 from deepen.formats.atomic import FileEntry, entry_of, link_or_copy, write_bytes
 from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, fingerprint, finish_stage
@@ -48,6 +54,9 @@ if TYPE_CHECKING:
 
     from deepen.evaluate.probes.probe import Measure
     from deepen.model.loss import LossModel
+
+    Link = Callable[[Probe, Subject, str, Path], bool]
+    """Makes the table of a probe (with this mark) for a model appear at a path, if there is one."""
 
 BASELINE_FORMAT = 2
 FORMAT = 2
@@ -108,8 +117,7 @@ def evaluate(
     subjects = [models.checkpoint(info) for info in checkpoints]
     blends = list(models.blends(config.blends, checkpoints))
     work = Evaluation(config, job, material, contamination=look_for_items(config, job, scanning))
-    work.watched = None if watched is None else watched_tables(watched, checkpoints)
-    work.previous = None if job.previous is None else PreviousTables(job.previous)
+    work.measured_before = _measured_before(job, watched, checkpoints)
     files = [entry for probe in config.all_probes for entry in work.measure(probe, [*subjects, *blends])]
     work.say_taken_over()
     scored = [work.compared(subject) for subject in subjects]
@@ -125,10 +133,11 @@ def evaluate(
         "failed": work.failed,
         "in_loop": in_loop_counts(job.inputs["train"].path, config),
         "contamination": work.contamination.counts,
-        TABLES: {probe.label: table_mark(probe, job) for probe in config.all_probes},
+        TABLES: {probe.label: table_mark(probe_mark(probe, job)) for probe in config.all_probes},
         MODELS: {str(subject.key): subject.identity for subject in [*subjects, *blends]},
     }
-    say("\n".join([summary_table(scored, counts["checkpoints"]), *contamination_lines(scored, counts)]))
+    lines = [*contamination_lines(scored, counts), *measuring_lines(counts["in_loop"])]
+    say("\n".join([summary_table(scored, counts["checkpoints"]), *lines]))
     shutil.rmtree(job.out / SCRATCH, ignore_errors=True)
     return finish_stage(job, stage="evaluate", format_number=FORMAT, config=config, files=files, counts=counts)
 
@@ -160,11 +169,6 @@ def probe_mark(probe: Probe, job: StageJob) -> str:
     return fingerprint("baseline", BASELINE_FORMAT, settings, inputs)
 
 
-def table_mark(probe: Probe, job: StageJob) -> str:
-    """Identity of what a checkpoint is measured with: that of the base's result, and how this version measures."""
-    return fingerprint("table", FORMAT, {}, {"probe": probe_mark(probe, job)})
-
-
 def _taken_over(job: StageJob, probe: Probe, mark: str) -> bool:
     """Whether the result that this one replaces had the same probe; its table is then linked here."""
     if job.previous is None:
@@ -175,6 +179,17 @@ def _taken_over(job: StageJob, probe: Probe, mark: str) -> bool:
         return False
     link_or_copy(source, job.out / table_file(probe))
     return True
+
+
+def _measured_before(job: StageJob, watched: Path | None, checkpoints: Sequence[CheckpointInfo]) -> dict[str, Link]:
+    """Whose tables need not be measured again."""
+    found: dict[str, Link] = {}
+    if job.previous is not None:
+        found["the evaluation before"] = PreviousTables(job.previous).link
+    if watched is not None:
+        found["`deepen evaluate --watch`"] = watched_tables(watched, checkpoints).link
+    found["training"] = tables_of_training(job.inputs["train"].path / PROBES, checkpoints).link
+    return found
 
 
 def _measured(probe: Probe, prepare: Callable[[], Measure], model: LossModel, what: str) -> pa.Table | Failure:
@@ -200,10 +215,8 @@ class Evaluation:
     material: Material
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     """By probe and step (or name of a blend), why there is no result."""
-    watched: WatchedTables | None = None
-    """What another process has measured."""
-    previous: PreviousTables | None = None
-    """What this evaluation replaces."""
+    measured_before: Mapping[str, Link] = field(default_factory=dict)
+    """By who measured something already: what links a table of it, and says whether there is one."""
     contamination: Contamination = Contamination()
     num_taken_over: Counter[str] = field(default_factory=Counter)
     """Tables that were not measured, by who did."""
@@ -227,14 +240,12 @@ class Evaluation:
         return files
 
     def _taken_over(self, probe: Probe, subject: Subject, path: Path) -> bool:
-        mark = table_mark(probe, self.job)
-        if self.previous is not None and self.previous.link(probe, subject, mark, path):
-            self.num_taken_over["the evaluation before"] += 1
-        elif self.watched is not None and self.watched.link(probe, subject.key, mark, path):
-            self.num_taken_over["`deepen evaluate --watch`"] += 1
-        else:
-            return False
-        return True
+        mark = table_mark(probe_mark(probe, self.job))
+        for who, link in self.measured_before.items():
+            if link(probe, subject, mark, path):
+                self.num_taken_over[who] += 1
+                return True
+        return False
 
     def say_taken_over(self) -> None:
         """Tell what was not measured again."""

@@ -52,6 +52,22 @@ def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapp
     return "\n".join(lines)
 
 
+def measuring_lines(spent: Mapping[str, Any] | None) -> list[str]:
+    """What measuring during training took; nothing when nothing was measured."""
+    return [f"measuring during training took {took}" for took in ([measuring_took(spent)] if spent else []) if took]
+
+
+def measuring_took(spent: Mapping[str, Any]) -> str:
+    """The share of the training time, what was allowed, and what whole measurements took beside; empty: not known."""
+    if spent.get("share_of_training") is None:
+        return ""
+    allowed = f" of at most {spent['overhead']:.1%}" if spent.get("overhead") else ""
+    text = f"{spent['share_of_training']:.1%}{allowed} of its time"
+    if spent.get("in_full"):
+        text += f"; measuring everything, {spent['in_full']} times, took {spent['in_full_seconds']:.3g} s more"
+    return text
+
+
 def _slices(last: CheckpointScores) -> list[str]:
     """The parts of the held-out text at the last checkpoint, those that got worst first."""
     worst = sorted(last.slices, key=lambda score: -score.difference)

@@ -8,8 +8,11 @@ import pyarrow.compute as pc
 from deepen.evaluate.likelihoods import NOT_FINITE, read_likelihoods
 from deepen.evaluate.probes.probe import Probe
 from deepen.formats.checkpoints import checkpoint_name
-from deepen.formats.manifest import Artifact
+from deepen.formats.manifest import Artifact, fingerprint
 from deepen.progress import say
+
+_MEASURES = 2
+"""Raised when a table of the same model and probe would come out otherwise."""
 
 
 def table_file(probe: Probe, model: int | str | None = None) -> str:
@@ -22,6 +25,11 @@ def table_file(probe: Probe, model: int | str | None = None) -> str:
 def readable_file(probe: Probe, model: int | str | None = None) -> str:
     """Name of what people read beside the table."""
     return table_file(probe, model).removesuffix(".parquet") + ".md"
+
+
+def table_mark(base_mark: str) -> str:
+    """Identity of what a checkpoint is measured with: that of the base's result, and how this version measures."""
+    return fingerprint("table", _MEASURES, {}, {"probe": base_mark})
 
 
 def base_table(baseline: Artifact, probe: Probe) -> pa.Table | None:

@@ -18,7 +18,7 @@ WATCH = "watch"
 """Directory inside a run."""
 
 
-class WatchedTable(Settings):
+class MeasuredTable(Settings):
     """What one probe measured of a checkpoint."""
 
     mark: str
@@ -32,7 +32,7 @@ class WatchedScores(CheckpointScores):
 
     checkpoint: str
     """Identity of the checkpoint, as ``identity_of`` gives it."""
-    tables: dict[str, WatchedTable]
+    tables: dict[str, MeasuredTable]
     """By probe; not those that failed."""
     late: Many[Score] = ()
     """Scores of probes that training knows nothing of (`in_loop: false`), tested together for themselves."""

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deepen.errors import SourceError
 from deepen.formats.records import read_records
-from deepen.progress import readable
+from deepen.progress import plain_console, readable
 
 _HINT = "mend or leave out these records, or raise `ingest.max_rejected`"
 
@@ -67,9 +66,9 @@ def print_summary(counts: Mapping[str, dict[str, Any]]) -> None:
         reasons = ", ".join(f"{reason} {number}" for reason, number in count["rejected"].items())
         numbers = [str(count["files"]), str(count["documents"]), readable(count["bytes"]), str(rejected)]
         table.add_row(name, count["role"], *numbers, reasons)
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     console.print(table)
     for name, count in counts.items():
         if encodings := count.get("encodings"):
             told = ", ".join(f"{encoding} {number}" for encoding, number in encodings.items())
-            console.print(f"{name}: documents that were not UTF-8: {told}", markup=False)
+            console.print(f"{name}: documents that were not UTF-8: {told}")

@@ -323,7 +323,8 @@ def evaluate_now(run: Run) -> list[Score]:
 
 def state_of(run: Run) -> dict[str, Any]:
     """What a checkpoint's ``state.json`` says of where a run stands."""
-    progress = run.progress
+    progress, tables_at = run.progress, run.watch.tables_at
+    tables = tables_at(progress.step) if tables_at is not None else {}
     return {
         "step": progress.step, "batch_index": progress.batch_index, "tokens": progress.tokens,
         "skipped_steps": progress.skipped_steps, "skips_in_a_row": progress.skips_in_a_row,
@@ -333,6 +334,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "sources": counts_to_json(run.names, progress.counts), "order": list(run.order_changes),
         "fingerprint": run.fingerprint, **adapters_record(run.trainee.model.model),
         **({} if run.watch.lag is None else {"judged_step": progress.judged_step}),
+        **({"tables": tables} if tables else {}),
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ decide is written down first, and then done by the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,8 @@ class Watch:
     """What is called during a run, and when."""
 
     evaluate: Evaluate | None = None
+    tables_at: Callable[[int], Mapping[str, Any]] | None = None
+    """By probe, identities of what ``evaluate`` measured in full of the model at a step, which its checkpoint names."""
     evaluate_every: Interval | None = None
     """Besides at the end, where it always is."""
     decide: Decide | None = None

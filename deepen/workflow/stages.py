@@ -127,9 +127,10 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
 
     every, lag = setup.recipe.evaluate.every, lag_of(setup, job.out.parent)
     amounts = {"total_steps": setup.num_batches, "tokens_per_step": setup.recipe.train.batch_tokens}
-    evaluate = None
+    evaluate, full = None, setup.recipe.evaluate.full_every
     if lag is None:
-        pace = Pace(every.every_steps(**amounts), every.every_seconds, setup.num_batches)
+        in_steps = None if full is None else full.in_steps(**amounts)
+        pace = Pace(every.every_steps(**amounts), every.every_seconds, setup.num_batches, in_steps)
         measured = recipe_in_loop(setup.recipe).evaluate
         evaluate = in_loop_evaluator(measured, job.inputs, base=setup.base, seed=job.seed, out=job.out, pace=pace)
     started = read_environment()
@@ -141,6 +142,7 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
         compute=setup.machine.compute,
         watch=Watch(
             evaluate=evaluate,
+            tables_at=None if evaluate is None else evaluate.tables_at,
             lag=lag,
             evaluate_every=setup.recipe.evaluate.every,
             watchdog=setup.machine.watchdog,

@@ -21,8 +21,8 @@ from deepen.errors import DamageError, RunError
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.material import Material, material_of
 from deepen.evaluate.models import Models, Subject
-from deepen.evaluate.stage import Evaluation, probe_mark, table_mark
-from deepen.evaluate.tables import readable_file, table_file
+from deepen.evaluate.stage import Evaluation, probe_mark
+from deepen.evaluate.tables import readable_file, table_file, table_mark
 from deepen.formats.atomic import hash_file, write_json
 from deepen.formats.checkpoints import CheckpointInfo, read_checkpoint, verify
 from deepen.formats.json_text import read_object
@@ -30,7 +30,7 @@ from deepen.formats.manifest import MANIFEST, Artifact, InputEntry, StageJob, op
 from deepen.formats.records import append_record, keep_records
 from deepen.formats.roles import candidates
 from deepen.formats.scores import SCORES
-from deepen.formats.watched import WATCH, WatchedScores, WatchedTable, identity_of, read_watched
+from deepen.formats.watched import WATCH, MeasuredTable, WatchedScores, identity_of, read_watched
 from deepen.progress import say
 from deepen.recipe.reading import Loaded, load
 from deepen.train.interrupt import StoppedError
@@ -286,12 +286,12 @@ class Scorer:
         write_json(current, note)
 
     def _measured(self, subject: Subject, identity: str) -> WatchedScores:
-        work, tables = Evaluation(self.config, self.job, self.material), dict[str, WatchedTable]()
+        work, tables = Evaluation(self.config, self.job, self.material), dict[str, MeasuredTable]()
         for probe in self.config.all_probes:
             entries = {entry.path: entry for entry in work.measure(probe, [subject])}
             entry = entries.get(table_file(probe, subject.key))
             if entry is not None:
-                tables[probe.label] = WatchedTable(mark=self.marks[probe.label], hash=entry.hash)
+                tables[probe.label] = MeasuredTable(mark=self.marks[probe.label], hash=entry.hash)
         scores = work.compared(subject, probes=self.config.in_loop.all_probes)
         late = work.compared(subject, probes=self.config.late_probes)
         return WatchedScores(
@@ -307,6 +307,6 @@ def open_scorer(run: Path, loaded: Loaded) -> Scorer:
     raw_inputs = {"base": InputEntry(path=str(base.path or "random weights"), fingerprint=base.fingerprint)}
     raw_inputs |= probe_files_of(recipe, out)
     job = StageJob(out=out, fingerprint="", inputs=inputs, raw_inputs=raw_inputs, seed=recipe.seed)
-    marks = {probe.label: table_mark(probe, job) for probe in recipe.evaluate.all_probes}
+    marks = {probe.label: table_mark(probe_mark(probe, job)) for probe in recipe.evaluate.all_probes}
     material = material_of(inputs["curate"], inputs["tokenize"], base)
     return Scorer(recipe.evaluate, job, material, Models(base, job, loaded.machine.compute.beside_a_training), marks)

@@ -36,7 +36,7 @@ def stages(root: Path, unit: str, failed: dict[str, Any]) -> dict[str, Artifact]
 
 def test_failures_and_what_was_not_used_are_in_the_report(tmp_path: Path) -> None:
     (section,) = probe_sections(stages(tmp_path, "accuracy", {"bad": "took longer than its limit"}))
-    assert "2 measurements FAILED" in section.lead and "2.1% of at most 3.0%" in section.lead
+    assert "2 measurements FAILED" in section.lead
     for text in ("took longer than its limit", "step 7, during training", "no_json", "line 4"):
         assert text in section.body
 

@@ -139,7 +139,7 @@ def measure(
     model.train()
     scores = evaluator(model, 1, 10)
     assert model.training
-    tables = {label: one(model, None).to_pylist() for label, one in evaluator._measures.items() if label != "bad"}
+    tables = {label: one(model, None).to_pylist() for (label, _), one in evaluator._measures.items() if label != "bad"}
     prompts = [[5 + n, *range(20, 20 + 3 * n)] for n in range(3)]
     greedy = generate(model, prompts, Decoding(6, end_ids=[7]))
     tokens_BT = torch.arange(3 * 11).view(3, 11) * 7 % 300

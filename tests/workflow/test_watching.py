@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from deepen.cli import app
 from deepen.errors import RunError
 from deepen.evaluate import stage
+from deepen.evaluate.marked import watched_tables
 from deepen.formats.checkpoints import list_checkpoints, remove_checkpoint
 from deepen.formats.decisions import read_decisions
 from deepen.formats.records import append_record, read_records
@@ -102,10 +103,10 @@ def test_scores_are_those_of_this_checkpoint_and_probe_only(run: Path, monkeypat
     manifest.write_text(text.replace(weights, "xxh3:0"))
     assert not scorer.knows(info)
     manifest.write_text(text)
-    tables = stage.watched_tables(run / "watch", [info])
+    tables, subject = watched_tables(run / "watch", [info]), scorer.models.checkpoint(info)
     (probe,), (mark,) = scorer.config.all_probes, scorer.marks.values()
-    assert not tables.link(probe, info.step, "another probe", run / "it.parquet") and not (run / "it.parquet").exists()
-    assert tables.link(probe, info.step, mark, run / "it.parquet") and (run / "it.parquet").is_file()
+    assert not tables.link(probe, subject, "another probe", run / "it.parquet") and not (run / "it.parquet").exists()
+    assert tables.link(probe, subject, mark, run / "it.parquet") and (run / "it.parquet").is_file()
 
 
 def test_damaged_and_vanishing_checkpoints_are_passed_over(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
