@@ -149,10 +149,11 @@ def _of_rank(kind: str, rank: int, stored: StoredTensors) -> str:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: AdamW) -> dict[str, Tensor]:
+    known = {name: parameter for name, parameter in model.named_parameters() if parameter in optimizer.state}
+    assert len(known) == len(optimizer.state), "a parameter is not there as the optimizer knows it: gathered by FSDP?"
     return {
         f"{moment}/{name}": optimizer.state[parameter][moment]
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
+        for name, parameter in known.items()
         for moment in _MOMENTS
     }
 

@@ -63,6 +63,30 @@ def test_processes_are_started_where_the_machine_file_asks_for_them(root: Path, 
     assert len(list(checkpoint.glob("model-*-of-00002.safetensors"))) == 2
     assert json.loads((root / "runs/tiny/train/manifest.json").read_text())["counts"]["steps"] == 10
     assert not list((root / "runs/tiny/.processes").glob("*-*")), "nothing is left behind"
+    undisturbed = losses(root)
+    go_back(root, 5)  # where the model was measured right before it was saved
+    assert "resuming after step 5" in finish(deepen(*TRAIN), root)
+    assert losses(root) == undisturbed
+
+
+@pytest.mark.slow
+def test_every_checkpoint_is_a_place_to_go_on_from(root: Path) -> None:
+    machine(root, TWO)
+    finish(deepen(*TRAIN), root)
+    undisturbed = losses(root)
+    for step in (9, 6, 5, 4, 1):
+        go_back(root, step)
+        assert f"resuming after step {step}" in finish(deepen(*TRAIN), root)
+        assert losses(root) == undisturbed, step
+
+
+def go_back(root: Path, step: int) -> None:
+    """As if training had been killed right after this checkpoint."""
+    train = root / "runs/tiny/train"
+    (train / "manifest.json").unlink()
+    for path in (train / "checkpoints").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
 
 
 @pytest.mark.slow
