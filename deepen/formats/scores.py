@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,8 @@ ALL_CANDIDATES, CHOOSE_ON, REPORT_ON = "candidates.jsonl", "candidates_choose.js
 """Scores of checkpoints and blends: on everything, and on two halves. Written where blends were tried."""
 
 Ability = Literal["new", "kept"]
+_BUDGETED = ("bits per byte", "accuracy")
+"""Units of scores that a budget is about."""
 
 
 class Score(Settings):
@@ -54,6 +58,49 @@ class Score(Settings):
         if self.interval is None or not self.higher_is_better:
             return self.interval
         return -self.interval[1], -self.interval[0]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How much of the kept ability is lost."""
+
+    relative: float
+    """Rise of bits per byte, or drop of accuracy, relative to the base."""
+    surely: float
+    """The end of the interval that is nearer to the base; minus infinity without an interval."""
+    in_units: float
+    """The same in the probe's unit."""
+
+
+def worst_loss(scores: Sequence[Score]) -> Loss | None:
+    """The largest of each number over the scores that a budget is about; None when there is none of them.
+
+    Answers to a few hundred questions scatter by many times a budget. A drop of accuracy that may be chance, when all
+    tasks are tested together, is none: of several tasks at twenty evaluations some always look lost.
+    """
+    losses = [_loss_of(score) for score in _kept(scores)]
+    if not losses:
+        return None
+    return Loss(*(max(numbers) for numbers in zip(*losses, strict=True)))
+
+
+def _kept(scores: Sequence[Score]) -> list[Score]:
+    """The scores of the kept ability that a budget is about and that no other one summarises.
+
+    Rates of samples are for people: they double when they go from 1 to 2 %. A change of a base that has nothing right
+    is relative to nothing.
+    """
+    kept = [score for score in scores if score.ability == "kept" and score.unit in _BUDGETED and score.relative]
+    names = {score.probe for score in kept}
+    return [score for score in kept if score.probe.rpartition(":")[0] not in names]
+
+
+def _loss_of(score: Score) -> tuple[float, float, float]:
+    surely = score.loss_interval[0] if score.loss_interval is not None else -math.inf
+    if score.unit == "accuracy" and score.significant is False and score.loss > 0:
+        return 0.0, min(surely, 0.0), 0.0
+    in_units = score.baseline - score.value if score.higher_is_better else score.value - score.baseline
+    return score.loss, surely, in_units
 
 
 class BlendPart(Settings):
