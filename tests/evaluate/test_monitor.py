@@ -282,7 +282,7 @@ def test_noise_of_several_tasks_hardly_ever_makes_it_act() -> None:
     assert acted <= 3, f"{acted} of 12"
 
 
-def _answers(values: Sequence[float]) -> pa.Table:
+def _answers(values: Any) -> pa.Table:
     return table_of(Outcome(str(item), "task", str(item), float(value)) for item, value in enumerate(values))
 
 
