@@ -128,7 +128,8 @@ def evaluate(
         TABLES: {probe.label: table_mark(probe, job) for probe in config.all_probes},
         MODELS: {str(subject.key): subject.identity for subject in [*subjects, *blends]},
     }
-    say("\n".join([summary_table(scored, counts["checkpoints"]), *contamination_lines(scored, counts)]))
+    table = summary_table(scored, counts["checkpoints"], config.forgetting.budget)
+    say("\n".join([table, *contamination_lines(scored, counts)]))
     shutil.rmtree(job.out / SCRATCH, ignore_errors=True)
     return finish_stage(job, stage="evaluate", format_number=FORMAT, config=config, files=files, counts=counts)
 
