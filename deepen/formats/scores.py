@@ -59,6 +59,28 @@ class Score(Settings):
             return self.interval
         return -self.interval[1], -self.interval[0]
 
+    @property
+    def is_budgeted(self) -> bool:
+        """Whether a budget is about it: kept text or answers. Rates of samples are for people (they double when they
+        go from 1 to 2 %), and nothing is lost of a base that has nothing right."""
+        return self.ability == "kept" and self.unit in _BUDGETED and (self.relative or self.baseline > 0)
+
+    @property
+    def relative_loss(self) -> float:
+        """``loss`` relative to the baseline, also where ``difference`` is plain (the mean of tasks one of which the
+        base has nothing right in); only of what ``is_budgeted``."""
+        return self.loss / self._scale
+
+    @property
+    def relative_loss_interval(self) -> tuple[float, float] | None:
+        """``loss_interval``, in the same way."""
+        ends = self.loss_interval
+        return None if ends is None else (ends[0] / self._scale, ends[1] / self._scale)
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.relative else self.baseline
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -85,22 +107,19 @@ def worst_loss(scores: Sequence[Score]) -> Loss | None:
 
 
 def _kept(scores: Sequence[Score]) -> list[Score]:
-    """The scores of the kept ability that a budget is about and that no other one summarises.
-
-    Rates of samples are for people: they double when they go from 1 to 2 %. A change of a base that has nothing right
-    is relative to nothing.
-    """
-    kept = [score for score in scores if score.ability == "kept" and score.unit in _BUDGETED and score.relative]
+    """The scores that a budget is about and that no other one summarises."""
+    kept = [score for score in scores if score.is_budgeted]
     names = {score.probe for score in kept}
     return [score for score in kept if score.probe.rpartition(":")[0] not in names]
 
 
 def _loss_of(score: Score) -> tuple[float, float, float]:
-    surely = score.loss_interval[0] if score.loss_interval is not None else -math.inf
-    if score.unit == "accuracy" and score.significant is False and score.loss > 0:
+    ends, loss = score.relative_loss_interval, score.relative_loss
+    surely = ends[0] if ends is not None else -math.inf
+    if score.unit == "accuracy" and score.significant is False and loss > 0:
         return 0.0, min(surely, 0.0), 0.0
     in_units = score.baseline - score.value if score.higher_is_better else score.value - score.baseline
-    return score.loss, surely, in_units
+    return loss, surely, in_units
 
 
 class BlendPart(Settings):

@@ -26,7 +26,7 @@ from deepen.formats.scores import (
 from deepen.progress import say
 from deepen.select.config import RULES, SelectRule
 
-FORMAT = 2
+FORMAT = 3
 
 _PROBE = "held_out"
 
@@ -103,7 +103,8 @@ def candidates_of(scores: Sequence[CheckpointScores], budget: float) -> tuple[Ca
 def lost_tasks(scores: CheckpointScores, budget: float) -> Iterator[str]:
     """Kept tasks that surely dropped by more than ``budget``, tested together with all others."""
     for score in scores.scores:
-        if score.ability == "kept" and not score.probe.startswith(_PROBE) and score.significant and score.loss > budget:
+        is_task = score.is_budgeted and not score.probe.startswith(_PROBE)
+        if is_task and score.significant and score.relative_loss > budget:
             yield score.probe
 
 

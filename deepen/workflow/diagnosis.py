@@ -73,8 +73,9 @@ def _forgetting(case: Case) -> Iterator[Finding]:
 def _loss_of(score: Score) -> str:
     """A change with its interval, and what it is of where that is a task."""
     name = f"{score.probe} {score.unit} " if score.higher_is_better else ""
+    points = "" if score.relative else " of all items"
     low, high = score.interval or (score.difference, score.difference)
-    return f"{name}{score.difference:+.1%} ({low:+.1%} to {high:+.1%})"
+    return f"{name}{score.difference:+.1%}{points} ({low:+.1%} to {high:+.1%})"
 
 
 def _lost_tasks(case: Case) -> list[Score]:
@@ -82,10 +83,10 @@ def _lost_tasks(case: Case) -> list[Score]:
     found = [
         score
         for score in (case.scores[-1].scores if case.scores else ())
-        if score.ability == "kept" and _is_task(score) and score.relative and score.significant is not False
-        if score.loss_interval is not None and score.loss_interval[0] > case.budget
+        if score.is_budgeted and _is_task(score) and score.significant is not False
+        if score.relative_loss_interval is not None and score.relative_loss_interval[0] > case.budget
     ]
-    return sorted(found, key=lambda score: -score.loss)
+    return sorted(found, key=lambda score: -score.relative_loss)
 
 
 def _is_task(score: Score) -> bool:

@@ -292,6 +292,17 @@ def test_a_sure_loss_counts_beside_a_larger_one_that_is_not_sure() -> None:
     assert (found.loss, found.state) == (0.08, "breach")
 
 
+def test_tasks_that_the_base_has_nothing_right_in_do_not_hide_the_others() -> None:
+    """Of many small tasks some always have nothing right; the mean over all is then told in points."""
+    mean = {"probe": "mmlu", "higher_is_better": True, "unit": "accuracy", "relative": False, "significant": True}
+    lost = kept(-0.1, 0.02, baseline=0.4, value=0.3, **mean)
+    nothing = kept(0.0, 0.0, baseline=0.0, value=0.0, **{**mean, "probe": "mmlu:law"})
+    found = readings([CheckpointScores(step=10, tokens=0, scores=(kept(0.0), lost, nothing))], settings())[0]
+    assert found.loss == pytest.approx(0.25) and found.surely == pytest.approx(0.2) and found.state == "breach"
+    alone = kept(0.0, 0.0, baseline=0.0, value=0.0, **mean)
+    assert readings([CheckpointScores(step=10, tokens=0, scores=(alone,))], settings())[0].state == "unknown"
+
+
 def test_without_actions_it_only_watches() -> None:
     assert followed(history([0.5] * 5), settings(actions=[])) == []
 

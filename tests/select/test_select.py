@@ -231,3 +231,23 @@ def test_a_kept_task_that_surely_dropped_rules_a_checkpoint_out() -> None:
         update={"scores": (*better.scores[:2], dropped.model_copy(update={"significant": False}))}
     )
     assert choose(checkpoint(10, -0.1, 0.0), unsure).step == 20
+
+
+def test_what_counts_as_a_lost_task() -> None:
+    """Answers, also where the change is told in points; never the rates of generated samples."""
+    lost = score("kept", -0.2, 0.05).model_copy(
+        update={"probe": "exam", "higher_is_better": True, "unit": "accuracy", "significant": True, "baseline": 0.5}
+    )
+    good = checkpoint(10, -0.2, 0.0)
+
+    def eligible(task: Score) -> bool:
+        return candidates_of([good.model_copy(update={"scores": (*good.scores, task)})], 0.03)[0].eligible
+
+    assert not eligible(lost)
+    assert eligible(lost.model_copy(update={"significant": False}))
+    assert not eligible(lost.model_copy(update={"relative": False, "difference": -0.02})), "4 % of what was right"
+    assert eligible(lost.model_copy(update={"relative": False, "difference": -0.01}))
+    assert eligible(
+        lost.model_copy(update={"probe": "samples:repetition", "unit": "share", "higher_is_better": False,
+                                "difference": 5.0})
+    )  # fmt: skip
