@@ -126,8 +126,8 @@ def dominates(other: tuple[float | None, float | None], one: tuple[float | None,
 
 
 def chosen(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> Choice:
-    """Ask the rule; raises ``RunError`` when it takes a checkpoint that is not eligible."""
-    index, reason = rule.choose(candidates, budget=budget)
+    """Ask the rule; raises ``RunError`` when it takes a checkpoint that is not eligible, none that exists, or fails."""
+    index, reason = _asked(rule, candidates, budget)
     if index is not None and not candidates[index].eligible:
         raise RunError(
             f"the rule `{rule.use}` chose {candidates[index].title}, which is not within the forgetting budget",
@@ -142,6 +142,19 @@ def chosen(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> 
         candidates=tuple(candidates),
         alternatives=tuple(_alternatives(rule, candidates, budget)),
     )
+
+
+def _asked(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> tuple[int | None, str]:
+    """What a rule answers, which may be anyone's code."""
+    hint = "correct the rule: an index into the candidates or None, and a text"
+    try:
+        index, reason = rule.choose(candidates, budget=budget)
+    except Exception as error:
+        raise RunError(f"the rule `{rule.use}` failed: {type(error).__name__}: {error}", hint=hint) from error
+    known = index is None or (isinstance(index, int) and 0 <= index < len(candidates))
+    if not known or not isinstance(reason, str):
+        raise RunError(f"the rule `{rule.use}` answered `{index!r}` with the reason `{reason!r}`", hint=hint)
+    return index, reason
 
 
 def _alternatives(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> Iterator[Alternative]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -251,3 +253,22 @@ def test_what_counts_as_a_lost_task() -> None:
         lost.model_copy(update={"probe": "samples:repetition", "unit": "share", "higher_is_better": False,
                                 "difference": 5.0})
     )  # fmt: skip
+
+
+class Wrong(SelectRule):
+    """A rule of somebody's that answers what it was made with."""
+
+    use: Literal["tests.select.test_select:Wrong"] = "tests.select.test_select:Wrong"
+    answer: int = 99
+
+    def choose(self, candidates: Sequence[Candidate], *, budget: float) -> tuple[int | None, str]:
+        """See ``SelectRule.choose``."""
+        return 10 // self.answer, "" if self.answer > 1 else None  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"), [(2, "answered `5`"), (-2, "answered `-5`"), (0, "ZeroDivision"), (1, "answered `10`")]
+)
+def test_a_rule_that_answers_nonsense_is_told(answer: int, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        choose(checkpoint(10, -0.1, 0.0), rule=Wrong(answer=answer))
