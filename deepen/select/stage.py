@@ -14,6 +14,7 @@ from deepen.formats.atomic import write_json
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import read_models
 from deepen.formats.scores import (
+    ALL_CANDIDATES,
     CHOOSE_ON,
     REPORT_ON,
     SCORES,
@@ -34,15 +35,12 @@ _PROBE = "held_out"
 def select(config: SelectRule, job: StageJob, *, budget: float) -> Manifest:
     """Choose one checkpoint, or the base.
 
-    Inputs: ``evaluate`` (its ``scores.jsonl``). Writes ``choice.json``. ``budget`` is ``evaluate.forgetting.budget``.
+    Inputs: ``evaluate`` (its ``scores.jsonl``; where blends were tried, the scores on everything and on its halves).
+    Writes ``choice.json``. ``budget`` is ``evaluate.forgetting.budget``.
     """
     begin_stage(job, stage="select", format_number=FORMAT, config=config)
-    evaluated = job.inputs["evaluate"].path
-    tried_blends = (evaluated / CHOOSE_ON).is_file()
-    candidates = candidates_of(_read_scores(evaluated / (CHOOSE_ON if tried_blends else SCORES)), budget)
-    choice = chosen(config, candidates, budget)
-    if tried_blends:
-        choice = confirmed(choice, candidates_of(_read_scores(evaluated / REPORT_ON), budget))
+    choice = _chosen_of(job.inputs["evaluate"].path, config, budget)
+    candidates = choice.candidates
     say(choice.reason)
     say(side_by_side(choice))
     entry = write_json(job.out / "choice.json", choice.model_dump(mode="json"))
@@ -54,6 +52,27 @@ def select(config: SelectRule, job: StageJob, *, budget: float) -> Manifest:
         "budget": budget,
     }
     return finish_stage(job, stage="select", format_number=FORMAT, config=config, files=[entry], counts=counts)
+
+
+def _chosen_of(evaluated: Path, rule: SelectRule, budget: float) -> Choice:
+    """The choice from all that was scored; of blends from one half and confirmed on the other, if both have it all."""
+    if not (evaluated / CHOOSE_ON).is_file():
+        return chosen(rule, candidates_of(_read_scores(evaluated / SCORES), budget), budget)
+    every, half, other = (_read_scores(evaluated / name) for name in (ALL_CANDIDATES, CHOOSE_ON, REPORT_ON))
+    missing = sorted(_texts(every) - (_texts(half) & _texts(other)))
+    if missing:
+        choice = chosen(rule, candidates_of(every, budget), budget)
+        sentence = (
+            f"A half of the documents has none of {', '.join(f'`{name}` ({ability})' for name, ability in missing)}, so this is chosen on "
+            "all of them, and confirmed on none."
+        )
+        return choice.model_copy(update={"reason": f"{choice.reason} {sentence}"})
+    return confirmed(chosen(rule, candidates_of(half, budget), budget), candidates_of(other, budget))
+
+
+def _texts(scored: Sequence[CheckpointScores]) -> set[tuple[str, str]]:
+    """The held-out sources and abilities that were measured."""
+    return {(score.probe, score.ability) for one in scored for score in one.scores if score.probe.startswith(_PROBE)}
 
 
 def _read_scores(file: Path) -> list[CheckpointScores]:

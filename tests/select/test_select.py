@@ -204,15 +204,34 @@ def test_no_rule_takes_what_is_over_the_budget(changes: list[tuple[float, float]
     assert all(one.eligible for one in taken) and len(choice.alternatives) == len(RULES) - 1
 
 
+def selected(artifact: Artifact, *found: list[CheckpointScores]) -> Choice:
+    """The choice from scores on everything, on the half to choose on, and on the half to report on."""
+    for name, scores in zip(("", "_choose", "_report"), found, strict=True):
+        lines = (one.model_dump(mode="json") for one in scores)
+        write_records(artifact.path / f"candidates{name}.jsonl", lines, artifact.path)
+    out = artifact.path.parent / "select"
+    select(RULE, StageJob(out, "f", {"evaluate": artifact}), budget=0.03)
+    return Choice.model_validate_json((out / "choice.json").read_bytes(), strict=False)
+
+
+@pytest.mark.parametrize("lacking", ["choose", "report"])
+def test_halves_that_lack_what_is_to_be_kept_are_not_chosen_on(tmp_path: Path, lacking: str) -> None:
+    """Few documents: all of the kept ones may fall into one half, and the budget would not be held."""
+    blend = (BlendPart(step=20, weight=0.5), BlendPart(step=None, weight=0.5))
+    whole = [checkpoint(20, -0.3, 0.1), checkpoint(20, -0.2, 0.0).model_copy(update={"blend": blend})]
+    part = [checkpoint(20, -0.3, None), checkpoint(20, -0.2, None).model_copy(update={"blend": blend})]
+    halves = (part, whole) if lacking == "choose" else (whole, part)
+    choice = selected(evaluated(tmp_path / "evaluate", [whole[0]]), whole, *halves)
+    assert choice.blend == blend and choice.confirmed is None
+    assert "none of `held_out`" in choice.reason and "confirmed on none" in choice.reason
+
+
 def test_blends_are_chosen_on_one_half_and_reported_on_the_other(tmp_path: Path) -> None:
     half = (BlendPart(step=20, weight=0.5), BlendPart(step=None, weight=0.5))
     chosen_on = [checkpoint(20, -0.3, 0.1), checkpoint(20, -0.2, 0.0).model_copy(update={"blend": half})]
     reported = [checkpoint(20, -0.3, 0.1), checkpoint(20, -0.15, 0.05).model_copy(update={"blend": half})]
     artifact = evaluated(tmp_path / "evaluate", [chosen_on[0]])
-    for name, found in (("candidates_choose.jsonl", chosen_on), ("candidates_report.jsonl", reported)):
-        write_records(artifact.path / name, (one.model_dump(mode="json") for one in found), artifact.path)
-    select(RULE, StageJob(tmp_path / "select", "f", {"evaluate": artifact}), budget=0.03)
-    choice = Choice.model_validate_json((tmp_path / "select" / "choice.json").read_bytes(), strict=False)
+    choice = selected(artifact, chosen_on, chosen_on, reported)
     assert (choice.step, choice.blend, choice.title) == (20, half, "0.5 x step 20 + 0.5 x base")
     assert choice.reason.startswith("0.5 x step 20 + 0.5 x base is chosen among 1 checkpoint and 1 blend.")
     assert choice.confirmed is not None and choice.confirmed.new == -0.15
