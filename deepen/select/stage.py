@@ -62,10 +62,8 @@ def _chosen_of(evaluated: Path, rule: SelectRule, budget: float) -> Choice:
     missing = sorted(_texts(every) - (_texts(half) & _texts(other)))
     if missing:
         choice = chosen(rule, candidates_of(every, budget), budget)
-        sentence = (
-            f"A half of the documents has none of {', '.join(f'`{name}` ({ability})' for name, ability in missing)}, so this is chosen on "
-            "all of them, and confirmed on none."
-        )
+        named = ", ".join(f"`{name}` ({ability})" for name, ability in missing)
+        sentence = f"A half of the documents has none of {named}, so this is chosen on all, and confirmed on none."
         return choice.model_copy(update={"reason": f"{choice.reason} {sentence}"})
     return confirmed(chosen(rule, candidates_of(half, budget), budget), candidates_of(other, budget))
 
