@@ -32,7 +32,7 @@ def _change_of(decision: Decision) -> str:
         case "lower_learning_rate":
             return f"x {details.get('to')}"
         case "more_replay":
-            return f"{details.get('by', 0):+.0%} replay"
+            return f"{100 * details.get('by', 0):+.3g} points of replay"
         case "rewind":
             return f"to step {details['to']}" if "to" in details else ""
         case "smaller_micro_batch":

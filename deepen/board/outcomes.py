@@ -9,10 +9,22 @@ from typing import Any
 from deepen.board import charts
 from deepen.board.page import Card, Section, fold, table
 from deepen.board.probes import probe_sections
+from deepen.errors import DeepenError
 from deepen.evaluate.summary_table import measuring_took
 from deepen.formats.json_text import read_model
 from deepen.formats.manifest import Artifact
-from deepen.formats.scores import SCORES, Alternative, Candidate, Choice, score_records
+from deepen.formats.records import read_models
+from deepen.formats.scores import (
+    ALL_CANDIDATES,
+    SCORES,
+    Alternative,
+    Candidate,
+    CheckpointScores,
+    Choice,
+    score_records,
+)
+from deepen.progress import say
+from deepen.select.stage import candidates_of
 from deepen.workflow.stages import finished_stages
 
 _SCORES = ("step", "probe", "ability", "base", "value", "change", "95 % interval", "detectable", "items")
@@ -43,8 +55,10 @@ def choice_cards(choice: Choice) -> Iterator[Card]:
 def outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str, Artifact]) -> Iterator[Section]:
     """Gain against forgetting, scores over time, and the other probes."""
     choice, budget = read_choice(stages), float(recipe["evaluate"]["forgetting"]["budget"])
-    paths: dict[str, Sequence[Candidate]] = {str(recipe["name"]): choice.candidates, **_neighbours(run, stages)}
-    body = charts.plane_chart(paths, budget, _taken(choice.candidates, choice))
+    own = _on_everything(stages["evaluate"], budget)
+    body = charts.plane_chart(
+        {str(recipe["name"]): own, **_neighbours(run, stages, budget)}, budget, _taken(own, choice)
+    )
     yield Section("Gain against forgetting", _reading(choice), body + _rules(choice) + _front(choice))
     checkpoints = score_records(stages["evaluate"].path / SCORES)
     if checkpoints:
@@ -79,11 +93,16 @@ def _row(step: int, score: Mapping[str, Any]) -> tuple[Any, ...]:
         score["ability"],
         score["baseline"],
         score["value"],
-        f"{score['difference']:+.2%}" + ("" if score.get("relative", True) else " points"),
-        "{:+.2%} to {:+.2%}".format(*score["interval"]) if score["interval"] else "not computed",
-        "" if smallest is None else f"{smallest:.2%}",
+        _said(score, score["difference"]),
+        " to ".join(_said(score, end) for end in score["interval"]) if score["interval"] else "not computed",
+        "" if smallest is None else _said(score, smallest).lstrip("+"),
         score["items"],
     )
+
+
+def _said(score: Mapping[str, Any], change: float) -> str:
+    """A change relative to the base in percent, else in points."""
+    return f"{change:+.2%}" if score.get("relative", True) else f"{100 * change:+.2f} points"
 
 
 def _taken(candidates: Sequence[Candidate], one: Choice | Alternative) -> Candidate | None:
@@ -99,7 +118,11 @@ def _rules(choice: Choice) -> str:
         taken = _taken(choice.candidates, one)
         name = one.rule + (" (this recipe's)" if one is choice else "")
         rows.append((name, one.title, *(_change(taken, axis) for axis in ("new", "kept"))))
-    return fold("what each rule would take", table(("rule", "takes", "new", "kept"), rows))
+    return fold(f"what each rule would take{_half(choice)}", table(("rule", "takes", "new", "kept"), rows))
+
+
+def _half(choice: Choice) -> str:
+    return ", by the half of documents and items that choices are made on" if choice.confirmed else ""
 
 
 def _front(choice: Choice) -> str:
@@ -109,7 +132,8 @@ def _front(choice: Choice) -> str:
         for one in choice.candidates
         if one.on_front
     ]
-    return fold("the Pareto set", table(("candidate", "new", "at worst", "kept", "at worst"), rows)) if rows else ""
+    columns = ("candidate", "new", "at worst", "kept", "at worst")
+    return fold(f"the Pareto set{_half(choice)}", table(columns, rows)) if rows else ""
 
 
 def _change(candidate: Candidate | None, axis: str) -> str:
@@ -126,15 +150,25 @@ def _reading(choice: Choice) -> str:
     return reason
 
 
-def _neighbours(run: Path, stages: Mapping[str, Artifact]) -> dict[str, Sequence[Candidate]]:
-    """Candidates of neighbouring runs (the control among them) measured against the very same baseline
-    (probes that came after training aside)."""
+def _on_everything(evaluated: Artifact, budget: float) -> tuple[Candidate, ...]:
+    """Checkpoints and blends by all documents, so that runs compare: a choice may be made on half of them."""
+    tried = evaluated.path / ALL_CANDIDATES
+    path = tried if tried.is_file() else evaluated.path / SCORES
+    return candidates_of(list(read_models(path, CheckpointScores)), budget)
+
+
+def _neighbours(run: Path, stages: Mapping[str, Artifact], budget: float) -> dict[str, Sequence[Candidate]]:
+    """Candidates of neighbouring runs (the control among them, which chooses none) measured against the very same
+    baseline (probes that came after training aside). One that cannot be read is told and left out."""
     mark = stages["baseline"].core
     found: dict[str, Sequence[Candidate]] = {}
     for other in sorted(run.resolve().parent.iterdir()):
-        if other == run.resolve() or not (other / "select" / "manifest.json").is_file():
+        if other == run.resolve() or not (other / "evaluate").exists():
             continue
-        theirs = finished_stages(other)
-        if "baseline" in theirs and theirs["baseline"].core == mark and "select" in theirs:
-            found[other.name] = read_choice(theirs).candidates
+        try:
+            theirs = finished_stages(other)
+            if "evaluate" in theirs and "baseline" in theirs and theirs["baseline"].core == mark:
+                found[other.name] = _on_everything(theirs["evaluate"], budget)
+        except DeepenError as error:
+            say(f"report: `{other.name}` is left out: {error.message}")
     return found

@@ -116,10 +116,14 @@ def _with_and_without(one: CheckpointScores, probes: Mapping[str, Any]) -> Itera
 
 
 def _cells(score: Score) -> tuple[Any, ...]:
-    change = f"{score.difference:+.2%}" + ("" if score.relative else " points")
+    change = _said(score, score.difference)
     if score.interval is not None:
-        change += " ({:+.2%} to {:+.2%})".format(*score.interval)
+        change += f" ({' to '.join(_said(score, end) for end in score.interval)})"
     return score.items, score.baseline, score.value, change
+
+
+def _said(score: Score, change: float) -> str:
+    return f"{change:+.2%}" if score.relative else f"{100 * change:+.2f} points"
 
 
 def _not_used(base: Mapping[str, Any]) -> str:

@@ -56,6 +56,8 @@ def run(
         loaded = load(recipe, options.machine, options.sets)
         directory = run_directory(recipe, options.runs, loaded)
         made, _ = run_control(loaded.recipe, loaded.machine, directory, offline=options.offline)
+        if (directory / "report.html").is_file():
+            write_report(directory)  # its plane shows the control
         if not options.as_json:
             print(f"control: {made} (`deepen compare {directory} {made}`)")
 

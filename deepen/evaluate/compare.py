@@ -134,7 +134,9 @@ def status(kept: Score | None, budget: float, *, measured: bool) -> str:
     """
     if kept is None:
         return "not finite" if measured else "not measured"
-    interval = kept.loss_interval
+    if not kept.is_budgeted:
+        return "ok"
+    interval = kept.relative_loss_interval
     if interval is not None and interval[0] > budget:
         return "breach"
-    return "warning" if kept.loss > budget else "ok"
+    return "warning" if kept.relative_loss > budget else "ok"

@@ -21,8 +21,11 @@ from deepen.evaluate.probes.samples import Samples
 from deepen.plug import plug_from
 from deepen.settings import Amount, AmountSetting, Interval, IntervalSetting, Many, Settings, Share
 
+HELD_OUT = "held_out"
+"""The probe that the forgetting budget, selection, diagnosis and report are about."""
+
 PROBES: dict[str, type[Probe]] = {
-    "held_out": HeldOut,
+    HELD_OUT: HeldOut,
     "multiple_choice": MultipleChoice,
     "cloze": Cloze,
     "exact_answer": ExactAnswer,
@@ -113,6 +116,7 @@ def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) 
     for label in sorted(label for label, count in times.items() if count > 1):
         message = "two probes have the same name"
         found.append(Problem("evaluate.probes", message, "keep one of them, or give one a `name`", label))
+    found += _held_out_problems(config)
     if not config.in_loop.all_probes:
         message = "none is measured during training, which would be blind: all have `in_loop: false`"
         found.append(Problem("evaluate.probes", message, "add `held_out`"))
@@ -139,6 +143,22 @@ def _full_problems(config: EvaluateConfig, total_steps: int, tokens_per_step: in
     if config.every.every_steps(total_steps=total_steps, tokens_per_step=tokens_per_step) is None:
         message = "with `evaluate.full_every` models are scored at fixed steps"
         yield Problem("evaluate.every", message, "give a share, steps or tokens", str(config.every))
+
+
+def _held_out_problems(config: EvaluateConfig) -> Iterator[Problem]:
+    """The budget, selection and diagnosis read the scores called `held_out`: under another name nothing would be held
+    against the budget, and under this name nothing else may stand."""
+    texts = [probe for probe in config.probes if isinstance(probe, HeldOut)]
+    for index, probe in enumerate(config.probes):
+        place, is_text = f"evaluate.probes[{index}].name", isinstance(probe, HeldOut)
+        if probe.label == HELD_OUT and not is_text:
+            yield Problem(place, "is the name of the held-out text, which the budget is about", "another", HELD_OUT)
+        elif is_text and len(texts) == 1 and probe.label != HELD_OUT:
+            message = "the budget, selection and report look for the held-out text under the name `held_out`"
+            yield Problem(place, message, "leave the name out", probe.label)
+    if len(texts) > 1 and HELD_OUT not in [probe.label for probe in texts]:
+        message = "several probes of held-out text, and none that the budget, selection and report look at"
+        yield Problem("evaluate.probes", message, "leave the `name` of that one out")
 
 
 def _lag_problems(config: EvaluateConfig, total_steps: int, tokens_per_step: int) -> Iterator[Problem]:

@@ -261,8 +261,11 @@ def problems(config: Forgetting, circumstances: Circumstances, *, measures_kept:
     """Actions that can never be taken, and a monitor with nothing to watch."""
     path = "evaluate.forgetting"
     if config.actions and not measures_kept:
-        message = "nothing measures what is kept: no source has the role `replay` or `watch`"
-        yield Problem(f"{path}.actions", message, "add one with `role: watch`, or leave the actions out")
+        message = (
+            "nothing measures what is kept during training: no `held_out` over a source with the role `replay` or "
+            "`watch`, and no probe with `ability: kept`"
+        )
+        yield Problem(f"{path}.actions", message, "add one of them, or leave the actions out")
     if config.relax > config.calm:
         message = f"would give replay back at losses at which a warning still holds (calm: {config.calm:g})"
         yield Problem(f"{path}.relax", message, "at most `calm`", f"{config.relax:g}")

@@ -13,12 +13,11 @@ from typing import Any, Final, Literal
 
 from deepen.evaluate.forgetting import Action, Forgetting, Situation
 from deepen.formats.decisions import Decision
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.formats.scores import CheckpointScores, worst_loss
 
 State = Literal["ok", "warning", "breach", "unknown"]
 
 BY: Final = "forgetting"
-_UNITS = ("bits per byte", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,9 @@ class Reading:
     loss: float | None
     """Relative loss of the worst kept score: rise of bits per byte, drop of accuracy; None when nothing was scored."""
     surely: float | None
-    """The end of its interval that is nearer to the base."""
+    """The largest end that is nearer to the base of the scores' intervals."""
     in_units: float | None
-    """The same loss in the probe's unit."""
+    """The largest loss in a probe's unit."""
     state: State
     known: int
     """The step that training had reached when it came to know this: later, where another process scored."""
@@ -56,32 +55,13 @@ def readings(history: Sequence[CheckpointScores], settings: Forgetting) -> list[
     found: list[Reading] = []
     state: State = "ok"
     for scores in history:
-        worst = max(map(_loss_of, kept_scores(scores.scores)), default=None)
+        worst = worst_loss(scores.scores)
         if worst is None:
             found.append(Reading(scores.step, None, None, None, "unknown", scores.known))
             continue
-        loss, surely, in_units = worst
-        state = _state(loss, surely, state, settings)
-        found.append(Reading(scores.step, loss, surely, in_units, state, scores.known))
+        state = _state(worst.relative, worst.surely, state, settings)
+        found.append(Reading(scores.step, worst.relative, worst.surely, worst.in_units, state, scores.known))
     return found
-
-
-def kept_scores(scores: Sequence[Score]) -> list[Score]:
-    """The scores of the kept ability that a budget is about and that no other one summarises.
-
-    Rates of samples are for people: they double when they go from 1 to 2 %. A change of a base that has nothing right
-    is relative to nothing.
-    """
-    kept = [score for score in scores if score.ability == "kept" and score.unit in _UNITS and score.relative]
-    names = {score.probe for score in kept}
-    return [score for score in kept if score.probe.rpartition(":")[0] not in names]
-
-
-def _loss_of(score: Score) -> tuple[float, float, float]:
-    """Relative loss, the end of its interval nearer to the base, and the loss in the probe's unit."""
-    surely = score.loss_interval[0] if score.loss_interval is not None else float("-inf")
-    in_units = score.baseline - score.value if score.higher_is_better else score.value - score.baseline
-    return score.loss, surely, in_units
 
 
 def _state(loss: float, surely: float, before: State, settings: Forgetting) -> State:

@@ -136,8 +136,8 @@ def evaluate(
         TABLES: {probe.label: table_mark(probe_mark(probe, job)) for probe in config.all_probes},
         MODELS: {str(subject.key): subject.identity for subject in [*subjects, *blends]},
     }
-    lines = [*contamination_lines(scored, counts), *measuring_lines(counts["in_loop"])]
-    say("\n".join([summary_table(scored, counts["checkpoints"]), *lines]))
+    table = summary_table(scored, counts["checkpoints"], config.forgetting.budget)
+    say("\n".join([table, *contamination_lines(scored, counts), *measuring_lines(counts["in_loop"])]))
     shutil.rmtree(job.out / SCRATCH, ignore_errors=True)
     return finish_stage(job, stage="evaluate", format_number=FORMAT, config=config, files=files, counts=counts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from deepen.evaluate.compare import status
 from deepen.evaluate.contamination import described
 from deepen.formats.scores import Ability, CheckpointScores, Score, blend_title
 
@@ -35,17 +36,25 @@ def _described(source: Mapping[str, Any]) -> str:
     return f"{source['bits_per_byte']:.4f} bits per byte over {source['scored']} documents"
 
 
-def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapping[str, Any]]) -> str:
-    """Per probe a line for each checkpoint with values, changes and intervals of both abilities, then the status."""
+def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapping[str, Any]], budget: float) -> str:
+    """Per probe a line for each checkpoint with values, changes and intervals of both abilities, and where it says
+    something of the kept one the status by this probe alone; ``checkpoints`` hold the worst of all."""
     labels = list(dict.fromkeys(s.probe for one in scored for s in one.scores if ":" not in s.probe))
     lines = []
     for label in labels or ["held_out"]:
         found = [ability for ability in _ABILITIES if any(one.of(label, ability) for one in scored)]
         lines.append(f"{label}:")
-        lines.append("  ".join([f"{'step':>8}", *(f"{ability:>8}  {_CHANGE:<28}" for ability in found), "status"]))
+        judged = "kept" in found or label == "held_out"
+        heads = [
+            f"{'step':>8}",
+            *(f"{ability:>8}  {_CHANGE:<28}" for ability in found),
+            *(["status"] if judged else []),
+        ]
+        lines.append("  ".join(heads))
         for scores, checkpoint in zip(scored, checkpoints, strict=True):
             cells = [_cells(scores.of(label, ability)) for ability in found]
-            lines.append("  ".join([f"{scores.step:>8}", *cells, checkpoint["status"]]))
+            cells += [_status(scores.of(label, "kept"), checkpoint["status"], budget)] if judged else []
+            lines.append("  ".join([f"{scores.step:>8}", *cells]).rstrip())
     for one in scored:
         lines += [f"step {one.step}: probe `{label}` failed: {reason}" for label, reason in one.failed.items()]
     lines += _slices(scored[-1]) if scored else []
@@ -66,6 +75,11 @@ def measuring_took(spent: Mapping[str, Any]) -> str:
     if spent.get("in_full"):
         text += f"; measuring everything, {spent['in_full']} times, took {spent['in_full_seconds']:.3g} s more"
     return text
+
+
+def _status(kept: Score | None, worst: str, budget: float) -> str:
+    """By one probe: a score that is missing was not finite if any probe's was not."""
+    return status(kept, budget, measured=worst == "not finite")
 
 
 def _slices(last: CheckpointScores) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +16,8 @@ ALL_CANDIDATES, CHOOSE_ON, REPORT_ON = "candidates.jsonl", "candidates_choose.js
 """Scores of checkpoints and blends: on everything, and on two halves. Written where blends were tried."""
 
 Ability = Literal["new", "kept"]
+_BUDGETED = ("bits per byte", "accuracy")
+"""Units of scores that a budget is about."""
 
 
 class Score(Settings):
@@ -54,6 +58,68 @@ class Score(Settings):
         if self.interval is None or not self.higher_is_better:
             return self.interval
         return -self.interval[1], -self.interval[0]
+
+    @property
+    def is_budgeted(self) -> bool:
+        """Whether a budget is about it: kept text or answers. Rates of samples are for people (they double when they
+        go from 1 to 2 %), and nothing is lost of a base that has nothing right."""
+        return self.ability == "kept" and self.unit in _BUDGETED and (self.relative or self.baseline > 0)
+
+    @property
+    def relative_loss(self) -> float:
+        """``loss`` relative to the baseline, also where ``difference`` is plain (the mean of tasks one of which the
+        base has nothing right in); only of what ``is_budgeted``."""
+        return self.loss / self._scale
+
+    @property
+    def relative_loss_interval(self) -> tuple[float, float] | None:
+        """``loss_interval``, in the same way."""
+        ends = self.loss_interval
+        return None if ends is None else (ends[0] / self._scale, ends[1] / self._scale)
+
+    @property
+    def _scale(self) -> float:
+        return 1.0 if self.relative else self.baseline
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How much of the kept ability is lost."""
+
+    relative: float
+    """Rise of bits per byte, or drop of accuracy, relative to the base."""
+    surely: float
+    """The end of the interval that is nearer to the base; minus infinity without an interval."""
+    in_units: float
+    """The same in the probe's unit."""
+
+
+def worst_loss(scores: Sequence[Score]) -> Loss | None:
+    """The largest of each number over the scores that a budget is about; None when there is none of them.
+
+    Answers to a few hundred questions scatter by many times a budget. A drop of accuracy that may be chance, when all
+    tasks are tested together, is none: of several tasks at twenty evaluations some always look lost.
+    """
+    losses = [_loss_of(score) for score in _kept(scores)]
+    if not losses:
+        return None
+    return Loss(*(max(numbers) for numbers in zip(*losses, strict=True)))
+
+
+def _kept(scores: Sequence[Score]) -> list[Score]:
+    """The scores that a budget is about and that no other one summarises."""
+    kept = [score for score in scores if score.is_budgeted]
+    names = {score.probe for score in kept}
+    return [score for score in kept if score.probe.rpartition(":")[0] not in names]
+
+
+def _loss_of(score: Score) -> tuple[float, float, float]:
+    ends, loss = score.relative_loss_interval, score.relative_loss
+    surely = ends[0] if ends is not None else -math.inf
+    if score.unit == "accuracy" and score.significant is False and loss > 0:
+        return 0.0, min(surely, 0.0), 0.0
+    in_units = score.baseline - score.value if score.higher_is_better else score.value - score.baseline
+    return loss, surely, in_units
 
 
 class BlendPart(Settings):

@@ -18,6 +18,7 @@ from deepen.evaluate import config as evaluate_config
 from deepen.evaluate import forgetting
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.forgetting import Circumstances
+from deepen.evaluate.probes.held_out import HeldOut
 from deepen.export.config import ExportConfig
 from deepen.formats.yaml_text import Key, YamlText
 from deepen.ingest import config as ingest_config
@@ -283,8 +284,9 @@ def _check_forgetting(sections: Sections) -> Iterator[Problem]:
     if evaluate is None or mix is None or not sources or None in sources:
         return
     roles = {source.role for source in sources if source is not None} | {rows.role for rows in mix.fixed_rows}
-    measures_kept = bool(roles & {"replay", "watch"}) or any(
-        getattr(probe, "ability", None) == "kept" for probe in evaluate.in_loop.probes
+    measures_kept = any(
+        bool(roles & {"replay", "watch"}) if isinstance(probe, HeldOut) else getattr(probe, "ability", None) == "kept"
+        for probe in evaluate.in_loop.all_probes
     )
     circumstances = Circumstances(
         has_replay="replay" in roles,

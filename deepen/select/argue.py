@@ -14,7 +14,7 @@ def argue_choice(candidates: Sequence[Candidate], index: int, budget: float, bec
     if because:
         sentences.append(because)
     if chosen.new is None:
-        sentences.append("No new ability was measured, so it is simply the last one that qualifies.")
+        sentences.append("No new ability was measured by held-out text, so it is simply the last one that qualifies.")
     elif because:
         sentences.append(f"Its new ability changes by {_change(chosen.new, chosen.new_upper)}.")
     else:
@@ -51,7 +51,10 @@ def argue_not_better(candidates: Sequence[Candidate], index: int, budget: float)
 
 def _forgetting(candidate: Candidate, budget: float) -> str:
     if candidate.kept is None:
-        return "Forgetting was not measured: there are no held-out documents of replay or watch sources."
+        return (
+            "Forgetting was not measured by text: there is no probe `held_out`, or it has no documents of replay or watch "
+            "sources."
+        )
     change = _change(candidate.kept, candidate.kept_upper)
     text = f"Its kept ability changes by {change}, within the budget of {budget:.2%}."
     if candidate.kept_upper is None:

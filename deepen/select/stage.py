@@ -14,6 +14,7 @@ from deepen.formats.atomic import write_json
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.records import read_models
 from deepen.formats.scores import (
+    ALL_CANDIDATES,
     CHOOSE_ON,
     REPORT_ON,
     SCORES,
@@ -26,7 +27,7 @@ from deepen.formats.scores import (
 from deepen.progress import say
 from deepen.select.config import RULES, SelectRule
 
-FORMAT = 2
+FORMAT = 3
 
 _PROBE = "held_out"
 
@@ -34,15 +35,12 @@ _PROBE = "held_out"
 def select(config: SelectRule, job: StageJob, *, budget: float) -> Manifest:
     """Choose one checkpoint, or the base.
 
-    Inputs: ``evaluate`` (its ``scores.jsonl``). Writes ``choice.json``. ``budget`` is ``evaluate.forgetting.budget``.
+    Inputs: ``evaluate`` (its ``scores.jsonl``; where blends were tried, the scores on everything and on its halves).
+    Writes ``choice.json``. ``budget`` is ``evaluate.forgetting.budget``.
     """
     begin_stage(job, stage="select", format_number=FORMAT, config=config)
-    evaluated = job.inputs["evaluate"].path
-    tried_blends = (evaluated / CHOOSE_ON).is_file()
-    candidates = candidates_of(_read_scores(evaluated / (CHOOSE_ON if tried_blends else SCORES)), budget)
-    choice = chosen(config, candidates, budget)
-    if tried_blends:
-        choice = confirmed(choice, candidates_of(_read_scores(evaluated / REPORT_ON), budget))
+    choice = _chosen_of(job.inputs["evaluate"].path, config, budget)
+    candidates = choice.candidates
     say(choice.reason)
     say(side_by_side(choice))
     entry = write_json(job.out / "choice.json", choice.model_dump(mode="json"))
@@ -54,6 +52,25 @@ def select(config: SelectRule, job: StageJob, *, budget: float) -> Manifest:
         "budget": budget,
     }
     return finish_stage(job, stage="select", format_number=FORMAT, config=config, files=[entry], counts=counts)
+
+
+def _chosen_of(evaluated: Path, rule: SelectRule, budget: float) -> Choice:
+    """The choice from all that was scored; of blends from one half and confirmed on the other, if both have it all."""
+    if not (evaluated / CHOOSE_ON).is_file():
+        return chosen(rule, candidates_of(_read_scores(evaluated / SCORES), budget), budget)
+    every, half, other = (_read_scores(evaluated / name) for name in (ALL_CANDIDATES, CHOOSE_ON, REPORT_ON))
+    missing = sorted(_texts(every) - (_texts(half) & _texts(other)))
+    if missing:
+        choice = chosen(rule, candidates_of(every, budget), budget)
+        named = ", ".join(f"`{name}` ({ability})" for name, ability in missing)
+        sentence = f"A half of the documents has none of {named}, so this is chosen on all, and confirmed on none."
+        return choice.model_copy(update={"reason": f"{choice.reason} {sentence}"})
+    return confirmed(chosen(rule, candidates_of(half, budget), budget), candidates_of(other, budget))
+
+
+def _texts(scored: Sequence[CheckpointScores]) -> set[tuple[str, str]]:
+    """The held-out sources and abilities that were measured."""
+    return {(score.probe, score.ability) for one in scored for score in one.scores if score.probe.startswith(_PROBE)}
 
 
 def _read_scores(file: Path) -> list[CheckpointScores]:
@@ -103,7 +120,8 @@ def candidates_of(scores: Sequence[CheckpointScores], budget: float) -> tuple[Ca
 def lost_tasks(scores: CheckpointScores, budget: float) -> Iterator[str]:
     """Kept tasks that surely dropped by more than ``budget``, tested together with all others."""
     for score in scores.scores:
-        if score.ability == "kept" and not score.probe.startswith(_PROBE) and score.significant and score.loss > budget:
+        is_task = score.is_budgeted and not score.probe.startswith(_PROBE)
+        if is_task and score.significant and score.relative_loss > budget:
             yield score.probe
 
 
@@ -125,8 +143,8 @@ def dominates(other: tuple[float | None, float | None], one: tuple[float | None,
 
 
 def chosen(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> Choice:
-    """Ask the rule; raises ``RunError`` when it takes a checkpoint that is not eligible."""
-    index, reason = rule.choose(candidates, budget=budget)
+    """Ask the rule; raises ``RunError`` when it takes a checkpoint that is not eligible, none that exists, or fails."""
+    index, reason = _asked(rule, candidates, budget)
     if index is not None and not candidates[index].eligible:
         raise RunError(
             f"the rule `{rule.use}` chose {candidates[index].title}, which is not within the forgetting budget",
@@ -141,6 +159,19 @@ def chosen(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> 
         candidates=tuple(candidates),
         alternatives=tuple(_alternatives(rule, candidates, budget)),
     )
+
+
+def _asked(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> tuple[int | None, str]:
+    """What a rule answers, which may be anyone's code."""
+    hint = "correct the rule: an index into the candidates or None, and a text"
+    try:
+        index, reason = rule.choose(candidates, budget=budget)
+    except Exception as error:
+        raise RunError(f"the rule `{rule.use}` failed: {type(error).__name__}: {error}", hint=hint) from error
+    known = index is None or (isinstance(index, int) and 0 <= index < len(candidates))
+    if not known or not isinstance(reason, str):
+        raise RunError(f"the rule `{rule.use}` answered `{index!r}` with the reason `{reason!r}`", hint=hint)
+    return index, reason
 
 
 def _alternatives(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> Iterator[Alternative]:

@@ -140,7 +140,7 @@ def _write_down(run: Run, scores: CheckpointScores) -> None:
         return
     state, (new, kept) = read_state(info), changes_of(scores.scores)
     applied = state["last_loss"] is not None and state["skips_in_a_row"] == 0
-    mark_scored(info, good=applied and within_budget(run, kept), new=new, kept=kept)
+    mark_scored(info, good=applied and within_budget(run, scores.scores), new=new, kept=kept)
 
 
 def forget_scores(directory: Path, judged_step: int) -> None:

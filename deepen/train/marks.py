@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deepen.formats.scores import Ability, Score
+from deepen.formats.scores import Ability, Score, worst_loss
 from deepen.train.checkpoint import Marks
 
 if TYPE_CHECKING:
@@ -26,15 +26,15 @@ def marks_of(run: Run, scores: Sequence[Score] | None, *, milestone: bool, await
     new, kept = changes_of(scores or ())
     good = progress.last_loss is not None and progress.skips_in_a_row == 0
     if run.watch.is_scored:
-        good &= scores is not None and within_budget(run, kept)
+        good &= scores is not None and within_budget(run, scores)
     begins_decay = run.schedule.extendable and progress.step == run.shape.decay_start
     return Marks(milestone, begins_decay, good=good, new=new, kept=kept, awaits_scores=awaits)
 
 
-def within_budget(run: Run, kept: float | None) -> bool:
-    """Whether that change of the kept ability is inside the forgetting budget; what was not measured is."""
-    budget = run.watch.forgetting_budget
-    return budget is None or kept is None or kept <= budget
+def within_budget(run: Run, scores: Sequence[Score]) -> bool:
+    """Whether the worst loss of the kept ability is inside the forgetting budget; what was not measured is."""
+    budget, worst = run.watch.forgetting_budget, worst_loss(scores)
+    return budget is None or worst is None or worst.relative <= budget
 
 
 def changes_of(scores: Sequence[Score]) -> tuple[float | None, float | None]:

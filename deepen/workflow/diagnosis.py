@@ -40,6 +40,8 @@ _CLEAR_GAIN = 0.03
 """Relative fall of the domain's bits per byte that one would expect some task to show."""
 _SENSITIVE_TASK = 0.1
 """Largest half-width of a task's interval, in points, that could have shown an effect."""
+_MOST_TASKS = 3
+"""Lost tasks that are told of."""
 _MANY_EPOCHS = 8
 """Repetition of a source that is worth much less than new text (Muennighoff et al., arXiv 2305.16264)."""
 
@@ -52,18 +54,44 @@ def diagnose(case: Case) -> list[Finding]:
 
 def _forgetting(case: Case) -> Iterator[Finding]:
     """The kept ability surely got worse than the budget allows, at the end and not only in the stability gap."""
-    kept = _lost(case)
-    if kept is None or kept.interval is None or any(_rate_too_high(case)):
+    kept, tasks = _lost(case), _lost_tasks(case)
+    if (kept is None and not tasks) or any(_rate_too_high(case)):
         return  # what threw the run off is told, and what it cost
-    worst = max(of_sources(case.scores[-1], "kept"), key=lambda score: score.difference, default=kept)
     share = sum(token_share(case, name) for name in case.of_role("replay"))
     replay = f"{share:.0%} of the tokens were replay" if share else "there was no replay"
+    evidence = [_loss_of(task) for task in tasks[:_MOST_TASKS]]
+    if kept is not None:
+        worst = max(of_sources(case.scores[-1], "kept"), key=lambda score: score.difference, default=kept)
+        evidence.insert(0, f"kept bits per byte {_loss_of(kept)}, worst {worst.probe} {worst.difference:+.1%}")
     yield Finding(
         "catastrophic forgetting",
-        f"kept bits per byte {kept.difference:+.1%} ({kept.interval[0]:+.1%} to {kept.interval[1]:+.1%}) against a "
-        f"budget of {case.budget:.1%}, worst {worst.probe} {worst.difference:+.1%}; {replay}",
+        f"{'; '.join(evidence)}; the budget is {case.budget:.1%}; {replay}",
         "more replay (`mix.domain_share`), a lower `train.learning_rate`, or `evaluate.forgetting.actions`",
     )
+
+
+def _loss_of(score: Score) -> str:
+    """A change with its interval, and what it is of where that is a task."""
+    name = f"{score.probe} {score.unit} " if score.higher_is_better else ""
+    points = "" if score.relative else " of all items"
+    low, high = score.interval or (score.difference, score.difference)
+    return f"{name}{score.difference:+.1%}{points} ({low:+.1%} to {high:+.1%})"
+
+
+def _lost_tasks(case: Case) -> list[Score]:
+    """Kept tasks that surely dropped by more than the budget, tested together with all others, the worst first."""
+    found = [
+        score
+        for score in (case.scores[-1].scores if case.scores else ())
+        if score.is_budgeted and _is_task(score) and score.significant is not False
+        if score.relative_loss_interval is not None and score.relative_loss_interval[0] > case.budget
+    ]
+    return sorted(found, key=lambda score: -score.relative_loss)
+
+
+def _is_task(score: Score) -> bool:
+    """Whether a score says how many answers are right: neither held-out text nor a rate of generated samples."""
+    return score.higher_is_better and not score.probe.startswith("held_out")
 
 
 def _lost(case: Case) -> Score | None:
@@ -78,10 +106,10 @@ def _contaminated(case: Case) -> Iterator[Finding]:
         return
     last = case.scores[-1]
     gain = last.of("held_out", "new")
-    tasks = [s for s in last.scores if s.ability == "new" and not s.probe.startswith("held_out") and s.interval]
+    tasks = [score for score in last.scores if score.ability == "new" and _is_task(score) and score.interval]
     if gain is None or gain.interval is None or gain.interval[1] > -_CLEAR_GAIN or not tasks:
         return
-    able = [task for task in tasks if _half_width(task) <= _SENSITIVE_TASK]
+    able = [task for task in tasks if _half_width(task) <= _SENSITIVE_TASK and max(task.baseline, task.value) > 0]
     flat = [task for task in able if task.interval and task.interval[0] <= 0 <= task.interval[1]]
     if not able or len(flat) < len(able):
         return
@@ -160,7 +188,7 @@ def _imbalance(case: Case) -> Iterator[Finding]:
     """One source pays for the others, or the mixture is not the one that was asked for."""
     mixed = case.stage("mix")
     asked = mixed.get("domain_share")
-    if isinstance(asked, float) and "train" in (case.counts or {}) and case.of_role("replay"):
+    if isinstance(asked, float) and _went_as_planned(case) and case.of_role("replay"):
         found = sum(token_share(case, name) for name in case.of_role("domain"))
         if abs(found - asked) > _LARGEST_SHARE_ERROR:
             yield _imbalanced(f"{found:.0%} of the trained tokens were domain text, {asked:.0%} were asked for")
@@ -168,6 +196,13 @@ def _imbalance(case: Case) -> Iterator[Finding]:
         if source.get("epochs", 0) > _MANY_EPOCHS:
             yield _imbalanced(f"`{name}` was repeated {source['epochs']:.1f} times")
     yield from _paid_by(case)
+
+
+def _went_as_planned(case: Case) -> bool:
+    """Whether training went through the order of ``mix`` to its end: what the monitor or a user changed on the way, and
+    the rest of a run that was stopped, is not what was asked for at first."""
+    train, planned = case.stage("train"), case.stage("mix").get("num_batches", 0)
+    return bool(train) and not train.get("order_changes") and train.get("steps", planned) >= planned
 
 
 def _paid_by(case: Case) -> Iterator[Finding]:

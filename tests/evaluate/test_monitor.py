@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deepen.evaluate.forgetting import Circumstances, Forgetting, problems
+from deepen.evaluate.items import Kind, Outcome, compare_items, table_of
 from deepen.evaluate.monitor import Plan, decide, readings
+from deepen.evaluate.statistics import adjusted
 from deepen.formats.decisions import Decision
 from deepen.formats.scores import CheckpointScores, Score
 
@@ -237,6 +241,66 @@ def test_the_worst_kept_probe_counts_and_parts_do_not() -> None:
     found = readings([CheckpointScores(step=10, tokens=0, scores=scores)], settings())[0]
     assert found.loss == pytest.approx(0.08) and found.surely == pytest.approx(0.07)
     assert found.in_units == pytest.approx(0.04)
+
+
+def answers(drop: float, width: float, significant: bool) -> Score:
+    """A kept task whose accuracy fell by ``drop``, relative."""
+    return kept(
+        -drop, width, probe="exam", higher_is_better=True, value=0.5 * (1 - drop), baseline=0.5, unit="accuracy",
+        significant=significant,
+    )  # fmt: skip
+
+
+def test_a_drop_of_answers_that_may_be_chance_is_no_loss_however_large() -> None:
+    """One of a hundred right, then none: a loss of all of it, and nothing."""
+    for drop in (0.2, 1.0):
+        scores = (kept(0.0), answers(drop, drop + 0.1, significant=False))
+        noisy = [CheckpointScores(step=10 * place, tokens=0, scores=scores) for place in range(1, 20)]
+        assert followed(noisy, settings()) == []
+        assert [one.loss for one in readings(noisy, settings())] == [0.0] * 19
+    sure = CheckpointScores(step=10, tokens=0, scores=(kept(0.0), answers(0.2, 0.1, significant=True)))
+    assert [one.action for one in followed([sure], settings())] == ["more_replay"]
+
+
+def test_noise_of_several_tasks_hardly_ever_makes_it_act() -> None:
+    """Three tasks of 200 items, of a model that changes its mind without getting worse, at ten evaluations."""
+    acted = 0
+    for trial in range(12):
+        draw = np.random.default_rng(trial)
+        base = [(draw.random(200) < share).astype(float) for share in (0.3, 0.3, 0.05)]
+        now, seen = [one.copy() for one in base], []
+        for step in range(10, 110, 10):
+            scores = [kept(0.0, 0.005, p_value=0.9)]
+            for place, (theirs, ours) in enumerate(zip(base, now, strict=True)):
+                other = draw.random(200) < 0.05
+                ours[other] = draw.permutation(theirs)[other]
+                kind = Kind(f"task{place}", "kept")
+                tables = [_answers(values) for values in (theirs, ours)]
+                scores += compare_items(tables[0], tables[1], kind, seed=1, resamples=500)
+            seen.append(CheckpointScores(step=step, tokens=0, scores=tuple(adjusted(scores))))
+        acted += bool(followed(seen, settings()))
+    assert acted <= 3, f"{acted} of 12"
+
+
+def _answers(values: Any) -> pa.Table:
+    return table_of(Outcome(str(item), "task", str(item), float(value)) for item, value in enumerate(values))
+
+
+def test_a_sure_loss_counts_beside_a_larger_one_that_is_not_sure() -> None:
+    scores = (kept(0.05, 0.01), kept(0.08, 0.2, probe="text", unit="bits per byte"))
+    found = readings([CheckpointScores(step=10, tokens=0, scores=scores)], settings())[0]
+    assert (found.loss, found.state) == (0.08, "breach")
+
+
+def test_tasks_that_the_base_has_nothing_right_in_do_not_hide_the_others() -> None:
+    """Of many small tasks some always have nothing right; the mean over all is then told in points."""
+    mean = {"probe": "mmlu", "higher_is_better": True, "unit": "accuracy", "relative": False, "significant": True}
+    lost = kept(-0.1, 0.02, baseline=0.4, value=0.3, **mean)
+    nothing = kept(0.0, 0.0, baseline=0.0, value=0.0, **{**mean, "probe": "mmlu:law"})
+    found = readings([CheckpointScores(step=10, tokens=0, scores=(kept(0.0), lost, nothing))], settings())[0]
+    assert found.loss == pytest.approx(0.25) and found.surely == pytest.approx(0.2) and found.state == "breach"
+    alone = kept(0.0, 0.0, baseline=0.0, value=0.0, **mean)
+    assert readings([CheckpointScores(step=10, tokens=0, scores=(alone,))], settings())[0].state == "unknown"
 
 
 def test_without_actions_it_only_watches() -> None:

@@ -119,7 +119,9 @@ def test_a_run_has_scores_of_every_probe(run: Run, tmp_path: Path) -> None:
     assert "exam/step-000005.parquet" in [entry.path for entry in manifest.files]
 
 
-def test_the_status_is_the_worst_of_the_kept_abilities(run: Run, tmp_path: Path) -> None:
+def test_the_status_is_the_worst_of_the_kept_abilities_and_each_table_has_its_own(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     probe = Misbehaving(how="slow", items=5, ability="kept", name="mine")
     config = with_probe(probe)
     run.baseline(config)
@@ -131,7 +133,11 @@ def test_the_status_is_the_worst_of_the_kept_abilities(run: Run, tmp_path: Path)
     pq.write_table(table, path)
     for name in ("manifest.json", "scores.jsonl"):
         (run.out / "evaluate" / name).unlink()
+    capsys.readouterr()
     assert run.evaluate(config).counts["checkpoints"][0]["status"] == "breach"
+    text, mine = "".join(capsys.readouterr()).partition("held_out:\n")[2].split("mine:\n")
+    assert "breach" not in text and " ok" in text
+    assert "breach" in mine.splitlines()[1]
 
 
 @pytest.mark.parametrize(

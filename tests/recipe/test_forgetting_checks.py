@@ -18,13 +18,15 @@ evaluate:
   probes: [{{use: held_out, context: 64}}]
   forgetting: {{actions: [{{use: more_replay, by: 10 points}}, stop]}}
 """
+PROBES = "probes: [{use: held_out, context: 64}]"
 REPLAY = ", {{name: web, role: replay, path: {folder}/code.txt}}"
 
 
-def problems_of(tmp_path: Path, more: str = "", mix: str = "") -> dict[str, str]:
+def problems_of(tmp_path: Path, more: str = "", mix: str = "", evaluate: str = "") -> dict[str, str]:
     (tmp_path / "code.txt").write_text("x")
     path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE.format(folder=tmp_path, more=more.format(folder=tmp_path), mix=mix))
+    text = RECIPE.format(folder=tmp_path, more=more.format(folder=tmp_path), mix=mix)
+    path.write_text(text.replace(PROBES, evaluate) if evaluate else text)
     try:
         load(path)
     except RecipeError as error:
@@ -58,3 +60,26 @@ def test_a_monitor_with_nothing_to_watch(tmp_path: Path) -> None:
     found = problems_of(tmp_path)
     assert "nothing measures what is kept" in found["evaluate.forgetting.actions"]
     assert "can never be taken" in found["evaluate.forgetting.actions[0]"]
+
+
+def test_text_that_is_not_scored_measures_nothing_and_a_panel_does(tmp_path: Path) -> None:
+    found = problems_of(tmp_path, REPLAY, evaluate="probes: [samples]")
+    assert "nothing measures what is kept" in found["evaluate.forgetting.actions"]
+    late = problems_of(tmp_path, REPLAY, evaluate="probes: [samples, {use: held_out, context: 64, in_loop: false}]")
+    assert "nothing measures what is kept" in late["evaluate.forgetting.actions"]
+    assert problems_of(tmp_path, REPLAY, evaluate="probes: [samples]\n  panel: offline") == {}
+
+
+@pytest.mark.parametrize(
+    ("probes", "path"),
+    [
+        ("{use: held_out, name: text, context: 64}", "evaluate.probes[0].name"),
+        ("{use: arithmetic, name: held_out}", "evaluate.probes[0].name"),
+        ("{use: held_out, name: a, context: 64}, {use: held_out, name: b, context: 64}", "evaluate.probes"),
+    ],
+)
+def test_the_text_of_the_budget_must_be_found_by_its_name(tmp_path: Path, probes: str, path: str) -> None:
+    found = problems_of(tmp_path, REPLAY, evaluate=f"probes: [{probes}]\n  panel: offline")
+    assert set(found) == {path} and "budget" in found[path]
+    both = "{use: held_out, context: 64}, {use: held_out, name: short, context: 32}"
+    assert problems_of(tmp_path, REPLAY, evaluate=f"probes: [{both}]") == {}

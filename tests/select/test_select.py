@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -202,15 +204,34 @@ def test_no_rule_takes_what_is_over_the_budget(changes: list[tuple[float, float]
     assert all(one.eligible for one in taken) and len(choice.alternatives) == len(RULES) - 1
 
 
+def selected(artifact: Artifact, *found: list[CheckpointScores]) -> Choice:
+    """The choice from scores on everything, on the half to choose on, and on the half to report on."""
+    for name, scores in zip(("", "_choose", "_report"), found, strict=True):
+        lines = (one.model_dump(mode="json") for one in scores)
+        write_records(artifact.path / f"candidates{name}.jsonl", lines, artifact.path)
+    out = artifact.path.parent / "select"
+    select(RULE, StageJob(out, "f", {"evaluate": artifact}), budget=0.03)
+    return Choice.model_validate_json((out / "choice.json").read_bytes(), strict=False)
+
+
+@pytest.mark.parametrize("lacking", ["choose", "report"])
+def test_halves_that_lack_what_is_to_be_kept_are_not_chosen_on(tmp_path: Path, lacking: str) -> None:
+    """Few documents: all of the kept ones may fall into one half, and the budget would not be held."""
+    blend = (BlendPart(step=20, weight=0.5), BlendPart(step=None, weight=0.5))
+    whole = [checkpoint(20, -0.3, 0.1), checkpoint(20, -0.2, 0.0).model_copy(update={"blend": blend})]
+    part = [checkpoint(20, -0.3, None), checkpoint(20, -0.2, None).model_copy(update={"blend": blend})]
+    halves = (part, whole) if lacking == "choose" else (whole, part)
+    choice = selected(evaluated(tmp_path / "evaluate", [whole[0]]), whole, *halves)
+    assert choice.blend == blend and choice.confirmed is None
+    assert "none of `held_out`" in choice.reason and "confirmed on none" in choice.reason
+
+
 def test_blends_are_chosen_on_one_half_and_reported_on_the_other(tmp_path: Path) -> None:
     half = (BlendPart(step=20, weight=0.5), BlendPart(step=None, weight=0.5))
     chosen_on = [checkpoint(20, -0.3, 0.1), checkpoint(20, -0.2, 0.0).model_copy(update={"blend": half})]
     reported = [checkpoint(20, -0.3, 0.1), checkpoint(20, -0.15, 0.05).model_copy(update={"blend": half})]
     artifact = evaluated(tmp_path / "evaluate", [chosen_on[0]])
-    for name, found in (("candidates_choose.jsonl", chosen_on), ("candidates_report.jsonl", reported)):
-        write_records(artifact.path / name, (one.model_dump(mode="json") for one in found), artifact.path)
-    select(RULE, StageJob(tmp_path / "select", "f", {"evaluate": artifact}), budget=0.03)
-    choice = Choice.model_validate_json((tmp_path / "select" / "choice.json").read_bytes(), strict=False)
+    choice = selected(artifact, chosen_on, chosen_on, reported)
     assert (choice.step, choice.blend, choice.title) == (20, half, "0.5 x step 20 + 0.5 x base")
     assert choice.reason.startswith("0.5 x step 20 + 0.5 x base is chosen among 1 checkpoint and 1 blend.")
     assert choice.confirmed is not None and choice.confirmed.new == -0.15
@@ -231,3 +252,42 @@ def test_a_kept_task_that_surely_dropped_rules_a_checkpoint_out() -> None:
         update={"scores": (*better.scores[:2], dropped.model_copy(update={"significant": False}))}
     )
     assert choose(checkpoint(10, -0.1, 0.0), unsure).step == 20
+
+
+def test_what_counts_as_a_lost_task() -> None:
+    """Answers, also where the change is told in points; never the rates of generated samples."""
+    lost = score("kept", -0.2, 0.05).model_copy(
+        update={"probe": "exam", "higher_is_better": True, "unit": "accuracy", "significant": True, "baseline": 0.5}
+    )
+    good = checkpoint(10, -0.2, 0.0)
+
+    def eligible(task: Score) -> bool:
+        return candidates_of([good.model_copy(update={"scores": (*good.scores, task)})], 0.03)[0].eligible
+
+    assert not eligible(lost)
+    assert eligible(lost.model_copy(update={"significant": False}))
+    assert not eligible(lost.model_copy(update={"relative": False, "difference": -0.02})), "4 % of what was right"
+    assert eligible(lost.model_copy(update={"relative": False, "difference": -0.01}))
+    assert eligible(
+        lost.model_copy(update={"probe": "samples:repetition", "unit": "share", "higher_is_better": False,
+                                "difference": 5.0})
+    )  # fmt: skip
+
+
+class Wrong(SelectRule):
+    """A rule of somebody's that answers what it was made with."""
+
+    use: Literal["tests.select.test_select:Wrong"] = "tests.select.test_select:Wrong"
+    answer: int = 99
+
+    def choose(self, candidates: Sequence[Candidate], *, budget: float) -> tuple[int | None, str]:
+        """See ``SelectRule.choose``."""
+        return 10 // self.answer, "" if self.answer > 1 else None  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"), [(2, "answered `5`"), (-2, "answered `-5`"), (0, "ZeroDivision"), (1, "answered `10`")]
+)
+def test_a_rule_that_answers_nonsense_is_told(answer: int, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        choose(checkpoint(10, -0.1, 0.0), rule=Wrong(answer=answer))

@@ -104,6 +104,15 @@ def test_good_is_what_was_scored_within_the_budget_and_no_spike(run: Run, settin
     assert good("plain") == list(range(1, 9))
     run(settings(save=save, skip_spikes=None), "scored", watch=scored(every=3))
     assert good("scored") == [3]
+    text = [score("new", -0.1), score("kept", 0.0)]
+    exam = {"probe": "exam", "higher_is_better": True, "unit": "accuracy", "significant": True}
+
+    def forgets(_model: Any, step: int, _tokens: int) -> list[Score]:
+        return [*text, text[1].model_copy(update={**exam, "difference": -0.5 if step > 4 else 0.0})]
+
+    tasks = Watch(forgets, Interval((Amount(2, "steps"),)), forgetting_budget=0.05)
+    run(settings(save=save, skip_spikes=None), "tasks", watch=tasks)
+    assert good("tasks") == [2, 4], "kept text is not all that a budget is about"
     run(settings(save=save, skip_spikes=spikes), "spiky")
     skipped = [record["step"] for record in read_metrics(tmp_path / "spiky") if record["skipped"]]
     assert skipped and good("spiky") == [step for step in range(1, 9) if step not in skipped]

@@ -6,6 +6,7 @@ import statistics
 import pytest
 from typer.testing import CliRunner
 
+from deepen.board.report import write_report
 from deepen.cli import app
 from deepen.errors import RunError
 from deepen.recipe.reading import load
@@ -92,3 +93,15 @@ def test_what_can_have_no_control_is_refused(runs):
     without = recipe.model_copy(update={"ingest": recipe.ingest.model_copy(update={"sources": sources})})
     with pytest.raises(RunError, match="no source with `role: replay`"):
         control_recipe(without)
+
+
+def test_the_report_shows_the_control_and_leaves_out_neighbours_that_cannot_be_read(runs, capsys):
+    root = runs.parent
+    options = ["--runs", str(runs), "--machine", str(root / "machine.yaml"), "--set", "name=one", *SHORT]
+    made = CliRunner().invoke(app, ["run", str(root / "recipe.yaml"), *options, "--control"], catch_exceptions=False)
+    assert made.exit_code == 0 and "select" not in finished_stages(runs / "one-control")
+    assert '"name":"one-control"' in (runs / "one/report.html").read_text()
+    (runs / "one-control/evaluate/scores.jsonl").write_text("no scores\n")
+    capsys.readouterr()
+    assert '"name":"one-control"' not in write_report(runs / "one").read_text()
+    assert "`one-control` is left out" in capsys.readouterr().err

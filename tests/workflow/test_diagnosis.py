@@ -22,6 +22,12 @@ def score(probe: str, ability: Any, difference: float, half_width: float = 0.01)
     )  # fmt: skip
 
 
+def task(ability: Any, difference: float, half_width: float = 0.05, **changes: Any) -> Score:
+    """A share of right answers."""
+    found = score("exam", ability, difference, half_width)
+    return found.model_copy(update={"higher_is_better": True, "unit": "accuracy", **changes})
+
+
 def scored(*scores: Score) -> tuple[CheckpointScores, ...]:
     return (CheckpointScores(step=STEPS, tokens=STEPS, scores=scores),)
 
@@ -86,7 +92,7 @@ OTHER_SHARES = {"papers": {"tokens": 9}, "web": {"tokens": 1}}
 SICK = {
     "catastrophic forgetting": replace(HEALTHY, scores=scored(*outcome(-0.2, 0.09))),
     "contaminated corpus": replace(
-        HEALTHY, scores=scored(*outcome(-0.2, 0.0), score("multiple_choice:exam", "new", 0.01, 0.05))
+        HEALTHY, scores=scored(*outcome(-0.2, 0.0), task("new", 0.01))
     ),
     "tokenizer mismatch": replace(
         HEALTHY, counts=counts(tokenize={"sources": {n: {"tokens": t, "bytes": 100} for n, t in CRUMBS.items()}})
@@ -166,9 +172,35 @@ def test_forgetting_of_a_run_that_was_thrown_off_is_told_with_its_cause() -> Non
 
 def test_what_could_not_be_seen_is_not_claimed() -> None:
     """A task too small to show an effect says nothing, and forgetting within noise is none."""
-    vague = score("multiple_choice:exam", "new", 0.0, half_width=0.5)
+    vague = task("new", 0.0, half_width=0.5)
     assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), vague))) == []
     hardly_any_right = vague.model_copy(update={"baseline": 0.1})
     assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), hardly_any_right))) == ["contaminated corpus"]
+    nothing_right = task("new", 0.0, 0.0, baseline=0.0, value=0.0, relative=False)
+    rates = [score(f"samples:{name}", "new", 0.0, 0.0) for name in ("repetition", "boilerplate")]
+    assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), nothing_right, *rates))) == []
     noisy = [score("held_out", "kept", 0.09, half_width=0.08)]
     assert names(replace(HEALTHY, scores=scored(*noisy))) == []
+
+
+def test_a_kept_task_that_was_lost_is_forgetting_whatever_the_kept_text_says() -> None:
+    found = diagnose(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.01), task("kept", -0.2, significant=True))))
+    assert [finding.name for finding in found] == ["catastrophic forgetting"]
+    assert "exam accuracy -20.0% (-25.0% to -15.0%)" in found[0].evidence
+    for harmless in (task("kept", -0.07), task("kept", -0.2, significant=False), task("kept", 0.2)):
+        assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.01), harmless))) == []
+    both = scored(*outcome(-0.2, 0.09), task("kept", -0.2))
+    (finding,) = diagnose(replace(HEALTHY, scores=both))
+    assert "kept bits per byte +9.0%" in finding.evidence and "exam accuracy -20.0%" in finding.evidence
+
+
+def test_a_mixture_that_was_changed_on_the_way_is_no_imbalance() -> None:
+    other: dict[str, Any] = {"sources": OTHER_SHARES, "steps": 200}
+    planned = counts()["mix"] | {"num_batches": 200}
+
+    def found(**changes: Any) -> list[str]:
+        return names(replace(HEALTHY, counts=counts(train={**other, **changes}, mix=planned)))
+
+    assert found() == ["mixture imbalance"]
+    assert found(order_changes=[{"first_batch": 16}]) == [], "by the monitor, or by `deepen remix`"
+    assert found(steps=120) == [], "stopped: a curriculum was not gone through"
