@@ -89,16 +89,21 @@ def test_bad_rows_stay_in_the_table_with_their_reasons(
         {"id": "f", "choices": ["so", "thus"], "answer": 0},
         {"id": "g", "question": "why", "choices": ["so", " "], "answer": 0},
         {"id": "h", "question": "why", "choices": ["so", "thus"], "answer": 2},
+        {"id": "j", "question": "why", "choices": ["so", "thus"], "answer": "ß"},
+        {"id": "k", "question": "half of \ud83d", "choices": ["so", "thus"], "answer": 0},
+        {"id": "\ud83d", "question": "why", "choices": ["so", "thus"], "answer": 0},
+        '{"id": "l", "question": "why", "choices": %s}' % ("[" * 100_000 + "]" * 100_000),
+        '{"id": "m", "question": "why", "choices": %s, "answer": 0}' % ("[" * 600 + "]" * 600),
         {"id": "i", "question": "fever " * 20, "choices": ["fever " * 80, "thus"], "answer": 1},
     ]  # fmt: skip
     table = MultipleChoice(path=lines(tmp_path / "q.jsonl", bad)).prepare(material(["x"]))(model, None)
     found = summary(table)
-    assert (found["items"], found["used"]) == (12, 3)
+    assert (found["items"], found["used"]) == (17, 3)
     assert found["not_used"] == {
-        "answer_not_among_choices": 2, "duplicate_id": 1, "empty_text": 1, "fewer_than_two_choices": 1,
-        "missing_field": 1, "no_json": 1, "not_an_object": 1, "too_long_for_the_model": 1,
+        "answer_not_among_choices": 3, "duplicate_id": 1, "empty_text": 1, "fewer_than_two_choices": 1,
+        "missing_field": 1, "no_json": 3, "not_an_object": 1, "not_unicode": 2, "too_long_for_the_model": 1,
     }  # fmt: skip
-    assert found["examples"]["no_json"] == ["line 4"]
+    assert found["examples"]["no_json"] == ["line 4", "line 15", "line 16"]
 
 
 def test_a_file_without_usable_items_is_an_error_that_says_why(material: MakeMaterial, tmp_path: Path) -> None:
@@ -121,6 +126,12 @@ def test_files_are_read_as_they_were_published(tmp_path: Path) -> None:
     assert (item.prompt, item.choices, item.gold) == ("one\n\ntwo\n\nQ: boil water\nA:", ("heat it", "freeze it"), 1)
     fixed = probe.model_copy(update={"options": ("yes", "no"), "answer": "label"})
     assert fixed.items()[0].choices == ("yes", "no")
+
+
+def test_rows_without_an_id_are_called_after_their_line(tmp_path: Path) -> None:
+    rows = [{**QUESTIONS[0], "id": None}, {**QUESTIONS[1], "id": None}]
+    items = MultipleChoice(path=lines(tmp_path / "q.jsonl", rows)).items()
+    assert [(item.id, item.reason) for item in items] == [("line 1", None), ("line 2", None)]
 
 
 def test_examples_stand_before_every_question(tmp_path: Path) -> None:
@@ -196,6 +207,18 @@ def test_likeliest_tokens_are_those_of_the_logits(model: LossModel) -> None:
         ("2 and 3 make 5", ["2"], Answering(9, (), "last_number"), False),
         ("none", ["7"], Answering(9, (), "last_number"), False),
         ("", ["x"], Answering(9, ()), False),
+        ("A", ["A"], Answering(9, ()), True),
+        ("+.", ["+"], Answering(9, ()), False),
+        ("+", ["+"], Answering(9, ()), True),
+        ("", ["the"], Answering(9, ()), False),
+        ("the", ["a"], Answering(9, ()), False),
+        ("北京。", ["北京"], Answering(9, ()), True),
+        ("北京是首都。", ["北京"], Answering(9, (), begins_with=True), True),
+        ("दिल्ली।", ["दिल्ली"], Answering(9, ()), True),
+        ("दिल्लीवाला", ["दिल्ली"], Answering(9, (), begins_with=True), False),
+        ("it is 12345678901234", ["12345678901235"], Answering(9, (), "last_number"), False),
+        ("it is -0.0", ["0"], Answering(9, (), "last_number"), True),
+        ("100 of them", ["100.00"], Answering(9, (), "last_number"), True),
     ],
 )
 def test_answers_are_compared_after_normalisation(

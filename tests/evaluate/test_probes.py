@@ -18,7 +18,7 @@ from deepen.evaluate.in_loop import Pace, in_loop_evaluator
 from deepen.evaluate.items import Outcome, table_of
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.item_probe import ItemProbe
-from deepen.evaluate.sampling import boilerplate, repetition
+from deepen.evaluate.sampling import _beginning, boilerplate, repetition
 from deepen.evaluate.stage import baseline, evaluate
 from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
 from deepen.formats.records import read_records
@@ -274,6 +274,12 @@ def test_rates_of_texts() -> None:
     assert repetition("a b c d " * 3) == pytest.approx(1 - 4 / 9)
     assert boilerplate("Blood flows.\nAll rights reserved.\n\nSubscribe to our newsletter!") == pytest.approx(2 / 3)
     assert boilerplate("") == 0.0
+    assert repetition("的" * 10) == pytest.approx(6 / 7) and repetition("春眠不觉晓 处处闻啼鸟") == 0.0
+
+
+def test_prompts_are_the_first_words_in_any_script() -> None:
+    assert _beginning("one  two three four five six seven eight nine") == "one  two three four five six seven eight"
+    assert _beginning("春眠不觉晓，处处闻啼鸟。夜来风雨声") == "春眠不觉晓，处处"
 
 
 def test_names_and_files_are_checked_before_any_work(tmp_path: Path) -> None:
