@@ -74,7 +74,7 @@ def kept_scores(scores: Sequence[Score]) -> list[Score]:
     """
     kept = [score for score in scores if score.ability == "kept" and score.unit in _UNITS and score.relative]
     names = {score.probe for score in kept}
-    return [score for score in kept if score.probe.rpartition(":")[0] not in names]
+    return [score for score in kept if ":" not in score.probe or score.probe.partition(":")[0] not in names]
 
 
 def _loss_of(score: Score) -> tuple[float, float, float]:

@@ -278,6 +278,35 @@ def test_a_base_that_knows_nothing_has_a_plain_difference() -> None:
     assert (score.difference, score.relative) == (0.5, False)
 
 
+def test_a_task_that_the_base_knows_nothing_of_has_nothing_to_lose() -> None:
+    base = outcomes({"x": [1, 1, 0, 0], "y": [0] * 8})
+    model = outcomes({"x": [1, 0, 0, 0], "y": [1, 1] + [0] * 6})
+    kept = compare_items(base, model, Kind("exam", "kept"), seed=1, resamples=200)
+    assert [(one.probe, one.difference, one.relative, one.items) for one in kept] == [
+        ("exam:x", -0.5, True, 4), ("exam:y", 0.25, False, 8), ("exam", -0.5, True, 4),
+    ]  # fmt: skip
+    new = compare_items(base, model, Kind("exam", "new"), seed=1, resamples=200)
+    assert [(one.difference, one.relative) for one in new] == [(-0.25, False), (0.25, False), (0.0, False)]
+
+
+def test_the_mean_of_tasks_about_the_same_people_is_not_surer_than_people_are_many() -> None:
+    def table(of_person: list[float], shared: bool) -> Any:
+        return table_of(
+            Outcome(f"{task}-{place}", task, str(place) if shared else f"{task}{place}", value=value)
+            for task in ("birthday", "school", "employer")
+            for place, value in enumerate(of_person)
+        )
+
+    before, after = [1.0, 0.0] * 40, [1.0, 1.0, 0.0, 0.0] * 20
+    widths = {}
+    for shared in (True, False):
+        tables = table(before, shared), table(after, shared)
+        *tasks, mean = compare_items(*tables, Kind("facts", "new"), seed=1, resamples=2_000)
+        widths[shared] = [one.interval[1] - one.interval[0] for one in (tasks[0], mean) if one.interval]
+    assert widths[True][1] == pytest.approx(widths[True][0], rel=0.1)
+    assert widths[False][1] == pytest.approx(widths[False][0] / 3**0.5, rel=0.1)
+
+
 def test_a_model_without_a_number_has_no_score_and_other_items_are_refused() -> None:
     base = outcomes({"x": [1, 0], "y": [1, 0]})
     broken = outcomes({"x": [float("nan"), 0], "y": [1, 0]})
