@@ -9,7 +9,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import numpy as np
@@ -107,9 +107,13 @@ def prepare_answers(
         written = [until_stop(texts.decode(one), answering.stop) for one in generate(model, prompts, decoding)]
         cut = [cut_left(document, context) or document for document in golds]
         nll = likelihoods(model, cut, context=context, stride=1.0, what=what)
+        room = context - answering.max_tokens
         found = {
-            id(item): _outcome(item, answer, float(value), (gold.num_bytes, gold.num_scored), answering)
-            for item, answer, value, gold in zip(usable, written, nll, golds, strict=True)
+            id(item): replace(
+                _outcome(item, answer, float(value), (gold.num_bytes, gold.num_scored), answering),
+                cut_tokens=max(0, len(prompt) - room),
+            )
+            for item, prompt, answer, value, gold in zip(usable, prompts, written, nll, golds, strict=True)
         }
         unused = {id(item): Outcome(item.id, item.task, item.cluster, reason=item.reason) for item in asked}
         return table_of((unused | found)[id(item)] for item in asked)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from deepen.errors import RunError
@@ -33,6 +34,7 @@ SCHEMA = pa.schema(
         pa.field("nll", pa.list_(pa.float64())),
         pa.field("bytes", pa.list_(pa.int64())),
         pa.field("tokens", pa.list_(pa.int64())),
+        pa.field("cut_tokens", pa.int64()),
     ]
 )
 
@@ -60,6 +62,8 @@ class Outcome:
     bytes: tuple[int, ...] = ()
     """UTF-8 bytes of every choice."""
     tokens: tuple[int, ...] = ()
+    cut_tokens: int = 0
+    """Tokens at the beginning of the prompt that the model has no positions for and was not shown."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def table_of(outcomes: Iterable[Outcome]) -> pa.Table:
 
 
 def summary(table: pa.Table) -> dict[str, Any]:
-    """Items, items used, items not used by reason with some of their ids, and the mean of every task."""
+    """Items, items used, items not used by reason with some of their ids, items whose prompt was cut, and the mean of
+    every task."""
     rows = table.select(["id", "task", "value", "reason"]).to_pylist()
     reasons = Counter(row["reason"] for row in rows if row["reason"])
     by_task: dict[str, list[float]] = {}
@@ -100,6 +105,7 @@ def summary(table: pa.Table) -> dict[str, Any]:
         "examples": {
             reason: [row["id"] for row in rows if row["reason"] == reason][:_EXAMPLES] for reason in sorted(reasons)
         },
+        "cut": pc.sum(pc.greater(table["cut_tokens"], 0)).as_py() or 0,
         "tasks": {task: {"items": len(values), "value": float(np.mean(values))} for task, values in by_task.items()},
     }
 

@@ -25,6 +25,9 @@ def baseline_table(counts: Mapping[str, Any]) -> str:
         for reason, number in probe["not_used"].items() if "tasks" in probe else ():
             shown = ", ".join(probe["examples"][reason])
             lines.append(f"baseline: {label}: {number} items are not used: {reason} ({shown})")
+        if probe.get("cut"):
+            said = f"{probe['cut']} prompts are longer than the model's context, their beginnings are cut off"
+            lines.append(f"baseline: {label}: {said}")
     lines += [f"baseline: {label}: FAILED: {reason}" for label, reason in counts["failed"].items()]
     return "\n".join(lines) or "baseline: nothing was measured"
 
@@ -46,10 +49,24 @@ def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapp
         for scores, checkpoint in zip(scored, checkpoints, strict=True):
             cells = [_cells(scores.of(label, ability)) for ability in found]
             lines.append("  ".join([f"{scores.step:>8}", *cells, checkpoint["status"]]))
-    for one in scored:
-        lines += [f"step {one.step}: probe `{label}` failed: {reason}" for label, reason in one.failed.items()]
+    lines += _failed(scored)
     lines += _slices(scored[-1]) if scored else []
     return "\n".join(lines)
+
+
+def _failed(scored: Sequence[CheckpointScores]) -> list[str]:
+    """Every failed probe with its reason and where, in one line."""
+    steps: dict[tuple[str, str], list[int]] = {}
+    for one in scored:
+        for label, reason in one.failed.items():
+            steps.setdefault((label, reason), []).append(one.step)
+    return [f"probe `{label}` failed at {_where(at, len(scored))}: {reason}" for (label, reason), at in steps.items()]
+
+
+def _where(steps: Sequence[int], num_checkpoints: int) -> str:
+    if len(steps) == num_checkpoints > 1:
+        return "every step"
+    return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
 
 
 def _slices(last: CheckpointScores) -> list[str]:

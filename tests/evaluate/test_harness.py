@@ -23,6 +23,8 @@ from deepen.model.loss import LossModel
 pytestmark = [pytest.mark.slow]
 ROWS = [{"q": f"the cat {n}", "choices": ["sat", "fever", "mat"], "gold": n % 3} for n in range(24)]
 
+LONG = "{{q}}{% if q == 'the cat 5' %}{{' fever' * 80}}{% endif %}"
+
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
@@ -80,6 +82,22 @@ def test_without_examples_it_is_our_own_multiple_choice(
         assert [row["value"] for row in theirs] == [row["value"] for row in ours]
         for one, other in zip(theirs, ours, strict=True):
             assert one["nll"] == pytest.approx(other["nll"], abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("output_type", ["multiple_choice", "generate_until"])
+def test_prompts_that_do_not_fit_are_counted(
+    task: Path, model: LossModel, material: Callable[..., Material], output_type: str
+) -> None:
+    settings = json.loads(task.read_text()) | {"output_type": output_type, "num_fewshot": 0, "doc_to_text": LONG}
+    if output_type == "generate_until":
+        settings |= {"doc_to_target": "mat", "generation_kwargs": {"until": ["."], "max_gen_toks": 4}}
+        settings["metric_list"] = [{"metric": "exact_match"}]
+        del settings["doc_to_choice"]
+    task.write_text(json.dumps(settings, indent=1))
+    table = LmEval(tasks=(str(task),)).prepare(material(["x"]))(model, None)
+    rows = {row["id"]: row["cut_tokens"] for row in table.to_pylist()}
+    assert rows["cats:5"] > 0 == rows["cats:1"] and summary(table)["cut"] == 1
 
 
 @pytest.mark.filterwarnings("ignore")

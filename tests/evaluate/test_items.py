@@ -23,6 +23,7 @@ from deepen.evaluate.items import Kind, Outcome, compare_items, smallest, strati
 from deepen.evaluate.material import Material
 from deepen.evaluate.probes.answers import ExactAnswer, Facts
 from deepen.evaluate.probes.choices import Cloze, MultipleChoice
+from deepen.evaluate.summary_table import baseline_table
 from deepen.model.generate import Decoding, generate
 from deepen.model.loss import LossModel
 
@@ -104,6 +105,27 @@ def test_bad_rows_stay_in_the_table_with_their_reasons(
         "missing_field": 1, "no_json": 3, "not_an_object": 1, "not_unicode": 2, "too_long_for_the_model": 1,
     }  # fmt: skip
     assert found["examples"]["no_json"] == ["line 4", "line 15", "line 16"]
+
+
+def test_prompts_that_do_not_fit_are_counted(model: LossModel, material: MakeMaterial, tmp_path: Path) -> None:
+    """The model has 64 positions; what is cut off its prompts is told."""
+    rows = [{**QUESTIONS[0], "id": name, "question": "fever " * n} for name, n in (("short", 2), ("long", 80))]
+    made, path = material(["x"]), lines(tmp_path / "q.jsonl", rows)
+    choosing = MultipleChoice(path=path).prepare(made)(model, None)
+    writing = ExactAnswer(path=path, max_tokens=4).prepare(made)(model, None)
+    for table in (choosing, writing):
+        cut = dict(zip(table["id"].to_pylist(), table["cut_tokens"].to_pylist(), strict=True))
+        assert cut["short"] == 0 < cut["long"] and summary(table)["cut"] == 1 and summary(table)["used"] == 2
+        said = baseline_table({"sources": {}, "probes": {"q": summary(table)}, "failed": {}})
+        assert "q: 1 prompts are longer than the model's context" in said
+
+
+@pytest.mark.parametrize("prompt", ["{question", "a } b", "{}", "{question:x}", "{question!r}"])
+def test_a_prompt_that_names_no_fields_is_told_before_any_work(tmp_path: Path, prompt: str) -> None:
+    probe = MultipleChoice(path=lines(tmp_path / "q.jsonl", QUESTIONS), prompt=prompt)
+    (problem,) = probe.problems("evaluate.probes[0]")
+    assert problem.path == "evaluate.probes[0].prompt"
+    assert not probe.model_copy(update={"prompt": "{{x}} {question}"}).problems("p")
 
 
 def test_a_file_without_usable_items_is_an_error_that_says_why(material: MakeMaterial, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.item_probe import ItemProbe
 from deepen.evaluate.sampling import _beginning, boilerplate, repetition
 from deepen.evaluate.stage import baseline, evaluate
+from deepen.evaluate.summary_table import summary_table
 from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
 from deepen.formats.records import read_records
 from deepen.formats.scores import CheckpointScores
@@ -269,6 +270,15 @@ def test_samples_are_kept_beside_the_bases(run: Run, fresh: LossModel) -> None:
     assert (run.out / "train" / "probes" / "samples" / "step-000003.md").is_file()
 
 
+def test_a_probe_that_fails_everywhere_is_told_once() -> None:
+    def scores(step: int, failed: dict[str, str]) -> CheckpointScores:
+        return CheckpointScores(step=step, tokens=step, scores=(), failed=failed)
+
+    scored = [scores(step, {"exam": "torn"} | ({"hub": "no answer"} if step > 1 else {})) for step in (1, 2, 3)]
+    said = summary_table(scored, [{"status": "ok"}] * 3).splitlines()[-2:]
+    assert said == ["probe `exam` failed at every step: torn", "probe `hub` failed at steps 2, 3: no answer"]
+
+
 def test_rates_of_texts() -> None:
     assert repetition("a b c d e f g h") == 0.0 == repetition("a b")
     assert repetition("a b c d " * 3) == pytest.approx(1 - 4 / 9)
@@ -291,6 +301,9 @@ def test_names_and_files_are_checked_before_any_work(tmp_path: Path) -> None:
     assert [one.path for one in problems(config, total_steps=100, tokens_per_step=10)] == ["evaluate.probes[1].path"]
     with pytest.raises(ValueError, match="30min"):
         EvaluateConfig.model_validate({"probes": [{"use": "held_out", "time_limit": "5 steps"}]})
+    for nothing_or_too_much in ("0s", "0.0 h", "400d", "1e9 h"):
+        with pytest.raises(ValueError, match="time_limit"):
+            EvaluateConfig.model_validate({"probes": [{"use": "held_out", "time_limit": nothing_or_too_much}]})
 
 
 def test_a_missing_harness_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
