@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.guard import Failure, attempt
 from deepen.evaluate.material import Material, material_of
 from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.statistics import adjusted
-from deepen.evaluate.tables import base_table, say_not_finite
+from deepen.evaluate.tables import base_table, checked_table, say_not_finite
 from deepen.formats.atomic import write_bytes, write_json
 from deepen.formats.checkpoints import checkpoint_name
 from deepen.formats.manifest import Artifact
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from deepen.evaluate.probes.probe import Measure
     from deepen.model.loss import LossModel
     from deepen.parallel.process import Process
+
+T = TypeVar("T")
 
 PROBES = "probes"
 """Directory inside the training stage."""
@@ -119,28 +121,36 @@ class InLoop:
             self._subsets = known or told_by_main(self._choose_subsets(model, step, training_seconds))
         found: list[Score] = []
         for probe in self._measured():
-            table = attempt(probe.label, probe.time_limit.value, partial(self._measure, probe, model), self._process)
-            if isinstance(table, Failure):
-                self._record(FAILED, {"step": step, "probe": probe.label, "reason": table.reason})
-                continue
-            say_not_finite(table, step)
-            base = self._tables[probe.label]
-            found += probe.compare(base, table, self._material, seed=self._seed, resamples=_RESAMPLES)
-            self._write_readable(probe, table, step)
+            found += self._attempted(probe, step, partial(self._measure, probe, model, step)) or []
         seconds = time.monotonic() - started
         self._record(TIMES, {"step": step, "seconds": seconds, "training_seconds": training_seconds})
         self._since = time.monotonic()
         return adjusted(found)
 
-    def _measured(self) -> Iterator[Probe]:
-        return (probe for probe in self._config.all_probes if probe.label in self._tables)
+    def _attempted(self, probe: Probe, step: int, work: Callable[[], T]) -> T | None:
+        """What ``work`` on a probe returns; None where it failed, which is written down."""
+        done = attempt(probe.label, probe.time_limit.value, work, self._process)
+        if isinstance(done, Failure):
+            self._record(FAILED, {"step": step, "probe": probe.label, "reason": done.reason})
+            return None
+        return done
 
-    def _measure(self, probe: Probe, model: LossModel) -> pa.Table:
+    def _measured(self) -> Iterator[Probe]:
+        """The probes that the base was measured with, but those whose subset could not be chosen."""
+        chosen = self._subsets or {}
+        return (
+            probe for probe in self._config.all_probes if probe.label in self._tables and chosen.get(probe.label) != {}
+        )
+
+    def _measure(self, probe: Probe, model: LossModel, step: int) -> list[Score]:
         assert self._subsets is not None
         if probe.label not in self._measures:
             ids = frozenset(name for names in self._subsets.get(probe.label, {}).values() for name in names)
             self._measures[probe.label] = probe.prepare(replace(self._material, only=ids))
-        return self._measures[probe.label](model, None)
+        table = checked_table(self._measures[probe.label](model, None))
+        say_not_finite(table, step)
+        self._write_readable(probe, table, step)
+        return probe.compare(self._tables[probe.label], table, self._material, seed=self._seed, resamples=_RESAMPLES)
 
     def _read_subsets(self) -> dict[str, dict[str, list[str]]] | None:
         """The subsets that this run chose earlier, if it did."""
@@ -151,12 +161,11 @@ class InLoop:
 
     def _choose_subsets(self, model: LossModel, step: int, training_seconds: float) -> dict[str, dict[str, list[str]]]:
         """What the probes ask for, made smaller where the overhead budget needs it, and written down."""
-        chosen = {
-            probe.label: {
-                name: list(ids) for name, ids in probe.subset(self._material, self._tables[probe.label]).items()
-            }
+        found = {
+            probe: self._attempted(probe, step, partial(probe.subset, self._material, self._tables[probe.label]))
             for probe in self._measured()
         }
+        chosen = {probe.label: {name: list(ids) for name, ids in (by or {}).items()} for probe, by in found.items()}
         sizing: dict[str, Any] = {}
         if self._config.overhead is not None:
             sizing = self._sized(chosen, model, self._config.overhead, self._pace_so_far(step, training_seconds))

@@ -30,7 +30,7 @@ from deepen.evaluate.probes.item_probe import ItemProbe
 from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.statistics import RESAMPLES, adjusted
 from deepen.evaluate.summary_table import baseline_table, blend_table, contamination_lines, summary_table
-from deepen.evaluate.tables import base_table, readable_file, say_not_finite, table_file
+from deepen.evaluate.tables import base_table, checked_table, readable_file, say_not_finite, table_file
 from deepen.evaluate.taken_over import MODELS, TABLES, PreviousTables
 from deepen.evaluate.watched import WatchedTables, watched_tables
 from deepen.formats.atomic import FileEntry, entry_of, link_or_copy, write_bytes
@@ -69,7 +69,7 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
         mark = probe_mark(probe, job)
         path = job.out / table_file(probe)
         if not path.is_file() and not _taken_over(job, probe, mark):
-            measured = _measured(probe, partial(probe.prepare, material), model(), "baseline")
+            measured = _measured(probe, partial(probe.prepare, material), model(), what="baseline")
             if isinstance(measured, Failure):
                 counts["failed"][probe.label] = measured.reason
                 continue
@@ -177,8 +177,18 @@ def _taken_over(job: StageJob, probe: Probe, mark: str) -> bool:
     return True
 
 
-def _measured(probe: Probe, prepare: Callable[[], Measure], model: LossModel, what: str) -> pa.Table | Failure:
-    return attempt(probe.label, probe.time_limit.value, lambda: prepare()(model, what))
+def _measured(
+    probe: Probe, prepare: Callable[[], Measure], model: LossModel, *, what: str, base: pa.Table | None = None
+) -> pa.Table | Failure:
+    """The table of a model, of which the probe can also tell what is in it; or why there is none."""
+
+    def work() -> pa.Table:
+        table = checked_table(prepare()(model, what))
+        probe.summary(table)
+        probe.readable(table, base)
+        return table
+
+    return attempt(probe.label, probe.time_limit.value, work)
 
 
 def _written(out: Path, probe: Probe, key: int | str | None, text: str | None) -> list[FileEntry]:
@@ -189,6 +199,15 @@ def _written(out: Path, probe: Probe, key: int | str | None, text: str | None) -
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, text.encode())
     return [entry_of(path, out)]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What one probe says of one model."""
+
+    scores: Sequence[Score]
+    slices: Sequence[Score] = ()
+    without_hits: Sequence[Score] = ()
 
 
 @dataclass
@@ -242,7 +261,8 @@ class Evaluation:
             say(f"evaluate: {count} tables were measured by {who} and are taken over")
 
     def _write_table(self, probe: Probe, prepare: Callable[[], Measure], subject: Subject) -> bool:
-        measured = _measured(probe, prepare, subject.open(), f"evaluate {subject.title}")
+        base = base_table(self.job.inputs["baseline"], probe)
+        measured = _measured(probe, prepare, subject.open(), what=f"evaluate {subject.title}", base=base)
         if isinstance(measured, Failure):
             self.failed.setdefault(probe.label, {})[str(subject.key)] = measured.reason
             return False
@@ -253,36 +273,43 @@ class Evaluation:
         self, subject: Subject, half: int | None = None, probes: Sequence[Probe] | None = None
     ) -> CheckpointScores:
         """All scores of one model (or those of ``probes``), on everything or on one half of documents and items."""
-        scores: list[Score] = []
-        slices: list[Score] = []
-        without: list[Score] = []
+        found: list[_Compared] = []
         failed: dict[str, str] = {}
         for probe in self.config.all_probes if probes is None else probes:
             reasons = self.failed.get(probe.label, {})
             reason = reasons.get("base", reasons.get(str(subject.key)))
-            if reason is not None:
-                failed[probe.label] = reason
-                continue
-            theirs = base_table(self.job.inputs["baseline"], probe)
-            assert theirs is not None, "a probe without a baseline was marked as failed"
-            ours = read_likelihoods(self.job.out / table_file(probe, subject.key))
-            if half is None:
-                say_not_finite(ours, subject.step)
-                without += self._without_hits(probe, theirs, ours)
-            else:
-                theirs, ours = half_of(theirs, half), half_of(ours, half)
-            sampling = {"seed": self.job.seed, "resamples": RESAMPLES}
-            scores += probe.compare(theirs, ours, self.material, **sampling)
-            if half is None:
-                slices += probe.slices(theirs, ours, self.material, **sampling)
+            if reason is None:
+                compare = partial(self._compare, probe, subject, half)
+                one = attempt(probe.label, probe.time_limit.value, compare)
+                if not isinstance(one, Failure):
+                    found.append(one)
+                    continue
+                reason = one.reason
+                self.failed.setdefault(probe.label, {})[str(subject.key)] = reason
+            failed[probe.label] = reason
         return CheckpointScores(
             step=subject.step,
             blend=subject.blend,
             tokens=subject.tokens,
-            scores=tuple(adjusted(scores)),
-            slices=tuple(slices),
+            scores=tuple(adjusted([score for one in found for score in one.scores])),
+            slices=tuple(score for one in found for score in one.slices),
             failed=failed,
-            without_hits=tuple(without),
+            without_hits=tuple(score for one in found for score in one.without_hits),
+        )
+
+    def _compare(self, probe: Probe, subject: Subject, half: int | None) -> _Compared:
+        theirs = base_table(self.job.inputs["baseline"], probe)
+        assert theirs is not None, "a probe without a baseline was marked as failed"
+        ours = read_likelihoods(self.job.out / table_file(probe, subject.key))
+        sampling = {"seed": self.job.seed, "resamples": RESAMPLES}
+        if half is not None:
+            halves = half_of(theirs, half), half_of(ours, half)
+            return _Compared(probe.compare(*halves, self.material, **sampling))
+        say_not_finite(ours, subject.step)
+        return _Compared(
+            probe.compare(theirs, ours, self.material, **sampling),
+            probe.slices(theirs, ours, self.material, **sampling),
+            self._without_hits(probe, theirs, ours),
         )
 
     def _without_hits(self, probe: Probe, theirs: pa.Table, ours: pa.Table) -> list[Score]:

@@ -57,6 +57,12 @@ class Misbehaving(ItemProbe):
             elif what is not None and what != "baseline":
                 if self.how == "raise":
                     raise ZeroDivisionError("no items were seen")
+                if self.how == "exit":
+                    raise SystemExit(7)
+                if self.how == "no table":
+                    return 3
+                if self.how == "other items":
+                    return table_of([Outcome("other", "mine", "other", value=1.0)])
                 time.sleep(60)
             return table_of(Outcome(name, "x", name, value=1.0) for name in ids)
 
@@ -136,8 +142,12 @@ def test_the_status_is_the_worst_of_the_kept_abilities(run: Run, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"), [("raise", "ZeroDivisionError: no items"), ("hang", "longer than its limit")]
-)
+    ("how", "reason"),
+    [
+        ("raise", "ZeroDivisionError: no items"), ("hang", "longer than its limit"), ("exit", "SystemExit: 7"),
+        ("no table", "returned no table"), ("other items", "not those that the base was measured on"),
+    ],
+)  # fmt: skip
 def test_a_probe_that_raises_or_hangs_is_marked_and_the_run_goes_on(run: Run, how: str, reason: str) -> None:
     probe = Misbehaving.model_validate({"how": how, "name": "bad", "time_limit": "1s"})
     config = with_probe(probe)
@@ -176,6 +186,34 @@ def test_failures_in_the_loop_are_written_down_and_the_others_are_scored(run: Ru
     assert {score.probe.split(":")[0] for score in scores} == {"held_out"}
     (record,) = read_records(run.out / "train" / "probes" / "failed.jsonl")
     assert record == {"step": 7, "probe": "bad", "reason": "OSError: the disk is gone"}
+
+
+@pytest.mark.parametrize("where", ["subset", "compare", "measure"])
+def test_whatever_a_probe_does_in_the_loop_training_goes_on(run: Run, fresh: LossModel, where: str) -> None:
+    class Fails(Misbehaving):
+        """Raises in one of its methods."""
+
+        def prepare(self, material: Any) -> Any:
+            """See ``Probe``."""
+            if material.only is not None and where == "measure":
+                return lambda model, what: None
+            return super().prepare(material)
+
+        def subset(self, material: Any, baseline: pa.Table) -> Any:
+            """See ``Probe``."""
+            return super().subset(material, baseline if where != "subset" else None)
+
+        def compare(self, *tables: Any, **how: Any) -> Any:
+            """See ``Probe``."""
+            return super().compare(*tables, **how) if where != "compare" else 1 / 0
+
+    config = with_probe(Fails(name="bad", items=3))
+    run.baseline(config)
+    for evaluator in (run.evaluator(config), run.evaluator(config)):  # the second one is a restart
+        scores = evaluator(fresh, 7, 70)
+        assert {score.probe.split(":")[0] for score in scores} == {"held_out"}
+    first, *_ = read_records(run.out / "train" / "probes" / "failed.jsonl")
+    assert (first["step"], first["probe"]) == (7, "bad")
 
 
 def test_a_limit_ends_waiting_and_leaves_no_alarm() -> None:
