@@ -69,7 +69,7 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
         mark = probe_mark(probe, job)
         path = job.out / table_file(probe)
         if not path.is_file() and not _taken_over(job, probe, mark):
-            measured = _measured(probe, partial(probe.prepare, material), model(), what="baseline")
+            measured = _measured(probe, partial(probe.prepare, material), model(), "baseline")
             if isinstance(measured, Failure):
                 counts["failed"][probe.label] = measured.reason
                 continue
@@ -177,15 +177,13 @@ def _taken_over(job: StageJob, probe: Probe, mark: str) -> bool:
     return True
 
 
-def _measured(
-    probe: Probe, prepare: Callable[[], Measure], model: LossModel, *, what: str, base: pa.Table | None = None
-) -> pa.Table | Failure:
+def _measured(probe: Probe, prepare: Callable[[], Measure], model: LossModel, what: str) -> pa.Table | Failure:
     """The table of a model, of which the probe can also tell what is in it; or why there is none."""
 
     def work() -> pa.Table:
         table = checked_table(prepare()(model, what))
         probe.summary(table)
-        probe.readable(table, base)
+        probe.readable(table, None)
         return table
 
     return attempt(probe.label, probe.time_limit.value, work)
@@ -241,8 +239,10 @@ class Evaluation:
             if not known and not self._write_table(probe, prepare, subject):
                 continue
             files.append(entry_of(path, self.job.out))
-            text = probe.readable(read_likelihoods(path), base_table(self.job.inputs["baseline"], probe))
-            files += _written(self.job.out, probe, subject.key, text)
+            tables = read_likelihoods(path), base_table(self.job.inputs["baseline"], probe)
+            text = attempt(probe.label, None, partial(probe.readable, *tables))
+            if not isinstance(text, Failure):  # scores do not depend on it, and the reason was said
+                files += _written(self.job.out, probe, subject.key, text)
         return files
 
     def _taken_over(self, probe: Probe, subject: Subject, path: Path) -> bool:
@@ -261,8 +261,7 @@ class Evaluation:
             say(f"evaluate: {count} tables were measured by {who} and are taken over")
 
     def _write_table(self, probe: Probe, prepare: Callable[[], Measure], subject: Subject) -> bool:
-        base = base_table(self.job.inputs["baseline"], probe)
-        measured = _measured(probe, prepare, subject.open(), what=f"evaluate {subject.title}", base=base)
+        measured = _measured(probe, prepare, subject.open(), f"evaluate {subject.title}")
         if isinstance(measured, Failure):
             self.failed.setdefault(probe.label, {})[str(subject.key)] = measured.reason
             return False
