@@ -107,8 +107,10 @@ def _load(wanted: Wanted) -> Iterator[Loaded]:
     from lm_eval.tasks import TaskManager
 
     files = [name for name in wanted.tasks if name.endswith((".yaml", ".yml"))]
-    folders = [wanted.include, *sorted({str(Path(name).parent) for name in files})]
-    include = [folder for folder in folders if folder is not None]
+    folders = {Path(name).expanduser().parent for name in files}
+    include = [str(folder) for folder in sorted(folders)]
+    if wanted.include is not None:
+        include.insert(0, str(Path(wanted.include).expanduser()))
     manager = TaskManager(include_path=include or None, include_defaults=False)
     entries = [_name_in(Path(name)) if name in files else name for name in wanted.tasks]
     if any(entry not in manager.all_tasks for entry in entries):
