@@ -29,6 +29,8 @@ def baseline_table(counts: Mapping[str, Any]) -> str:
             said = f"{probe['cut']} prompts are longer than the model's context, their beginnings are cut off"
             lines.append(f"baseline: {label}: {said}")
     lines += [f"baseline: {label}: FAILED: {reason}" for label, reason in counts["failed"].items()]
+    if counts["failed"]:
+        lines.append("baseline: what failed stays so for this run; after `deepen rm RUN/baseline` it is tried again")
     return "\n".join(lines) or "baseline: nothing was measured"
 
 

@@ -165,7 +165,8 @@ def test_a_probe_without_items_fails_at_the_baseline_already(
 ) -> None:
     config = exam(tmp_path, rows)
     assert "no item of" in run.baseline(config).counts["failed"]["exam"]
-    assert "exam: FAILED" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "exam: FAILED" in said and "`deepen rm RUN/baseline`" in said
     assert "no item of" in run.evaluate(config).counts["failed"]["exam"]["base"]
     assert {score.probe.split(":")[0] for score in run.evaluator(config)(fresh, 1, 10)} == {"held_out"}
 
