@@ -73,7 +73,7 @@ def print_findings(run: Path, findings: Sequence[Finding], looked_for: Iterable[
 def print_comparison(found: Comparison) -> None:
     """Print the scores of several runs, the noise between seeds, and changes against the control."""
     rows = [
-        (one.name, one.scores.step, score.ability, score.probe, f"{score.value:.4g}", f"{score.difference:+.2%}")
+        (one.name, one.scores.step, score.ability, score.probe, f"{score.value:.4g}", _change(score))
         for one in found.runs
         for score in one.scores.scores
     ]
@@ -87,16 +87,21 @@ def print_comparison(found: Comparison) -> None:
         print_table(title, "ability, probe, mean change, standard deviation, runs", noise)
     for name, scores in found.against_control.items():
         changes = [
-            (s.ability, s.probe, f"{s.baseline:.4g}", f"{s.value:.4g}", f"{s.difference:+.2%}", _sureness(s))
-            for s in scores
+            (s.ability, s.probe, f"{s.baseline:.4g}", f"{s.value:.4g}", _change(s), _sureness(s)) for s in scores
         ]
         columns = "ability, probe, control, run, change, 95 % interval"
         print_table(f"{name} against the control {found.control}", columns, changes)
 
 
+def _change(score: Score) -> str:
+    return f"{score.difference:+.2%}" + ("" if score.relative else " points")
+
+
 def _sureness(score: Score) -> str:
-    if score.interval is None or score.minimum_detectable is None:
+    if score.interval is None:
         return "not known"
+    if score.minimum_detectable is None:
+        return "nothing differs"
     low, high = score.interval
     return f"{low:+.2%} to {high:+.2%} (detectable {score.minimum_detectable:.2%})"
 

@@ -60,7 +60,8 @@ def values_chart(checkpoints: list[dict[str, Any]]) -> str:
     for one in checkpoints:
         means = {(score["probe"], score["ability"]) for score in one["scores"]}
         for score in one["scores"]:
-            if score["unit"] != _BITS and (score["probe"].rpartition(":")[0], score["ability"]) not in means:
+            name, is_part, _ = score["probe"].partition(":")
+            if score["unit"] != _BITS and not (is_part and (name, score["ability"]) in means):
                 found.setdefault((score["probe"], score["ability"]), []).append((one["tokens"], score))
     for number, ((probe, ability), points) in enumerate(found.items()):
         colour = COLOURS[number % len(COLOURS)]

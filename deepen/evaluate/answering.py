@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +26,6 @@ from deepen.model.loss import LossModel
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,26 @@ class Answering:
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, English articles and surplus spaces (the comparison of SQuAD, 2016)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Lower case, without punctuation, English articles and surplus spaces (the comparison of SQuAD, 2016).
+
+    Punctuation is that of every script. A text of which nothing would be left (the answer `A`, or `+`) stays.
+    """
+    kept = "".join(character for character in text.lower() if not _is_punctuation(character))
+    return " ".join(_ARTICLES.sub(" ", kept).split()) or " ".join(kept.split()) or text.strip().lower()
+
+
+def _is_punctuation(character: str) -> bool:
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def number_in(text: str, which: str) -> str:
-    """The first or last number of a text in one notation (``1,250.0`` is ``1250``), or nothing."""
+    """The first or last number of a text in one notation (``1,250.0`` is ``1250``), all its digits, or nothing."""
     found = _NUMBER.findall(text)
     if not found:
         return ""
-    value = float(found[0 if which == "first_number" else -1].replace(",", ""))
-    return f"{value:.12g}"
+    written = f"{Decimal(found[0 if which == 'first_number' else -1].replace(',', '')):f}"
+    shortest = written.rstrip("0").rstrip(".") if "." in written else written
+    return "0" if shortest == "-0" else shortest
 
 
 def is_right(answer: str, accepted: Sequence[str], answering: Answering) -> bool:
@@ -65,10 +75,16 @@ def is_right(answer: str, accepted: Sequence[str], answering: Answering) -> bool
         return found != "" and found in {number_in(one, answering.extract) for one in accepted}
     if answering.to_the_letter:
         return answer.strip() in accepted
-    given, wanted = normalised(answer), [normalised(one) or one.strip().lower() for one in accepted]
+    given, wanted = normalised(answer), [normalised(one) for one in accepted]
     if answering.begins_with:
-        return any(f"{given} ".startswith(f"{one} ") for one in wanted)
+        return any(_begins_with(given, one) for one in wanted)
     return given in wanted
+
+
+def _begins_with(text: str, beginning: str) -> bool:
+    """Whether a text begins with whole words; Chinese and Japanese have no spaces that would end one."""
+    no_spaces = unicodedata.east_asian_width(beginning[-1]) in "WF"
+    return text.startswith(beginning) and (no_spaces or text[len(beginning) :][:1] in ("", " "))
 
 
 def prepare_answers(
@@ -91,9 +107,13 @@ def prepare_answers(
         written = [until_stop(texts.decode(one), answering.stop) for one in generate(model, prompts, decoding)]
         cut = [cut_left(document, context) or document for document in golds]
         nll = likelihoods(model, cut, context=context, stride=1.0, what=what)
+        room = context - answering.max_tokens
         found = {
-            id(item): _outcome(item, answer, float(value), (gold.num_bytes, gold.num_scored), answering)
-            for item, answer, value, gold in zip(usable, written, nll, golds, strict=True)
+            id(item): replace(
+                _outcome(item, answer, float(value), (gold.num_bytes, gold.num_scored), answering),
+                cut_tokens=max(0, len(prompt) - room),
+            )
+            for item, prompt, answer, value, gold in zip(usable, prompts, written, nll, golds, strict=True)
         }
         unused = {id(item): Outcome(item.id, item.task, item.cluster, reason=item.reason) for item in asked}
         return table_of((unused | found)[id(item)] for item in asked)

@@ -52,8 +52,10 @@ def prepare_choices(
         flat = [one for documents in usable for one in documents if one is not None]
         nll = iter(likelihoods(model, flat, context=context, stride=1.0, what=what).tolist())
         return table_of(
-            _outcome(item, documents, nll, choosing) if reason is None else _unused(item, reason)
-            for item, documents, reason in zip(asked, encoded, reasons, strict=True)
+            _outcome(item, documents, nll, choosing, cut_tokens=_most_cut(documents, shorter))
+            if reason is None
+            else _unused(item, reason)
+            for item, documents, shorter, reason in zip(asked, encoded, cut, reasons, strict=True)
         )
 
     return measure
@@ -72,12 +74,18 @@ def _reason(documents: Iterable[Encoded | None]) -> str | None:
     return NOTHING if any(one is not None and one.num_scored == 0 for one in documents) else None
 
 
+def _most_cut(whole: Sequence[Encoded], cut: Sequence[Encoded | None]) -> int:
+    return max(len(one.tokens) - len(other.tokens) for one, other in zip(whole, cut, strict=True) if other is not None)
+
+
 def _unused(item: Item, reason: str) -> Outcome:
     gold = item.choices[item.gold] if item.choices else ""
     return Outcome(item.id, item.task, item.cluster, reason=reason, gold=gold)
 
 
-def _outcome(item: Item, documents: Sequence[Encoded], nll: Iterator[float], choosing: Choosing) -> Outcome:
+def _outcome(
+    item: Item, documents: Sequence[Encoded], nll: Iterator[float], choosing: Choosing, *, cut_tokens: int
+) -> Outcome:
     found = [next(nll) for _ in documents]
     sizes = [len(text.encode()) for text in item.choices], [document.num_scored for document in documents]
     lengths = {
@@ -95,4 +103,5 @@ def _outcome(item: Item, documents: Sequence[Encoded], nll: Iterator[float], cho
         gold=item.choices[item.gold],
         answer=item.choices[best] if is_finite else "",
         nll=tuple(found) if is_finite else (), bytes=tuple(sizes[0]), tokens=tuple(sizes[1]),
+        cut_tokens=cut_tokens,
     )  # fmt: skip

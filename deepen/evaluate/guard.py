@@ -57,7 +57,7 @@ def _alone(seconds: float | None, measure: Callable[[], T]) -> T | Failure:
             return measure()
     except OverTimeError:
         return Failure(_over_time(seconds))
-    except Exception as error:  # whatever a probe does must not end a run of weeks
+    except (Exception, SystemExit) as error:  # whatever a probe does must not end a run of weeks
         return Failure(_reason(error))
 
 
@@ -78,7 +78,7 @@ def _together(seconds: float | None, measure: Callable[[], T], process: Process)
             found = attempt_together(process, lambda: [measure()])
     except GivenUpError:
         pass
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = _reason(error)
     if found is not None:
         return found[0]
@@ -90,7 +90,7 @@ def _over_time(seconds: float | None) -> str:
     return f"took longer than its limit of {seconds or 0:g} s"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, DeepenError):
         return error.message
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -34,6 +34,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self.model, self.tokenizer = model, tokenizer
         self.tells_greedy = True
         """Whether continuations are also checked for being what greedy decoding writes; costs a second pass."""
+        self.cut_tokens: list[int] = []
+        """Of every request of the last call, tokens at the beginning of its context that there are no positions for."""
         self.max_length = int(model.model.config.max_position_embeddings)
 
     @property
@@ -59,6 +61,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         """``(log-likelihood, whether greedy decoding would write it)`` of every continuation."""
         documents = [_cut(context, continuation, self.max_length) for _, context, continuation in requests]
+        self.cut_tokens = [max(0, len(one) + len(other) - self.max_length - 1) for _, one, other in requests]
         nll = likelihoods(self.model, documents, context=self.max_length, stride=1.0)
         greedy = self._is_greedy(documents) if self.tells_greedy else np.zeros(len(documents), dtype=bool)
         return [(-float(value), bool(right)) for value, right in zip(nll, greedy, strict=True)]
@@ -84,23 +87,26 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             Encoded(np.array([self.prefix_token_id, *self.tok_encode(text, False)], dtype=np.int32), 1, 0)
             for text in texts
         ]
+        self.cut_tokens = [0] * len(documents)
         nll = likelihoods(self.model, documents, context=self.max_length, stride=1.0)
         return [-float(value) for value in nll]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to the first of its stops."""
         answers = [""] * len(requests)
+        self.cut_tokens = [0] * len(requests)
         alike: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(repr(request.args[1]), []).append(index)
         for indices in alike.values():
             settings = normalize_gen_kwargs(requests[indices[0]].args[1], _NEW_TOKENS)
             contexts = [requests[index].args[0] for index in indices]
-            for index, answer in zip(indices, self._write(contexts, dict(settings)), strict=True):
-                answers[index] = answer
+            for index, (answer, cut) in zip(indices, self._write(contexts, dict(settings)), strict=True):
+                answers[index], self.cut_tokens[index] = answer, cut
         return answers
 
-    def _write(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[str]:
+    def _write(self, contexts: Sequence[str], settings: dict[str, Any]) -> list[tuple[str, int]]:
+        """Answers, and how many tokens of each context were cut off."""
         end = self.tokenizer.decode([self.eot_token_id])
         stops = [stop for stop in handle_stop_sequences(settings.get("until"), eos=end) if stop]
 
@@ -112,11 +118,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             int(settings["max_gen_toks"]), [self.eot_token_id], is_done,
             temperature=float(settings.get("temperature") or 0.0),
         )  # fmt: skip
-        written = generate(self.model, [self.tok_encode(context) for context in contexts], decoding)
+        prompts = [self.tok_encode(context) for context in contexts]
+        written = generate(self.model, prompts, decoding)
         answers = [self._decode(tokens) for tokens in written]
         for stop in stops:
             answers = [answer.split(stop)[0] for answer in answers]
-        return answers
+        room = self.max_length - decoding.max_new_tokens
+        return [(answer, max(0, len(prompt) - room)) for answer, prompt in zip(answers, prompts, strict=True)]
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,10 @@ def _load(wanted: Wanted) -> Iterator[Loaded]:
     from lm_eval.tasks import TaskManager
 
     files = [name for name in wanted.tasks if name.endswith((".yaml", ".yml"))]
-    folders = [wanted.include, *sorted({str(Path(name).parent) for name in files})]
-    include = [folder for folder in folders if folder is not None]
+    folders = {Path(name).expanduser().parent for name in files}
+    include = [str(folder) for folder in sorted(folders)]
+    if wanted.include is not None:
+        include.insert(0, str(Path(wanted.include).expanduser()))
     manager = TaskManager(include_path=include or None, include_defaults=False)
     entries = [_name_in(Path(name)) if name in files else name for name in wanted.tasks]
     if any(entry not in manager.all_tasks for entry in entries):
@@ -170,18 +172,21 @@ def _outcomes(one: Loaded, model: Any, wanted: Wanted, only: frozenset[str] | No
     by_type: dict[str, list[Any]] = {}
     for instance in chosen:
         by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
+    cut: dict[int, int] = {}
     model.tells_greedy = one.task.OUTPUT_TYPE != "multiple_choice"  # which looks at likelihoods alone
     for request_type, requests in by_type.items():
         responses = getattr(model, request_type)(requests, disable_tqdm=True)
-        for response, instance in zip(responses, requests, strict=True):
+        for response, instance, tokens in zip(responses, requests, model.cut_tokens, strict=True):
             instance.resps.append(response)
+            cut[instance.doc_id] = max(tokens, cut.get(instance.doc_id, 0))
     one.task._instances = chosen  # what the harness's filters work on
     one.task.apply_filters()
     by_place: dict[int, list[Any]] = {}
     for instance in chosen:
         by_place.setdefault(instance.doc_id, []).append(instance)
     for place, instances in sorted(by_place.items()):
-        yield _outcome(one, place, sorted(instances, key=lambda instance: instance.idx), wanted)
+        outcome = _outcome(one, place, sorted(instances, key=lambda instance: instance.idx), wanted)
+        yield replace(outcome, cut_tokens=cut.get(place, 0))
 
 
 def _outcome(one: Loaded, place: int, instances: Sequence[Any], wanted: Wanted) -> Outcome:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.full_tables import FullTables, part_of
@@ -21,7 +21,7 @@ from deepen.evaluate.guard import Failure, attempt
 from deepen.evaluate.material import Material, material_of
 from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.statistics import adjusted
-from deepen.evaluate.tables import base_table, say_not_finite
+from deepen.evaluate.tables import base_table, checked_table, say_not_finite
 from deepen.formats.atomic import write_bytes, write_json
 from deepen.formats.checkpoints import checkpoint_name
 from deepen.formats.manifest import Artifact
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from deepen.evaluate.probes.probe import Measure
     from deepen.model.loss import LossModel
     from deepen.parallel.process import Process
+
+T = TypeVar("T")
 
 PROBES = "probes"
 """Directory inside the training stage."""
@@ -132,36 +134,44 @@ class InLoop:
         full = self._pace.is_full(step)
         self._full.begin(step)
         for probe in self._measured():
-            measure = partial(self._measure, probe, model, full)
-            table = attempt(probe.label, probe.time_limit.value, measure, self._process)
-            if isinstance(table, Failure):
-                self._record(FAILED, {"step": step, "probe": probe.label, "reason": table.reason})
-                continue
-            if full:
-                self._full.keep(probe, table)
-                table = part_of(table, self._ids(probe))
-            say_not_finite(table, step)
-            base = self._tables[probe.label]
-            found += probe.compare(base, table, self._material, seed=self._seed, resamples=_RESAMPLES)
-            self._write_readable(probe, table, step)
+            found += self._attempted(probe, step, partial(self._measure, probe, model, step, full)) or []
         seconds = time.monotonic() - started
         self._record(TIMES, {"step": step, "seconds": seconds, "training_seconds": training_seconds, "full": full})
         self._since = time.monotonic()
         return adjusted(found)
 
-    def _measured(self) -> Iterator[Probe]:
-        return (probe for probe in self._config.all_probes if probe.label in self._tables)
+    def _attempted(self, probe: Probe, step: int, work: Callable[[], T]) -> T | None:
+        """What ``work`` on a probe returns; None where it failed, which is written down."""
+        done = attempt(probe.label, probe.time_limit.value, work, self._process)
+        if isinstance(done, Failure):
+            self._record(FAILED, {"step": step, "probe": probe.label, "reason": done.reason})
+            return None
+        return done
 
     def tables_at(self, step: int) -> dict[str, dict[str, str]]:
         """By probe mark and hash of what was measured in full at ``step``, if that was the last measurement."""
         return self._full.at(step)
 
-    def _measure(self, probe: Probe, model: LossModel, full: bool) -> pa.Table:
+    def _measured(self) -> Iterator[Probe]:
+        """The probes that the base was measured with, but those whose subset could not be chosen."""
+        chosen = self._subsets or {}
+        return (
+            probe for probe in self._config.all_probes if probe.label in self._tables and chosen.get(probe.label) != {}
+        )
+
+    def _measure(self, probe: Probe, model: LossModel, step: int, full: bool) -> list[Score]:
+        """Scores of the subset; with ``full`` everything is measured, and kept."""
         key = probe.label, full
         if key not in self._measures:
             material = self._material if full else replace(self._material, only=self._ids(probe))
             self._measures[key] = probe.prepare(material)
-        return self._measures[key](model, None)
+        table = checked_table(self._measures[key](model, None))
+        if full:
+            self._full.keep(probe, table)
+            table = part_of(table, self._ids(probe))
+        say_not_finite(table, step)
+        self._write_readable(probe, table, step)
+        return probe.compare(self._tables[probe.label], table, self._material, seed=self._seed, resamples=_RESAMPLES)
 
     def _ids(self, probe: Probe) -> frozenset[str]:
         """The subset."""
@@ -177,12 +187,11 @@ class InLoop:
 
     def _choose_subsets(self, model: LossModel, step: int, training_seconds: float) -> dict[str, dict[str, list[str]]]:
         """What the probes ask for, made smaller where the overhead budget needs it, and written down."""
-        chosen = {
-            probe.label: {
-                name: list(ids) for name, ids in probe.subset(self._material, self._tables[probe.label]).items()
-            }
+        found = {
+            probe: self._attempted(probe, step, partial(probe.subset, self._material, self._tables[probe.label]))
             for probe in self._measured()
         }
+        chosen = {probe.label: {name: list(ids) for name, ids in (by or {}).items()} for probe, by in found.items()}
         sizing: dict[str, Any] = {}
         if self._config.overhead is not None:
             sizing = self._sized(chosen, model, self._config.overhead, self._pace_so_far(step, training_seconds))

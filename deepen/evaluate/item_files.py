@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from deepen.formats.contamination import strings_in
 
 NO_JSON, NO_OBJECT, MISSING, DUPLICATE = "no_json", "not_an_object", "missing_field", "duplicate_id"
 FEW_CHOICES, NO_ANSWER, EMPTY = "fewer_than_two_choices", "answer_not_among_choices", "empty_text"
+NOT_UNICODE = "not_unicode"
 """Reasons of items that cannot be used."""
 
 
@@ -71,13 +73,13 @@ def read_items(path: Path, layout: Layout, parse: Callable[[dict[str, Any]], Ite
         place = f"line {number}"
         try:
             row = _row(line)
-            name = str(row.get(layout.id, place))
+            texts = _texts_of(row)
+            name = place if row.get(layout.id) is None else str(row[layout.id])
             if name in seen:
                 raise BadRowError(DUPLICATE)
             seen.add(name)
             task = layout.task if layout.by is None else str(_field(row, layout.by))
             cluster = name if layout.group is None else str(_field(row, layout.group))
-            texts = tuple(strings_in(row))
             items.append(replace(parse(row), id=name, task=task, cluster=cluster, texts=texts))
         except BadRowError as error:
             items.append(Item(place, layout.task, place, reason=str(error)))
@@ -129,8 +131,9 @@ def gold_of(answer: Any, choices: Sequence[str]) -> int:
         text = answer.strip()
         if text in choices:
             return list(choices).index(text)
-        if len(text) == 1 and text.isalpha() and ord(text.upper()) - ord("A") < len(choices):
-            return ord(text.upper()) - ord("A")
+        letter = string.ascii_uppercase.find(text.upper()) if len(text) == 1 else -1
+        if 0 <= letter < len(choices):
+            return letter
         if text.isdecimal() and int(text) < len(choices):
             return int(text)
     raise BadRowError(NO_ANSWER)
@@ -158,11 +161,23 @@ def _field(row: dict[str, Any], name: str) -> Any:
 def _row(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRowError(NO_JSON) from error
     if not isinstance(row, dict):
         raise BadRowError(NO_OBJECT)
     return row
+
+
+def _texts_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """All texts of a row; half of a surrogate pair, which JSON can spell, is no text that any tokenizer reads."""
+    try:
+        texts = tuple(strings_in(row))
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise BadRowError(NOT_UNICODE) from error
+    except RecursionError as error:
+        raise BadRowError(NO_JSON) from error
+    return texts
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from deepen.errors import RunError
 from deepen.evaluate.likelihoods import NOT_FINITE
-from deepen.evaluate.statistics import Change, clustered, mean_change, paired, stream
+from deepen.evaluate.statistics import Change, Pairs, clustered, mean_change, mean_of_shared, paired, stream
 from deepen.formats.scores import Ability, Score
 
 SCHEMA = pa.schema(
@@ -33,6 +34,7 @@ SCHEMA = pa.schema(
         pa.field("nll", pa.list_(pa.float64())),
         pa.field("bytes", pa.list_(pa.int64())),
         pa.field("tokens", pa.list_(pa.int64())),
+        pa.field("cut_tokens", pa.int64()),
     ]
 )
 
@@ -60,6 +62,8 @@ class Outcome:
     bytes: tuple[int, ...] = ()
     """UTF-8 bytes of every choice."""
     tokens: tuple[int, ...] = ()
+    cut_tokens: int = 0
+    """Tokens at the beginning of the prompt that the model has no positions for and was not shown."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def table_of(outcomes: Iterable[Outcome]) -> pa.Table:
 
 
 def summary(table: pa.Table) -> dict[str, Any]:
-    """Items, items used, items not used by reason with some of their ids, and the mean of every task."""
+    """Items, items used, items not used by reason with some of their ids, items whose prompt was cut, and the mean of
+    every task."""
     rows = table.select(["id", "task", "value", "reason"]).to_pylist()
     reasons = Counter(row["reason"] for row in rows if row["reason"])
     by_task: dict[str, list[float]] = {}
@@ -100,6 +105,7 @@ def summary(table: pa.Table) -> dict[str, Any]:
         "examples": {
             reason: [row["id"] for row in rows if row["reason"] == reason][:_EXAMPLES] for reason in sorted(reasons)
         },
+        "cut": pc.sum(pc.greater(table["cut_tokens"], 0)).as_py() or 0,
         "tasks": {task: {"items": len(values), "value": float(np.mean(values))} for task, values in by_task.items()},
     }
 
@@ -136,9 +142,11 @@ def smallest(ids: Sequence[str], count: int) -> list[str]:
 def compare_items(base: pa.Table, model: pa.Table, kind: Kind, *, seed: int, resamples: int) -> list[Score]:
     """Scores of a model against the base on the same items: one per task when there are several, then their mean.
 
-    The change is relative to the base, unless the base has nothing right in one of the tasks: then it is the difference
-    of the means for all of them (``relative`` False). A task of which the model gave an item no finite value has no
-    score, and then there is no mean.
+    The change is relative to the base. Where the base has nothing right in a task it is the difference of the means
+    (``relative`` False): of a new ability for all tasks, so that one mean holds the whole gain; of a kept one for that
+    task alone, which has nothing to lose and no part in the mean, unless all are so.
+
+    A task of which the model gave an item no finite value has no score, and then there is no mean.
     """
     tasks = _paired_tasks(base, model, kind)
     return _scores(tasks, kind, is_single=len(tasks) == 1, draws=(seed, resamples))
@@ -179,22 +187,51 @@ def _scores(
     """The score of every task whose values are complete, then their mean; ``draws``: seed and number of redraws."""
     seed, resamples = draws
     complete = {task: rows for task, rows in tasks.items() if all(ours is not None for _, ours, _ in rows)}
-    relative = all(sum(theirs for theirs, _, _ in rows) > 0 for rows in complete.values())
+    known = [task for task, rows in complete.items() if sum(theirs for theirs, _, _ in rows) > 0]
+    in_points = set(complete).difference(known) if kind.ability == "new" or not known else set()
     changes: dict[str, Change] = {}
-    scores: list[Score] = []
+    scores: dict[str, Score] = {}
     for task, rows in complete.items():
         theirs, ours, clusters = zip(*rows, strict=True)
+        relative = task in known and not in_points
         pairs = clustered(np.array(theirs), np.array(ours), clusters)
         seeds = stream(seed, f"{kind.label}:{task}")
         changes[task] = paired(pairs, seed=seeds, resamples=resamples, relative=relative)
         means = float(np.mean(ours)), float(np.mean(theirs))
         name = kind.label if is_single and kind.overall else f"{kind.label}:{task}"
-        scores.append(_score(kind, name, means, (changes[task], relative, len(rows))))
+        scores[task] = _score(kind, name, means, (changes[task], relative, len(rows)))
+    found = list(scores.values())
     if kind.overall and tasks and not is_single and len(complete) == len(tasks):
-        means = float(np.mean([one.value for one in scores])), float(np.mean([one.baseline for one in scores]))
-        items = sum(one.items for one in scores)
-        scores.append(_score(kind, kind.label, means, (mean_change(list(changes.values())), relative, items)))
-    return scores
+        counted = list(complete) if in_points else known
+        members = [scores[task] for task in counted]
+        means = float(np.mean([one.value for one in members])), float(np.mean([one.baseline for one in members]))
+        change = _mean_change({task: (complete[task], changes[task]) for task in counted}, not in_points, draws)
+        found.append(_score(kind, kind.label, means, (change, not in_points, sum(one.items for one in members))))
+    return found
+
+
+def _mean_change(
+    tasks: Mapping[str, tuple[Sequence[tuple[float, float | None, str]], Change]],
+    relative: bool,
+    draws: tuple[int, int],
+) -> Change:
+    """The mean of the tasks' changes; clusters that several tasks have in common are drawn for all of them together."""
+    places: dict[str, int] = {}
+    apart = 0
+    for rows, _ in tasks.values():
+        clusters = {cluster for _, _, cluster in rows}
+        apart += len(clusters)
+        for cluster in sorted(clusters):
+            places.setdefault(cluster, len(places))
+    changes = [change for _, change in tasks.values()]
+    if apart == len(places) or any(change.interval is None for change in changes):
+        return mean_change(changes)
+    aligned = []
+    for rows, _ in tasks.values():
+        at = [places[cluster] for _, _, cluster in rows]
+        columns = np.array([(theirs, ours, 1.0) for theirs, ours, _ in rows], dtype=np.float64).T
+        aligned.append(Pairs(*(np.bincount(at, weights=column, minlength=len(places)) for column in columns)))
+    return mean_of_shared(aligned, seed=stream(draws[0], "mean"), resamples=draws[1], relative=relative)
 
 
 def _paired_tasks(

@@ -24,6 +24,9 @@ REPETITION, BOILERPLATE = "repetition", "boilerplate"
 _RUN = 4
 _PROMPT_WORDS = 8
 """Words of a held-out document that are its prompt."""
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+"""Chinese and Japanese write no spaces: there every character counts as a word."""
 _BOILERPLATE = re.compile(
     r"all rights reserved|copyright|cookie|privacy policy|terms of (use|service)|click here|read more|sign up|log in|"
     r"subscribe|newsletter|javascript|lorem ipsum|share (this|on)|follow us|powered by|advertisement|http[s]?://|www\.",
@@ -53,7 +56,7 @@ class Prompt:
 
 def repetition(text: str) -> float:
     """Share of runs of 4 words that are repetitions; 0 for a text that is too short to have two."""
-    words = text.split()
+    words = _WORD.findall(text)
     runs = [tuple(words[at : at + _RUN]) for at in range(len(words) - _RUN + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
@@ -81,7 +84,7 @@ def prompts_of(prompts: Prompts, material: Material) -> Iterator[Prompt]:
 
 def _beginning(text: str) -> str:
     """The first words of a text, as they stand there."""
-    words = re.finditer(r"\S+", text)
+    words = _WORD.finditer(text)
     ends = [word.end() for _, word in zip(range(_PROMPT_WORDS), words, strict=False)]
     return text[: ends[-1]] if ends else ""
 

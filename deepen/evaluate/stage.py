@@ -37,7 +37,7 @@ from deepen.evaluate.summary_table import (
     measuring_lines,
     summary_table,
 )
-from deepen.evaluate.tables import base_table, readable_file, say_not_finite, table_file, table_mark
+from deepen.evaluate.tables import base_table, checked_table, readable_file, say_not_finite, table_file, table_mark
 from deepen.evaluate.taken_over import MODELS, TABLES, PreviousTables
 from deepen.formats.atomic import FileEntry, entry_of, link_or_copy, write_bytes
 from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
@@ -193,7 +193,15 @@ def _measured_before(job: StageJob, watched: Path | None, checkpoints: Sequence[
 
 
 def _measured(probe: Probe, prepare: Callable[[], Measure], model: LossModel, what: str) -> pa.Table | Failure:
-    return attempt(probe.label, probe.time_limit.value, lambda: prepare()(model, f"{what}, {probe.label}"))
+    """The table of a model, of which the probe can also tell what is in it; or why there is none."""
+
+    def work() -> pa.Table:
+        table = checked_table(prepare()(model, f"{what}, {probe.label}"))
+        probe.summary(table)
+        probe.readable(table, None)
+        return table
+
+    return attempt(probe.label, probe.time_limit.value, work)
 
 
 def _written(out: Path, probe: Probe, key: int | str | None, text: str | None) -> list[FileEntry]:
@@ -204,6 +212,15 @@ def _written(out: Path, probe: Probe, key: int | str | None, text: str | None) -
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, text.encode())
     return [entry_of(path, out)]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What one probe says of one model."""
+
+    scores: Sequence[Score]
+    slices: Sequence[Score] = ()
+    without_hits: Sequence[Score] = ()
 
 
 @dataclass
@@ -235,8 +252,10 @@ class Evaluation:
             if not known and not self._write_table(probe, prepare, subject):
                 continue
             files.append(entry_of(path, self.job.out))
-            text = probe.readable(read_likelihoods(path), base_table(self.job.inputs["baseline"], probe))
-            files += _written(self.job.out, probe, subject.key, text)
+            tables = read_likelihoods(path), base_table(self.job.inputs["baseline"], probe)
+            text = attempt(probe.label, None, partial(probe.readable, *tables))
+            if not isinstance(text, Failure):  # scores do not depend on it, and the reason was said
+                files += _written(self.job.out, probe, subject.key, text)
         return files
 
     def _taken_over(self, probe: Probe, subject: Subject, path: Path) -> bool:
@@ -264,36 +283,43 @@ class Evaluation:
         self, subject: Subject, half: int | None = None, probes: Sequence[Probe] | None = None
     ) -> CheckpointScores:
         """All scores of one model (or those of ``probes``), on everything or on one half of documents and items."""
-        scores: list[Score] = []
-        slices: list[Score] = []
-        without: list[Score] = []
+        found: list[_Compared] = []
         failed: dict[str, str] = {}
         for probe in self.config.all_probes if probes is None else probes:
             reasons = self.failed.get(probe.label, {})
             reason = reasons.get("base", reasons.get(str(subject.key)))
-            if reason is not None:
-                failed[probe.label] = reason
-                continue
-            theirs = base_table(self.job.inputs["baseline"], probe)
-            assert theirs is not None, "a probe without a baseline was marked as failed"
-            ours = read_likelihoods(self.job.out / table_file(probe, subject.key))
-            if half is None:
-                say_not_finite(ours, subject.step)
-                without += self._without_hits(probe, theirs, ours)
-            else:
-                theirs, ours = half_of(theirs, half), half_of(ours, half)
-            sampling = {"seed": self.job.seed, "resamples": RESAMPLES}
-            scores += probe.compare(theirs, ours, self.material, **sampling)
-            if half is None:
-                slices += probe.slices(theirs, ours, self.material, **sampling)
+            if reason is None:
+                compare = partial(self._compare, probe, subject, half)
+                one = attempt(probe.label, probe.time_limit.value, compare)
+                if not isinstance(one, Failure):
+                    found.append(one)
+                    continue
+                reason = one.reason
+                self.failed.setdefault(probe.label, {})[str(subject.key)] = reason
+            failed[probe.label] = reason
         return CheckpointScores(
             step=subject.step,
             blend=subject.blend,
             tokens=subject.tokens,
-            scores=tuple(adjusted(scores)),
-            slices=tuple(slices),
+            scores=tuple(adjusted([score for one in found for score in one.scores])),
+            slices=tuple(score for one in found for score in one.slices),
             failed=failed,
-            without_hits=tuple(without),
+            without_hits=tuple(score for one in found for score in one.without_hits),
+        )
+
+    def _compare(self, probe: Probe, subject: Subject, half: int | None) -> _Compared:
+        theirs = base_table(self.job.inputs["baseline"], probe)
+        assert theirs is not None, "a probe without a baseline was marked as failed"
+        ours = read_likelihoods(self.job.out / table_file(probe, subject.key))
+        sampling = {"seed": self.job.seed, "resamples": RESAMPLES}
+        if half is not None:
+            halves = half_of(theirs, half), half_of(ours, half)
+            return _Compared(probe.compare(*halves, self.material, **sampling))
+        say_not_finite(ours, subject.step)
+        return _Compared(
+            probe.compare(theirs, ours, self.material, **sampling),
+            probe.slices(theirs, ours, self.material, **sampling),
+            self._without_hits(probe, theirs, ours),
         )
 
     def _without_hits(self, probe: Probe, theirs: pa.Table, ours: pa.Table) -> list[Score]:

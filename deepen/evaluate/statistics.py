@@ -63,8 +63,9 @@ class Change:
 
     @property
     def minimum_detectable(self) -> float | None:
-        """The change that would be found 8 times in 10, at a level of 5 %."""
-        return None if self.standard_error is None else _DETECTION * self.standard_error
+        """The change that would be found 8 times in 10, at a level of 5 %; None where nothing differs, which does not
+        say how large a change would have to be."""
+        return _DETECTION * self.standard_error if self.standard_error else None
 
     @property
     def p_value(self) -> float | None:
@@ -107,6 +108,18 @@ def mean_change(changes: Sequence[Change]) -> Change:
     return Change(difference, interval_of(drawn), float(np.sqrt(np.square(errors).sum()) / len(changes)), drawn)
 
 
+def mean_of_shared(tasks: Sequence[Pairs], *, seed: tuple[int, int], resamples: int, relative: bool) -> Change:
+    """The mean over tasks that have clusters in common (the same passage, the same person), drawn for all at once.
+
+    ``tasks`` list the same clusters in the same order, with sums of 0 where a task has nothing of one. As if they were
+    independent, the interval would be up to the root of their number too narrow.
+    """
+    difference = float(np.mean([_difference(pairs, relative) for pairs in tasks]))
+    drawn = np.mean([redrawn_changes(p, seed=seed, resamples=resamples, relative=relative) for p in tasks], axis=0)
+    scatter = np.mean([_scatter(pairs, relative) for pairs in tasks], axis=0)
+    return Change(difference, interval_of(drawn), _error_of(scatter), drawn)
+
+
 def _difference(pairs: Pairs, relative: bool) -> float:
     if relative:
         return float(pairs.model.sum() / pairs.base.sum() - 1)
@@ -135,7 +148,7 @@ def redrawn_changes(pairs: Pairs, *, seed: tuple[int, int], resamples: int = RES
         below = np.where(sums[:, 0] == 0, pairs.base.sum(), sums[:, 0])
         changes: Array = np.where(sums[:, 0] == 0, sums[:, 1] / below, sums[:, 1] / below - 1)
         return changes
-    items = sums[:, 2] if values.shape[1] == 3 else num_clusters
+    items = np.maximum(sums[:, 2], 1) if values.shape[1] == 3 else num_clusters
     differences: Array = (sums[:, 1] - sums[:, 0]) / items
     return differences
 
@@ -145,15 +158,23 @@ def standard_error(pairs: Pairs, *, relative: bool = True) -> float:
 
     Of outcomes with discordance d (share of items on which the models differ) and equal accuracy it is sqrt(d / n).
     """
-    count = pairs.num_clusters
-    assert count > 1, "a single cluster has no scatter"
-    weights = np.ones(count) if pairs.weights is None else pairs.weights
+    assert pairs.num_clusters > 1, "a single cluster has no scatter"
+    return _error_of(_scatter(pairs, relative))
+
+
+def _scatter(pairs: Pairs, relative: bool) -> Array:
+    """What every cluster adds to the difference beyond its share, float64[n]."""
+    weights = np.ones(pairs.num_clusters) if pairs.weights is None else pairs.weights
     difference = _difference(pairs, relative)
     if relative:
-        residuals, total = pairs.model - (1 + difference) * pairs.base, pairs.base.sum()
+        found: Array = (pairs.model - (1 + difference) * pairs.base) / abs(pairs.base.sum())
     else:
-        residuals, total = pairs.model - pairs.base - difference * weights, weights.sum()
-    return float(np.sqrt(count / (count - 1) * np.square(residuals).sum()) / abs(total))
+        found = (pairs.model - pairs.base - difference * weights) / weights.sum()
+    return found
+
+
+def _error_of(scatter: Array) -> float:
+    return float(np.sqrt(len(scatter) / (len(scatter) - 1) * np.square(scatter).sum()))
 
 
 def interval_of(changes: Array | None) -> tuple[float, float] | None:
@@ -189,7 +210,7 @@ def adjusted(scores: Sequence[Score]) -> list[Score]:
     A score is a mean when there are scores of its parts (``held_out`` beside ``held_out:web``): means summarise what
     the tasks say, so they are a family of their own. Without a p-value nothing is said.
     """
-    parts = {(score.probe.rpartition(":")[0], score.ability) for score in scores}
+    parts = {(score.probe.partition(":")[0], score.ability) for score in scores if ":" in score.probe}
     verdicts: dict[str, float] = {}
     for is_mean in (False, True):
         family = {

@@ -26,7 +26,12 @@ def baseline_table(counts: Mapping[str, Any]) -> str:
         for reason, number in probe["not_used"].items() if "tasks" in probe else ():
             shown = ", ".join(probe["examples"][reason])
             lines.append(f"baseline: {label}: {number} items are not used: {reason} ({shown})")
+        if probe.get("cut"):
+            said = f"{probe['cut']} prompts are longer than the model's context, their beginnings are cut off"
+            lines.append(f"baseline: {label}: {said}")
     lines += [f"baseline: {label}: FAILED: {reason}" for label, reason in counts["failed"].items()]
+    if counts["failed"]:
+        lines.append("baseline: what failed stays so for this run; after `deepen rm RUN/baseline` it is tried again")
     return "\n".join(lines) or "baseline: nothing was measured"
 
 
@@ -55,8 +60,7 @@ def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapp
             cells = [_cells(scores.of(label, ability)) for ability in found]
             cells += [_status(scores.of(label, "kept"), checkpoint["status"], budget)] if judged else []
             lines.append("  ".join([f"{scores.step:>8}", *cells]).rstrip())
-    for one in scored:
-        lines += [f"step {one.step}: probe `{label}` failed: {reason}" for label, reason in one.failed.items()]
+    lines += _failed(scored)
     lines += _slices(scored[-1]) if scored else []
     return "\n".join(lines)
 
@@ -80,6 +84,21 @@ def measuring_took(spent: Mapping[str, Any]) -> str:
 def _status(kept: Score | None, worst: str, budget: float) -> str:
     """By one probe: a score that is missing was not finite if any probe's was not."""
     return status(kept, budget, measured=worst == "not finite")
+
+
+def _failed(scored: Sequence[CheckpointScores]) -> list[str]:
+    """Every failed probe with its reason and where, in one line."""
+    steps: dict[tuple[str, str], list[int]] = {}
+    for one in scored:
+        for label, reason in one.failed.items():
+            steps.setdefault((label, reason), []).append(one.step)
+    return [f"probe `{label}` failed at {_where(at, len(scored))}: {reason}" for (label, reason), at in steps.items()]
+
+
+def _where(steps: Sequence[int], num_checkpoints: int) -> str:
+    if len(steps) == num_checkpoints > 1:
+        return "every step"
+    return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
 
 
 def _slices(last: CheckpointScores) -> list[str]:

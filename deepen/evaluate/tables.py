@@ -15,6 +15,13 @@ _MEASURES = 2
 """Raised when a table of the same model and probe would come out otherwise."""
 
 
+def checked_table(found: object) -> pa.Table:
+    """What a probe returned; raises ``TypeError`` when it is no table with a row per document or item."""
+    if not isinstance(found, pa.Table) or "id" not in found.column_names:
+        raise TypeError(f"the probe returned no table with a column `id`, but {type(found).__name__}")
+    return found
+
+
 def table_file(probe: Probe, model: int | str | None = None) -> str:
     """Name of the table of a probe for the base, the checkpoint of a step, or a model by name."""
     if model is None:

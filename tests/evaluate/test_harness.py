@@ -23,6 +23,8 @@ from deepen.model.loss import LossModel
 pytestmark = [pytest.mark.slow]
 ROWS = [{"q": f"the cat {n}", "choices": ["sat", "fever", "mat"], "gold": n % 3} for n in range(24)]
 
+LONG = "{{q}}{% if q == 'the cat 5' %}{{' fever' * 80}}{% endif %}"
+
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
@@ -80,6 +82,48 @@ def test_without_examples_it_is_our_own_multiple_choice(
         assert [row["value"] for row in theirs] == [row["value"] for row in ours]
         for one, other in zip(theirs, ours, strict=True):
             assert one["nll"] == pytest.approx(other["nll"], abs=1e-4)
+
+
+def test_a_task_is_all_the_files_that_it_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ["rows = 1.jsonl", "more.csv", "shots.json", "texts.py", "shared.yaml", "deep.py"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    (tmp_path / "shared.yaml").write_text("include: cats.yml\ndoc_to_target: !function deep.target\n")
+    (tmp_path / "cats.yml").write_text(
+        "task: cats\ninclude: shared.yaml\ndoc_to_text: !function texts.prompt  \ndataset_kwargs:\n  data_files:\n"
+        f"    test: {tmp_path}/rows = 1.jsonl\n    other: ['{tmp_path}/more.csv', \"{tmp_path}/none.csv\"]\n"
+        f"    fewshot:\n      - {tmp_path}/shots.json\n"
+    )
+    found = LmEval(tasks=("~/cats.yml",)).files()
+    assert sorted({Path(name).name for name in found}) == sorted([*names, "cats.yml"])
+    assert all(Path(name).expanduser().is_file() for name in found)
+    assert [Path(name).name for name in LmEval(tasks=("~/cats.yml",)).item_files()] == ["rows = 1.jsonl"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tasks_in_the_home_folder_are_found(
+    task: Path, model: LossModel, material: Callable[..., Material], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(task.parent))
+    for probe in (LmEval(tasks=("~/about_cats.yaml",)), LmEval(tasks=("cats",), include="~")):
+        assert not probe.problems("p") and probe.prepare(material(["x"]))(model, None).num_rows == 24
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("output_type", ["multiple_choice", "generate_until"])
+def test_prompts_that_do_not_fit_are_counted(
+    task: Path, model: LossModel, material: Callable[..., Material], output_type: str
+) -> None:
+    settings = json.loads(task.read_text()) | {"output_type": output_type, "num_fewshot": 0, "doc_to_text": LONG}
+    if output_type == "generate_until":
+        settings |= {"doc_to_target": "mat", "generation_kwargs": {"until": ["."], "max_gen_toks": 4}}
+        settings["metric_list"] = [{"metric": "exact_match"}]
+        del settings["doc_to_choice"]
+    task.write_text(json.dumps(settings, indent=1))
+    table = LmEval(tasks=(str(task),)).prepare(material(["x"]))(model, None)
+    rows = {row["id"]: row["cut_tokens"] for row in table.to_pylist()}
+    assert rows["cats:5"] > 0 == rows["cats:1"] and summary(table)["cut"] == 1
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -23,6 +23,7 @@ from deepen.evaluate.items import Kind, Outcome, compare_items, smallest, strati
 from deepen.evaluate.material import Material
 from deepen.evaluate.probes.answers import ExactAnswer, Facts
 from deepen.evaluate.probes.choices import Cloze, MultipleChoice
+from deepen.evaluate.summary_table import baseline_table
 from deepen.model.generate import Decoding, generate
 from deepen.model.loss import LossModel
 
@@ -89,16 +90,42 @@ def test_bad_rows_stay_in_the_table_with_their_reasons(
         {"id": "f", "choices": ["so", "thus"], "answer": 0},
         {"id": "g", "question": "why", "choices": ["so", " "], "answer": 0},
         {"id": "h", "question": "why", "choices": ["so", "thus"], "answer": 2},
+        {"id": "j", "question": "why", "choices": ["so", "thus"], "answer": "ß"},
+        {"id": "k", "question": "half of \ud83d", "choices": ["so", "thus"], "answer": 0},
+        {"id": "\ud83d", "question": "why", "choices": ["so", "thus"], "answer": 0},
+        '{"id": "l", "question": "why", "choices": %s}' % ("[" * 100_000 + "]" * 100_000),
+        '{"id": "m", "question": "why", "choices": %s, "answer": 0}' % ("[" * 600 + "]" * 600),
         {"id": "i", "question": "fever " * 20, "choices": ["fever " * 80, "thus"], "answer": 1},
     ]  # fmt: skip
     table = MultipleChoice(path=lines(tmp_path / "q.jsonl", bad)).prepare(material(["x"]))(model, None)
     found = summary(table)
-    assert (found["items"], found["used"]) == (12, 3)
+    assert (found["items"], found["used"]) == (17, 3)
     assert found["not_used"] == {
-        "answer_not_among_choices": 2, "duplicate_id": 1, "empty_text": 1, "fewer_than_two_choices": 1,
-        "missing_field": 1, "no_json": 1, "not_an_object": 1, "too_long_for_the_model": 1,
+        "answer_not_among_choices": 3, "duplicate_id": 1, "empty_text": 1, "fewer_than_two_choices": 1,
+        "missing_field": 1, "no_json": 3, "not_an_object": 1, "not_unicode": 2, "too_long_for_the_model": 1,
     }  # fmt: skip
-    assert found["examples"]["no_json"] == ["line 4"]
+    assert found["examples"]["no_json"] == ["line 4", "line 15", "line 16"]
+
+
+def test_prompts_that_do_not_fit_are_counted(model: LossModel, material: MakeMaterial, tmp_path: Path) -> None:
+    """The model has 64 positions; what is cut off its prompts is told."""
+    rows = [{**QUESTIONS[0], "id": name, "question": "fever " * n} for name, n in (("short", 2), ("long", 80))]
+    made, path = material(["x"]), lines(tmp_path / "q.jsonl", rows)
+    choosing = MultipleChoice(path=path).prepare(made)(model, None)
+    writing = ExactAnswer(path=path, max_tokens=4).prepare(made)(model, None)
+    for table in (choosing, writing):
+        cut = dict(zip(table["id"].to_pylist(), table["cut_tokens"].to_pylist(), strict=True))
+        assert cut["short"] == 0 < cut["long"] and summary(table)["cut"] == 1 and summary(table)["used"] == 2
+        said = baseline_table({"sources": {}, "probes": {"q": summary(table)}, "failed": {}})
+        assert "q: 1 prompts are longer than the model's context" in said
+
+
+@pytest.mark.parametrize("prompt", ["{question", "a } b", "{}", "{question:x}", "{question!r}"])
+def test_a_prompt_that_names_no_fields_is_told_before_any_work(tmp_path: Path, prompt: str) -> None:
+    probe = MultipleChoice(path=lines(tmp_path / "q.jsonl", QUESTIONS), prompt=prompt)
+    (problem,) = probe.problems("evaluate.probes[0]")
+    assert problem.path == "evaluate.probes[0].prompt"
+    assert not probe.model_copy(update={"prompt": "{{x}} {question}"}).problems("p")
 
 
 def test_a_file_without_usable_items_is_an_error_that_says_why(material: MakeMaterial, tmp_path: Path) -> None:
@@ -121,6 +148,12 @@ def test_files_are_read_as_they_were_published(tmp_path: Path) -> None:
     assert (item.prompt, item.choices, item.gold) == ("one\n\ntwo\n\nQ: boil water\nA:", ("heat it", "freeze it"), 1)
     fixed = probe.model_copy(update={"options": ("yes", "no"), "answer": "label"})
     assert fixed.items()[0].choices == ("yes", "no")
+
+
+def test_rows_without_an_id_are_called_after_their_line(tmp_path: Path) -> None:
+    rows = [{**QUESTIONS[0], "id": None}, {**QUESTIONS[1], "id": None}]
+    items = MultipleChoice(path=lines(tmp_path / "q.jsonl", rows)).items()
+    assert [(item.id, item.reason) for item in items] == [("line 1", None), ("line 2", None)]
 
 
 def test_examples_stand_before_every_question(tmp_path: Path) -> None:
@@ -196,6 +229,18 @@ def test_likeliest_tokens_are_those_of_the_logits(model: LossModel) -> None:
         ("2 and 3 make 5", ["2"], Answering(9, (), "last_number"), False),
         ("none", ["7"], Answering(9, (), "last_number"), False),
         ("", ["x"], Answering(9, ()), False),
+        ("A", ["A"], Answering(9, ()), True),
+        ("+.", ["+"], Answering(9, ()), False),
+        ("+", ["+"], Answering(9, ()), True),
+        ("", ["the"], Answering(9, ()), False),
+        ("the", ["a"], Answering(9, ()), False),
+        ("北京。", ["北京"], Answering(9, ()), True),
+        ("北京是首都。", ["北京"], Answering(9, (), begins_with=True), True),
+        ("दिल्ली।", ["दिल्ली"], Answering(9, ()), True),
+        ("दिल्लीवाला", ["दिल्ली"], Answering(9, (), begins_with=True), False),
+        ("it is 12345678901234", ["12345678901235"], Answering(9, (), "last_number"), False),
+        ("it is -0.0", ["0"], Answering(9, (), "last_number"), True),
+        ("100 of them", ["100.00"], Answering(9, (), "last_number"), True),
     ],
 )
 def test_answers_are_compared_after_normalisation(
@@ -253,6 +298,35 @@ def test_a_base_that_knows_nothing_has_a_plain_difference() -> None:
         outcomes({"exam": [0, 0, 0, 0]}), outcomes({"exam": [1, 0, 1, 0]}), Kind("exam", "new"), seed=1, resamples=200
     )
     assert (score.difference, score.relative) == (0.5, False)
+
+
+def test_a_task_that_the_base_knows_nothing_of_has_nothing_to_lose() -> None:
+    base = outcomes({"x": [1, 1, 0, 0], "y": [0] * 8})
+    model = outcomes({"x": [1, 0, 0, 0], "y": [1, 1] + [0] * 6})
+    kept = compare_items(base, model, Kind("exam", "kept"), seed=1, resamples=200)
+    assert [(one.probe, one.difference, one.relative, one.items) for one in kept] == [
+        ("exam:x", -0.5, True, 4), ("exam:y", 0.25, False, 8), ("exam", -0.5, True, 4),
+    ]  # fmt: skip
+    new = compare_items(base, model, Kind("exam", "new"), seed=1, resamples=200)
+    assert [(one.difference, one.relative) for one in new] == [(-0.25, False), (0.25, False), (0.0, False)]
+
+
+def test_the_mean_of_tasks_about_the_same_people_is_not_surer_than_people_are_many() -> None:
+    def table(of_person: list[float], shared: bool) -> Any:
+        return table_of(
+            Outcome(f"{task}-{place}", task, str(place) if shared else f"{task}{place}", value=value)
+            for task in ("birthday", "school", "employer")
+            for place, value in enumerate(of_person)
+        )
+
+    before, after = [1.0, 0.0] * 40, [1.0, 1.0, 0.0, 0.0] * 20
+    widths = {}
+    for shared in (True, False):
+        tables = table(before, shared), table(after, shared)
+        *tasks, mean = compare_items(*tables, Kind("facts", "new"), seed=1, resamples=2_000)
+        widths[shared] = [one.interval[1] - one.interval[0] for one in (tasks[0], mean) if one.interval]
+    assert widths[True][1] == pytest.approx(widths[True][0], rel=0.1)
+    assert widths[False][1] == pytest.approx(widths[False][0] / 3**0.5, rel=0.1)
 
 
 def test_a_model_without_a_number_has_no_score_and_other_items_are_refused() -> None:

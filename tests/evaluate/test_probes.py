@@ -18,8 +18,9 @@ from deepen.evaluate.in_loop import Pace, in_loop_evaluator
 from deepen.evaluate.items import Outcome, table_of
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.item_probe import ItemProbe
-from deepen.evaluate.sampling import boilerplate, repetition
+from deepen.evaluate.sampling import _beginning, boilerplate, repetition
 from deepen.evaluate.stage import baseline, evaluate
+from deepen.evaluate.summary_table import summary_table
 from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
 from deepen.formats.records import read_records
 from deepen.formats.scores import CheckpointScores
@@ -56,6 +57,12 @@ class Misbehaving(ItemProbe):
             elif what is not None and not what.startswith("baseline"):
                 if self.how == "raise":
                     raise ZeroDivisionError("no items were seen")
+                if self.how == "exit":
+                    raise SystemExit(7)
+                if self.how == "no table":
+                    return 3
+                if self.how == "other items":
+                    return table_of([Outcome("other", "mine", "other", value=1.0)])
                 time.sleep(60)
             return table_of(Outcome(name, "x", name, value=1.0) for name in ids)
 
@@ -141,8 +148,12 @@ def test_the_status_is_the_worst_of_the_kept_abilities_and_each_table_has_its_ow
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"), [("raise", "ZeroDivisionError: no items"), ("hang", "longer than its limit")]
-)
+    ("how", "reason"),
+    [
+        ("raise", "ZeroDivisionError: no items"), ("hang", "longer than its limit"), ("exit", "SystemExit: 7"),
+        ("no table", "returned no table"), ("other items", "not those that the base was measured on"),
+    ],
+)  # fmt: skip
 def test_a_probe_that_raises_or_hangs_is_marked_and_the_run_goes_on(run: Run, how: str, reason: str) -> None:
     probe = Misbehaving.model_validate({"how": how, "name": "bad", "time_limit": "1s"})
     config = with_probe(probe)
@@ -160,7 +171,8 @@ def test_a_probe_without_items_fails_at_the_baseline_already(
 ) -> None:
     config = exam(tmp_path, rows)
     assert "no item of" in run.baseline(config).counts["failed"]["exam"]
-    assert "exam: FAILED" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "exam: FAILED" in said and "`deepen rm RUN/baseline`" in said
     assert "no item of" in run.evaluate(config).counts["failed"]["exam"]["base"]
     assert {score.probe.split(":")[0] for score in run.evaluator(config)(fresh, 1, 10)} == {"held_out"}
 
@@ -181,6 +193,34 @@ def test_failures_in_the_loop_are_written_down_and_the_others_are_scored(run: Ru
     assert {score.probe.split(":")[0] for score in scores} == {"held_out"}
     (record,) = read_records(run.out / "train" / "probes" / "failed.jsonl")
     assert record == {"step": 7, "probe": "bad", "reason": "OSError: the disk is gone"}
+
+
+@pytest.mark.parametrize("where", ["subset", "compare", "measure"])
+def test_whatever_a_probe_does_in_the_loop_training_goes_on(run: Run, fresh: LossModel, where: str) -> None:
+    class Fails(Misbehaving):
+        """Raises in one of its methods."""
+
+        def prepare(self, material: Any) -> Any:
+            """See ``Probe``."""
+            if material.only is not None and where == "measure":
+                return lambda model, what: None
+            return super().prepare(material)
+
+        def subset(self, material: Any, baseline: pa.Table) -> Any:
+            """See ``Probe``."""
+            return super().subset(material, baseline if where != "subset" else None)
+
+        def compare(self, *tables: Any, **how: Any) -> Any:
+            """See ``Probe``."""
+            return super().compare(*tables, **how) if where != "compare" else 1 / 0
+
+    config = with_probe(Fails(name="bad", items=3))
+    run.baseline(config)
+    for evaluator in (run.evaluator(config), run.evaluator(config)):  # the second one is a restart
+        scores = evaluator(fresh, 7, 70)
+        assert {score.probe.split(":")[0] for score in scores} == {"held_out"}
+    first, *_ = read_records(run.out / "train" / "probes" / "failed.jsonl")
+    assert (first["step"], first["probe"]) == (7, "bad")
 
 
 def test_a_limit_ends_waiting_and_leaves_no_alarm() -> None:
@@ -275,11 +315,26 @@ def test_samples_are_kept_beside_the_bases(run: Run, fresh: LossModel) -> None:
     assert (run.out / "train" / "probes" / "samples" / "step-000003.md").is_file()
 
 
+def test_a_probe_that_fails_everywhere_is_told_once() -> None:
+    def scores(step: int, failed: dict[str, str]) -> CheckpointScores:
+        return CheckpointScores(step=step, tokens=step, scores=(), failed=failed)
+
+    scored = [scores(step, {"exam": "torn"} | ({"hub": "no answer"} if step > 1 else {})) for step in (1, 2, 3)]
+    said = summary_table(scored, [{"status": "ok"}] * 3).splitlines()[-2:]
+    assert said == ["probe `exam` failed at every step: torn", "probe `hub` failed at steps 2, 3: no answer"]
+
+
 def test_rates_of_texts() -> None:
     assert repetition("a b c d e f g h") == 0.0 == repetition("a b")
     assert repetition("a b c d " * 3) == pytest.approx(1 - 4 / 9)
     assert boilerplate("Blood flows.\nAll rights reserved.\n\nSubscribe to our newsletter!") == pytest.approx(2 / 3)
     assert boilerplate("") == 0.0
+    assert repetition("的" * 10) == pytest.approx(6 / 7) and repetition("春眠不觉晓 处处闻啼鸟") == 0.0
+
+
+def test_prompts_are_the_first_words_in_any_script() -> None:
+    assert _beginning("one  two three four five six seven eight nine") == "one  two three four five six seven eight"
+    assert _beginning("春眠不觉晓，处处闻啼鸟。夜来风雨声") == "春眠不觉晓，处处"
 
 
 def test_names_and_files_are_checked_before_any_work(tmp_path: Path) -> None:
@@ -291,6 +346,9 @@ def test_names_and_files_are_checked_before_any_work(tmp_path: Path) -> None:
     assert [one.path for one in problems(config, total_steps=100, tokens_per_step=10)] == ["evaluate.probes[1].path"]
     with pytest.raises(ValueError, match="30min"):
         EvaluateConfig.model_validate({"probes": [{"use": "held_out", "time_limit": "5 steps"}]})
+    for nothing_or_too_much in ("0s", "0.0 h", "400d", "1e9 h"):
+        with pytest.raises(ValueError, match="time_limit"):
+            EvaluateConfig.model_validate({"probes": [{"use": "held_out", "time_limit": nothing_or_too_much}]})
 
 
 def test_a_missing_harness_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

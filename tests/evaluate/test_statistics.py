@@ -15,6 +15,7 @@ from deepen.evaluate.statistics import (
     holm,
     interval_of,
     mean_change,
+    mean_of_shared,
     p_value_of,
     paired,
     redrawn_changes,
@@ -70,7 +71,7 @@ def test_the_same_model_changes_nothing_in_any_redraw(num_documents: int, seed: 
     nll = np.random.default_rng(seed).lognormal(5, 1, num_documents)
     change = paired(Pairs(nll, nll), seed=(seed, 0), resamples=20)
     assert change.drawn is not None and not change.drawn.any()
-    assert (change.minimum_detectable, change.p_value) == (0, 1)
+    assert (change.interval, change.minimum_detectable, change.p_value) == ((0, 0), None, 1)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(100, 8.9), (500, 4.0), (1000, 2.8), (14042, 0.75)])
@@ -171,6 +172,33 @@ def test_tasks_are_judged_together_and_their_mean_apart() -> None:
     told = adjusted([*tasks, score("held_out", 0.03), score("exam", None)])
     assert [one.significant for one in told] == [False, False, False, True, None]
     assert adjusted([score("held_out:a", 0.03)])[0].significant is True
+    of_two_names = adjusted([score("exam:law:civil", 0.03), score("exam:law:penal", 0.03), score("exam", 0.03)])
+    assert [one.significant for one in of_two_names] == [False, False, True]
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_tasks_about_the_same_clusters_are_drawn_together(relative: bool) -> None:
+    """Six questions about each person, known or not as a person: as much as one question about each says."""
+    known = np.random.default_rng(3).random((300, 2)) < 0.5
+    one = Pairs(known[:, 0].astype(float), known[:, 1].astype(float), np.ones(300))
+    single = paired(one, seed=(1, 1), resamples=2_000, relative=relative)
+    mean = mean_of_shared([one] * 6, seed=(1, 1), resamples=2_000, relative=relative)
+    assert mean.standard_error == pytest.approx(single.standard_error)
+    assert mean.interval == pytest.approx(single.interval)
+    apart = mean_change([paired(one, seed=(1, n), resamples=2_000, relative=relative) for n in range(6)])
+    assert apart.standard_error == pytest.approx(single.standard_error / np.sqrt(6))  # type: ignore[operator]
+
+
+def test_tasks_with_some_clusters_in_common_have_the_error_of_the_bootstrap() -> None:
+    generator = np.random.default_rng(4)
+    values = generator.integers(0, 4, (2, 2, 200)).astype(float)
+    values[0, :, 150:] = values[1, :, :50] = 0
+    sizes = np.ones((2, 200))
+    sizes[0, 150:] = sizes[1, :50] = 0
+    tasks = [Pairs(base, model, weights) for (base, model), weights in zip(values, sizes, strict=True)]
+    for relative in (True, False):
+        change = mean_of_shared(tasks, seed=(1, 1), resamples=4_000, relative=relative)
+        assert change.drawn is not None and change.standard_error == pytest.approx(change.drawn.std(), rel=0.1)
 
 
 def test_noise_of_seeds() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from deepen.formats.contamination import ProbeItem
 
 _YAML = (".yaml", ".yml")
+_DATA = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+_VALUE = re.compile(r""""([^"\n]+)"|'([^'\n]+)'|([^\s"'\[\]{},:](?:(?!:\s)[^"'\[\]{},\n])*)""")
+"""A quoted text, or a plain one up to what ends it in YAML."""
 
 
 class LmEval(ItemProbe):
@@ -54,11 +58,11 @@ class LmEval(ItemProbe):
         return Wanted(self.tasks, self.include, self.shots, self.limit, self.metric, self.filter)
 
     def files(self) -> tuple[str, ...]:
-        """The task files; what hub tasks ask is the harness's and the hub's, by name."""
+        """The task files with what they are made of; what hub tasks ask is the harness's and the hub's, by name."""
         named = [name for name in self.tasks if name.endswith(_YAML)]
         if self.include is not None:
             named += [str(path) for path in sorted(Path(self.include).expanduser().rglob("*.yaml"))]
-        return tuple(dict.fromkeys([*named, *(file for name in named for file in _data_files(Path(name)))]))
+        return tuple(dict.fromkeys(file for name in named for file in _with_parts(Path(name))))
 
     def item_files(self) -> tuple[str, ...]:
         """Local JSON lines files that the task files name."""
@@ -94,11 +98,33 @@ class LmEval(ItemProbe):
         return found
 
 
+def _with_parts(path: Path, seen: tuple[Path, ...] = ()) -> Iterator[str]:
+    """A task file with the files that make it up: data, task files that it includes, modules of its functions."""
+    yield str(path)
+    yield from _data_files(path)
+    for value in _values(path):
+        kind, _, name = value.partition(" ")
+        if kind == "!function":
+            module = path.expanduser().parent / f"{name.strip().partition('.')[0]}.py"
+            if module.is_file():
+                yield str(module)
+        elif value.endswith(_YAML) and path not in seen:
+            included = path.expanduser().parent / value
+            if included.is_file():
+                yield from _with_parts(included, (*seen, path))
+
+
 def _data_files(path: Path) -> list[str]:
-    """Local files that a task file names under ``data_files``, at any depth."""
+    """Local data files that a task file names, at any depth."""
+    found = [value for value in _values(path) if value.removesuffix(".gz").endswith(_DATA)]
+    return [name for name in dict.fromkeys(found) if Path(name).expanduser().is_file()]
+
+
+def _values(path: Path) -> list[str]:
+    """All texts in a task file, whose own tags keep it from being read as plain YAML."""
     try:
         text = path.expanduser().read_text(encoding="utf-8")
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return []
-    found = re.findall(r"[\w./~-]+\.jsonl?(?:\.gz)?", text)
-    return [name for name in dict.fromkeys(found) if Path(name).expanduser().is_file()]
+    found = ["".join(parts).strip() for parts in _VALUE.findall(text)]
+    return [value.removeprefix("- ").strip() for value in found]

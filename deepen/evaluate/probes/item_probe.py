@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -137,7 +138,7 @@ class FileProbe(ItemProbe):
 
     def problems(self, path: str) -> list[Problem]:
         """Files that are not there, and examples without a source."""
-        found = []
+        found = _template_problems(self.prompt, f"{path}.prompt")
         for key, file in (("path", self.path), ("shots_path", self.shots_path)):
             if file is not None and not Path(file).expanduser().is_file():
                 found.append(Problem(f"{path}.{key}", "there is no such file", "give a JSON lines file of items", file))
@@ -145,6 +146,17 @@ class FileProbe(ItemProbe):
             remedy = "set it to a file of examples that are not asked themselves"
             found.append(Problem(f"{path}.shots_path", "examples need a file of their own", remedy))
         return found
+
+
+def _template_problems(template: str, path: str) -> list[Problem]:
+    """A text with fields in braces that cannot be read as one."""
+    remedy = "put names of fields in braces, and write `{{` and `}}` for braces themselves"
+    try:
+        fields = [part for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        return [Problem(path, f"cannot be read: {error}", remedy, template)]
+    odd = [name for name, form, conversion in (part[1:] for part in fields) if not name or form or conversion]
+    return [Problem(path, "has braces that name no field", remedy, template)] if odd else []
 
 
 _FIELDS_HINT = "`prompt`, `choices` and `answer` must name fields that the items have"

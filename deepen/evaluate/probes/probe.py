@@ -27,9 +27,14 @@ if TYPE_CHECKING:
     Measure = Callable[[LossModel, str | None], pa.Table]
 
 
+_MOST_SECONDS = 365 * 24 * 3600
+
+
 def _is_time(amount: Amount) -> Amount:
     if amount.unit != "seconds":
         raise ValueError("expected a time such as `30min` or `2h`")
+    if not 0 < amount.value <= _MOST_SECONDS:
+        raise ValueError("must be more than nothing, and at most 365 days")
     return amount
 
 
