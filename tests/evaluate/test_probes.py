@@ -320,7 +320,7 @@ def test_a_probe_that_fails_everywhere_is_told_once() -> None:
         return CheckpointScores(step=step, tokens=step, scores=(), failed=failed)
 
     scored = [scores(step, {"exam": "torn"} | ({"hub": "no answer"} if step > 1 else {})) for step in (1, 2, 3)]
-    said = summary_table(scored, [{"status": "ok"}] * 3).splitlines()[-2:]
+    said = summary_table(scored, [{"status": "ok"}] * 3, 0.03).splitlines()[-2:]
     assert said == ["probe `exam` failed at every step: torn", "probe `hub` failed at steps 2, 3: no answer"]
 
 
