@@ -49,8 +49,6 @@ class Watch:
     """What is called during a run, and when."""
 
     evaluate: Evaluate | None = None
-    tables_at: Callable[[int], Mapping[str, Any]] | None = None
-    """By probe, identities of what ``evaluate`` measured in full of the model at a step, which its checkpoint names."""
     evaluate_every: Interval | None = None
     """Besides at the end, where it always is."""
     decide: Decide | None = None
@@ -67,6 +65,8 @@ class Watch:
     """What tells a step that is stuck; None: nothing does."""
     lag: Lag | None = None
     """In place of ``evaluate``: another process scores."""
+    tables_at: Callable[[int], Mapping[str, Any]] | None = None
+    """By probe, identities of what ``evaluate`` measured in full of the model at a step, which its checkpoint names."""
 
     @property
     def is_scored(self) -> bool:
