@@ -10,6 +10,8 @@ from deepen.evaluate.contamination import described
 from deepen.formats.scores import Ability, CheckpointScores, Score, blend_title
 
 _MOST_SLICES = 12
+_MUCH = 0.1
+"""Share of the training time from which on it is said how measuring can be bounded."""
 _ABILITIES: tuple[Ability, ...] = ("new", "kept")
 _CHANGE = "change (95 % interval)"
 
@@ -78,6 +80,8 @@ def measuring_took(spent: Mapping[str, Any]) -> str:
     text = f"{spent['share_of_training']:.1%}{allowed} of its time"
     if spent.get("in_full"):
         text += f"; measuring everything, {spent['in_full']} times, took {spent['in_full_seconds']:.3g} s more"
+    if not spent.get("overhead") and spent["share_of_training"] > _MUCH:
+        text += " (`evaluate.overhead: 3%` would bound it)"
     return text
 
 

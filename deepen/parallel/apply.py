@@ -247,6 +247,13 @@ def _prefetch(layers: list[nn.Module], num_ahead: int) -> None:
         layer.set_modules_to_backward_prefetch(before)  # type: ignore[arg-type]
 
 
+def shard_again(model: nn.Module) -> None:
+    """Free what a forward pass gathered and no backward pass freed: checkpoints know parameters as they are sharded."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def process_of(model: LossModel) -> Process | None:
     """The process that a model computes on together with others; None when it is alone."""
     return model.process if isinstance(model, SpreadModel | PipelinedModel) else None

@@ -20,20 +20,16 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 def in_full_precision(model: nn.Module) -> Iterator[None]:
     """Inside, what FSDP shards of ``model`` is gathered as it is kept. All processes enter and leave together, between
     steps, when there are no gradients."""
-    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    states = [module._get_fsdp_state() for module in sharded]
+    states = [module._get_fsdp_state() for module in model.modules() if isinstance(module, FSDPModule)]
     policies: list[MixedPrecisionPolicy] = [state._mp_policy for state in states]
-    is_kept = all(policy.param_dtype is None for policy in policies)
-    if not is_kept:
-        _gather_as(states, [replace(policy, param_dtype=None) for policy in policies])
+    if all(policy.param_dtype is None for policy in policies):
+        yield
+        return
+    _gather_as(states, [replace(policy, param_dtype=None) for policy in policies])
     try:
         yield
     finally:
-        if not is_kept:
-            _gather_as(states, policies)
-        # What a backward pass would have freed: the optimizer and checkpoints know parameters as they are sharded.
-        for module in sharded:
-            module.reshard()
+        _gather_as(states, policies)
 
 
 def _gather_as(states: list[Any], policies: list[MixedPrecisionPolicy]) -> None:

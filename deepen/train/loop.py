@@ -24,6 +24,7 @@ from deepen.formats.records import append_record
 from deepen.formats.scores import CheckpointScores, Score
 from deepen.model.adapters import adapters_record
 from deepen.model.compiled import Compilations
+from deepen.parallel.apply import shard_again
 from deepen.train.actions import CHECKPOINTS as CHECKPOINTS
 from deepen.train.actions import METRICS, SCORES, pass_over, remove_rolled_back
 from deepen.train.batches import IGNORED, Batch, Batches
@@ -315,6 +316,8 @@ def evaluate_now(run: Run) -> list[Score]:
     model.eval()
     with torch.random.fork_rng(devices=devices):
         scores = run.watch.evaluate(model, progress.step, progress.tokens)
+    if run.trainee.process.is_sharded:
+        shard_again(model)
     model.train()
     record = CheckpointScores(step=progress.step, tokens=progress.tokens, scores=tuple(scores))
     append_record(run.out / SCORES, record.model_dump(mode="json"), sync=True)
