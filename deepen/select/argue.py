@@ -51,10 +51,7 @@ def argue_not_better(candidates: Sequence[Candidate], index: int, budget: float)
 
 def _forgetting(candidate: Candidate, budget: float) -> str:
     if candidate.kept is None:
-        return (
-            "Forgetting was not measured by text: there is no probe `held_out`, or it has no documents of replay or watch "
-            "sources."
-        )
+        return "Forgetting was not measured by text: no probe `held_out`, or no documents of replay or watch sources."
     change = _change(candidate.kept, candidate.kept_upper)
     text = f"Its kept ability changes by {change}, within the budget of {budget:.2%}."
     if candidate.kept_upper is None:
