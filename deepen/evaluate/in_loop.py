@@ -119,14 +119,13 @@ class InLoop:
             self._subsets = known or told_by_main(self._choose_subsets(model, step, training_seconds))
         found: list[Score] = []
         for probe in self._measured():
-            table = attempt(probe.label, probe.time_limit.value, partial(self._measure, probe, model), self._process)
-            if isinstance(table, Failure):
-                self._record(FAILED, {"step": step, "probe": probe.label, "reason": table.reason})
-                continue
-            say_not_finite(table, step)
-            base = self._tables[probe.label]
-            found += probe.compare(base, table, self._material, seed=self._seed, resamples=_RESAMPLES)
-            self._write_readable(probe, table, step)
+            scored = attempt(
+                probe.label, probe.time_limit.value, partial(self._scored, probe, model, step), self._process
+            )
+            if isinstance(scored, Failure):
+                self._record(FAILED, {"step": step, "probe": probe.label, "reason": scored.reason})
+            else:
+                found += scored
         seconds = time.monotonic() - started
         self._record(TIMES, {"step": step, "seconds": seconds, "training_seconds": training_seconds})
         self._since = time.monotonic()
@@ -134,6 +133,14 @@ class InLoop:
 
     def _measured(self) -> Iterator[Probe]:
         return (probe for probe in self._config.all_probes if probe.label in self._tables)
+
+    def _scored(self, probe: Probe, model: LossModel, step: int) -> list[Score]:
+        """All of a probe that may be anyone's code: measuring, comparing, and what there is to read."""
+        table, base = self._measure(probe, model), self._tables[probe.label]
+        say_not_finite(table, step)
+        scores = probe.compare(base, table, self._material, seed=self._seed, resamples=_RESAMPLES)
+        self._write_readable(probe, table, step)
+        return scores
 
     def _measure(self, probe: Probe, model: LossModel) -> pa.Table:
         assert self._subsets is not None

@@ -16,11 +16,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepen.errors import DeepenError
 from deepen.evaluate.blends import CHOOSING, REPORTING, half_of
 from deepen.evaluate.compare import status
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.contamination import SCRATCH, Contamination, Scanning, look_for_items
-from deepen.evaluate.guard import Failure, attempt
+from deepen.evaluate.guard import Failure, attempt, reason_of
 from deepen.evaluate.in_loop import in_loop_counts
 from deepen.evaluate.likelihoods import read_likelihoods, summary, write_likelihoods
 from deepen.evaluate.material import Material, for_the_base, material_of
@@ -273,9 +274,15 @@ class Evaluation:
             else:
                 theirs, ours = half_of(theirs, half), half_of(ours, half)
             sampling = {"seed": self.job.seed, "resamples": RESAMPLES}
-            scores += probe.compare(theirs, ours, self.material, **sampling)
-            if half is None:
-                slices += probe.slices(theirs, ours, self.material, **sampling)
+            try:
+                scores += probe.compare(theirs, ours, self.material, **sampling)
+                slices += probe.slices(theirs, ours, self.material, **sampling) if half is None else ()
+            except DeepenError:
+                raise  # other text than the base's: nothing here can be believed
+            except Exception as error:  # a probe may be anyone's code
+                failed[probe.label] = reason_of(error)
+                self.failed.setdefault(probe.label, {})[str(subject.key)] = failed[probe.label]
+                say(f"probe `{probe.label}` failed: {failed[probe.label]}")
         return CheckpointScores(
             step=subject.step,
             blend=subject.blend,
