@@ -184,9 +184,10 @@ def timeline_chart(kept: Sequence[tuple[int, Mapping[str, Any]]], budget: float,
     )  # fmt: skip
     for action in dict.fromkeys(map(_doing, decisions)):
         own = [one for one in decisions if _doing(one) == action]
+        symbol = "triangle-up" if action == _GIVEN_BACK else "triangle-down"
         figure.add_scatter(
             x=[one["step"] for one in own], y=[budget] * len(own), name=action, mode="markers",
-            marker={"size": 12, "symbol": "triangle-up" if action == _GIVEN_BACK else "triangle-down"}, hovertext=[one["reason"] for one in own],
+            marker={"size": 12, "symbol": symbol}, hovertext=[one["reason"] for one in own],
         )  # fmt: skip
     _draw_budget(figure, budget)
     figure.update_xaxes(title="step")
