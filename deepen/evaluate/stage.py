@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepen.errors import DeepenError
-from deepen.evaluate.blends import CHOOSING, REPORTING, half_of
+from deepen.evaluate.blends import CHOOSING, REPORTING, half_of, too_few
 from deepen.evaluate.compare import status
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.contamination import SCRATCH, Contamination, Scanning, look_for_items
@@ -108,6 +108,8 @@ def evaluate(
     models = Models(base, job, compute)
     subjects = [models.checkpoint(info) for info in checkpoints]
     blends = list(models.blends(config.blends, checkpoints))
+    if (told := too_few(config.blends, len(checkpoints))) is not None:
+        say(f"evaluate: {told}")
     work = Evaluation(config, job, material, contamination=look_for_items(config, job, scanning))
     work.watched = None if watched is None else watched_tables(watched, checkpoints)
     work.previous = None if job.previous is None else PreviousTables(job.previous)
