@@ -96,10 +96,11 @@ def print_comparison(found: Comparison) -> None:
 
 
 def _sureness(score: Score) -> str:
-    if score.interval is None or score.minimum_detectable is None:
+    if score.interval is None:
         return "not known"
     low, high = score.interval
-    return f"{low:+.2%} to {high:+.2%} (detectable {score.minimum_detectable:.2%})"
+    smallest = "" if score.minimum_detectable is None else f" (detectable {score.minimum_detectable:.2%})"
+    return f"{low:+.2%} to {high:+.2%}{smallest}"
 
 
 def print_account(lines: Iterable[AccountLine]) -> None:

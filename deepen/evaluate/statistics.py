@@ -63,8 +63,9 @@ class Change:
 
     @property
     def minimum_detectable(self) -> float | None:
-        """The change that would be found 8 times in 10, at a level of 5 %."""
-        return None if self.standard_error is None else _DETECTION * self.standard_error
+        """The change that would be found 8 times in 10, at a level of 5 %; None where the models do not differ on any
+        item, which says nothing about how much they would scatter if they did."""
+        return _DETECTION * self.standard_error if self.standard_error else None
 
     @property
     def p_value(self) -> float | None:
