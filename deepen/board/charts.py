@@ -38,11 +38,15 @@ def fragment(figure: go.Figure, height: int = 340) -> str:
     )
 
 
-def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Exponential moving average with the given window, started at the first value."""
-    out: list[float] = []
+def smoothed(values: Sequence[float | None], window: int) -> list[float | None]:
+    """Exponential moving average with the given window, started at the first value; None (a step whose loss was not
+    finite) stays none and moves nothing."""
+    out: list[float | None] = []
+    now: float | None = None
     for value in values:
-        out.append(value if not out else out[-1] + (value - out[-1]) * 2 / (window + 1))
+        if value is not None:
+            now = value if now is None else now + (value - now) * 2 / (window + 1)
+        out.append(None if value is None else now)
     return out
 
 

@@ -1,4 +1,4 @@
-"""What the table and the timeline say that a run decided."""
+"""What tables and charts say of a training: its decisions, and steps without a loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deepen.board.charts import timeline_chart
+from deepen.board.charts import loss_chart, smoothed, timeline_chart
 from deepen.board.decisions import decision_rows
 from deepen.formats.decisions import Decision
 
@@ -36,3 +36,9 @@ def test_replay_that_is_given_back_is_no_more_replay() -> None:
     records = [decided("more_replay", by=by).record() for by in (0.2, -0.2)]
     page = timeline_chart([(5, {"difference": 0.05, "interval": None})], 0.03, records)
     assert '"name":"more replay"' in page and '"name":"replay given back"' in page
+
+
+def test_steps_without_a_finite_loss_are_gaps_of_the_chart() -> None:
+    assert smoothed([None, 2.0, None, 4.0], 3) == [None, 2.0, None, 3.0]
+    steps = [{"tokens": n, "loss": loss, "loss_by_source": {"a": loss, "b": 1.0}} for n, loss in enumerate((None, 2.0))]
+    assert "tokens trained" in loss_chart(steps)
