@@ -38,11 +38,15 @@ def fragment(figure: go.Figure, height: int = 340) -> str:
     )
 
 
-def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Exponential moving average with the given window, started at the first value."""
-    out: list[float] = []
+def smoothed(values: Sequence[float | None], window: int) -> list[float | None]:
+    """Exponential moving average with the given window, started at the first value; None (a step whose loss was not
+    finite) stays none and moves nothing."""
+    out: list[float | None] = []
+    now: float | None = None
     for value in values:
-        out.append(value if not out else out[-1] + (value - out[-1]) * 2 / (window + 1))
+        if value is not None:
+            now = value if now is None else now + (value - now) * 2 / (window + 1)
+        out.append(None if value is None else now)
     return out
 
 
@@ -182,17 +186,27 @@ def timeline_chart(kept: Sequence[tuple[int, Mapping[str, Any]]], budget: float,
         x=[step for step, _ in kept], y=[score["difference"] for _, score in kept], name="kept ability",
         error_y=_error_bars([score for _, score in kept]), mode="lines+markers",
     )  # fmt: skip
-    for action in dict.fromkeys(one["action"] for one in decisions):
-        own = [one for one in decisions if one["action"] == action]
+    for action in dict.fromkeys(map(_doing, decisions)):
+        own = [one for one in decisions if _doing(one) == action]
+        symbol = "triangle-up" if action == _GIVEN_BACK else "triangle-down"
         figure.add_scatter(
-            x=[one["step"] for one in own], y=[budget] * len(own), name=action.replace("_", " "), mode="markers",
-            marker={"size": 12, "symbol": "triangle-down"}, hovertext=[one["reason"] for one in own],
+            x=[one["step"] for one in own], y=[budget] * len(own), name=action, mode="markers",
+            marker={"size": 12, "symbol": symbol}, hovertext=[one["reason"] for one in own],
         )  # fmt: skip
     _draw_budget(figure, budget)
     figure.update_xaxes(title="step")
     figure.update_yaxes(title="bits per byte against the base", tickformat="+.1%")
     figure.update_layout(hovermode="closest")
     return fragment(figure, 300)
+
+
+_GIVEN_BACK = "replay given back"
+
+
+def _doing(decision: Mapping[str, Any]) -> str:
+    """What a decision did, in words."""
+    gives = decision["action"] == "more_replay" and decision["details"].get("by", 0) < 0
+    return _GIVEN_BACK if gives else str(decision["action"]).replace("_", " ")
 
 
 def mixture_chart(shares: Mapping[str, Sequence[float]], steps: Sequence[int]) -> str:

@@ -103,7 +103,8 @@ def _sureness(score: Score) -> str:
     if score.minimum_detectable is None:
         return "nothing differs"
     low, high = score.interval
-    return f"{low:+.2%} to {high:+.2%} (detectable {score.minimum_detectable:.2%})"
+    smallest = "" if score.minimum_detectable is None else f" (detectable {score.minimum_detectable:.2%})"
+    return f"{low:+.2%} to {high:+.2%}{smallest}"
 
 
 def print_account(lines: Iterable[AccountLine]) -> None:

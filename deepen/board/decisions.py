@@ -32,7 +32,10 @@ def _change_of(decision: Decision) -> str:
         case "lower_learning_rate":
             return f"x {details.get('to')}"
         case "more_replay":
-            return f"{100 * details.get('by', 0):+.3g} points of replay"
+            share = f", to {details['domain_share']:.0%} domain" if "domain_share" in details else ""
+            return f"{100 * details.get('by', 0):+.3g} points of replay{share}"
+        case "strengthen":
+            return f"{details.get('penalty')} x {details.get('by')}"
         case "rewind":
             return f"to step {details['to']}" if "to" in details else ""
         case "smaller_micro_batch":

@@ -62,12 +62,24 @@ def outcome_sections(run: Path, recipe: Mapping[str, Any], stages: Mapping[str, 
     yield Section("Gain against forgetting", _reading(choice), body + _rules(choice) + _front(choice))
     checkpoints = score_records(stages["evaluate"].path / SCORES)
     if checkpoints:
-        yield _scores_section(checkpoints, choice, budget, stages["evaluate"].counts.get("in_loop") or {})
+        spent, blend = stages["evaluate"].counts.get("in_loop") or {}, _blend_scores(stages["evaluate"], choice)
+        yield _scores_section(checkpoints, choice, budget, took=measuring_took(spent), blend=blend)
     yield from probe_sections(stages)
 
 
+def _blend_scores(evaluated: Artifact, choice: Choice) -> str:
+    """The scores of a chosen blend, which no checkpoint has."""
+    if not choice.blend:
+        return ""
+    every = read_models(evaluated.path / ALL_CANDIDATES, CheckpointScores)
+    one = next((found for found in every if (found.step, found.blend) == (choice.step, choice.blend)), None)
+    rows = [_row(choice.title, score.model_dump(mode="json"))[1:] for score in (one.scores if one is not None else ())]
+    title = f"<p>The chosen model, {choice.title}; below it the newest checkpoint in it:</p>"
+    return title + table(_SCORES[1:], rows)
+
+
 def _scores_section(
-    checkpoints: list[dict[str, Any]], choice: Choice, budget: float, spent: Mapping[str, Any]
+    checkpoints: list[dict[str, Any]], choice: Choice, budget: float, *, took: str, blend: str
 ) -> Section:
     rows = [_row(c["step"], s) for c in checkpoints for s in c["scores"]]
     shown = choice.step if choice.step is not None else checkpoints[-1]["step"]
@@ -77,15 +89,15 @@ def _scores_section(
         "Held-out bits per byte against the untouched base on the same documents; bars are 95 % intervals by document. "
         "Changes smaller than what is detectable would be missed by these items one time in five or more."
     )
-    if took := measuring_took(spent):
+    if took:
         lead += f" Measuring during training took {took}."
     parts = [_row(c["step"], s) for c in checkpoints if c["step"] == shown for s in c.get("slices", ())]
     by_part = fold(f"by category and language, at step {shown}", table(_SCORES, parts)) if parts else ""
-    body = charts.change_chart(checkpoints, budget) + table(_SCORES, chosen) + by_part + every
+    body = charts.change_chart(checkpoints, budget) + blend + table(_SCORES, chosen) + by_part + every
     return Section("Scores over time", lead, body)
 
 
-def _row(step: int, score: Mapping[str, Any]) -> tuple[Any, ...]:
+def _row(step: int | str, score: Mapping[str, Any]) -> tuple[Any, ...]:
     smallest = score.get("minimum_detectable")
     return (
         step,

@@ -73,9 +73,9 @@ def _cards(stages: Mapping[str, Artifact]) -> Iterator[Card]:
     if "train" in stages:
         counts = stages["train"].counts
         tokens = sum(source["tokens"] for source in counts["sources"].values())
-        yield Card(
-            "trained", readable(tokens), f"tokens in {counts['steps']:,} steps; last loss {counts['final_loss']:.3f}"
-        )
+        loss = counts["final_loss"]
+        last = "the last loss was not finite" if loss is None else f"last loss {loss:.3f}"
+        yield Card("trained", readable(tokens), f"tokens in {counts['steps']:,} steps; {last}")
     if "export" in stages:
         difference = stages["export"].counts["largest_logit_difference"]
         mood = "good" if difference == 0 else ""

@@ -16,6 +16,7 @@ import pyarrow as pa
 import xxhash
 from pydantic import Field
 
+from deepen.errors import Problem
 from deepen.formats.scores import BlendPart
 from deepen.settings import Settings
 
@@ -28,7 +29,7 @@ class Blends(Settings):
 
     average: Annotated[int, Field(ge=0)] = 0
     """Mean of the last so many kept checkpoints; 0: none. Averages do not reach a real decay (arXiv 2405.18392)."""
-    interpolate: Annotated[int, Field(ge=0)] = 0
+    interpolate: Annotated[int, Field(ge=0, le=101)] = 0
     """Points between the base and the last checkpoint, both ends counted: 11 gives shares of 0, 10, ..., 100 %; 0:
     none. The ends are the base and the checkpoint themselves and are not scored twice."""
 
@@ -36,6 +37,24 @@ class Blends(Settings):
     def any(self) -> bool:
         """Whether there is anything to make."""
         return self.average > 1 or self.interpolate > 2
+
+
+def problems(config: Blends) -> Iterator[Problem]:
+    """Numbers that make nothing."""
+    path = "evaluate.blends"
+    if config.average == 1:
+        yield Problem(f"{path}.average", "one checkpoint has no average", "2 or more, or 0 for none", "1")
+    if config.interpolate in (1, 2):
+        message = "both ends count, and they are the base and a checkpoint: there is nothing between"
+        yield Problem(f"{path}.interpolate", message, "3 or more (11 is usual), or 0 for none", str(config.interpolate))
+
+
+def too_few(config: Blends, num_steps: int) -> str | None:
+    """What to tell of a run that kept fewer checkpoints than an average was asked for."""
+    if config.average <= max(num_steps, 1):
+        return None
+    became = f"the average is one of {num_steps}" if num_steps > 1 else "there is no average"
+    return f"`evaluate.blends.average` asks for {config.average} kept checkpoints, there are {num_steps}: {became}"
 
 
 def planned(config: Blends, steps: Sequence[int]) -> Iterator[tuple[str, tuple[BlendPart, ...]]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from deepen.errors import Problem
+from deepen.evaluate import blends
 from deepen.evaluate.blends import Blends
 from deepen.evaluate.forgetting import Forgetting
 from deepen.evaluate.probes.answers import ExactAnswer, Facts
@@ -116,7 +117,7 @@ def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) 
     for label in sorted(label for label, count in times.items() if count > 1):
         message = "two probes have the same name"
         found.append(Problem("evaluate.probes", message, "keep one of them, or give one a `name`", label))
-    found += _held_out_problems(config)
+    found += [*_held_out_problems(config), *blends.problems(config.blends)]
     if not config.in_loop.all_probes:
         message = "none is measured during training, which would be blind: all have `in_loop: false`"
         found.append(Problem("evaluate.probes", message, "add `held_out`"))

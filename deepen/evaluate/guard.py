@@ -53,12 +53,12 @@ def attempt(
 
 def _alone(seconds: float | None, measure: Callable[[], T]) -> T | Failure:
     try:
-        with _limited(seconds, _raise):
+        with _limited(seconds, _raise, again=_RAISE_AGAIN_SECONDS):
             return measure()
     except OverTimeError:
         return Failure(_over_time(seconds))
     except (Exception, SystemExit) as error:  # whatever a probe does must not end a run of weeks
-        return Failure(_reason(error))
+        return Failure(reason_of(error))
 
 
 def _together(seconds: float | None, measure: Callable[[], T], process: Process) -> T | Failure:
@@ -74,12 +74,12 @@ def _together(seconds: float | None, measure: Callable[[], T], process: Process)
     reason: str | None = None
     found: list[T] | None = None
     try:
-        with _limited(seconds, ring, again=True):
+        with _limited(seconds, ring, again=_RING_AGAIN_SECONDS):
             found = attempt_together(process, lambda: [measure()])
     except GivenUpError:
         pass
     except (Exception, SystemExit) as error:
-        reason = _reason(error)
+        reason = reason_of(error)
     if found is not None:
         return found[0]
     reasons = process.from_all(reason or (_over_time(seconds) if rang else None))
@@ -90,7 +90,8 @@ def _over_time(seconds: float | None) -> str:
     return f"took longer than its limit of {seconds or 0:g} s"
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What to write down of an exception, in a line."""
     if isinstance(error, DeepenError):
         return error.message
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -101,11 +102,13 @@ def _raise() -> None:
 
 
 _RING_AGAIN_SECONDS = 1.0
+_RAISE_AGAIN_SECONDS = 5.0
+"""A probe may swallow whatever is raised in it, and has so long to clean up after itself."""
 
 
 @contextmanager
-def _limited(seconds: float | None, ring: Callable[[], None], *, again: bool = False) -> Iterator[None]:
-    """Call ``ring`` after so long, and once more every second if it did not help. None: never."""
+def _limited(seconds: float | None, ring: Callable[[], None], *, again: float) -> Iterator[None]:
+    """Call ``ring`` after so long, and once more every ``again`` seconds if it did not help. None: never."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -114,7 +117,7 @@ def _limited(seconds: float | None, ring: Callable[[], None], *, again: bool = F
         ring()
 
     before = signal.signal(signal.SIGALRM, heard)
-    signal.setitimer(signal.ITIMER_REAL, seconds, _RING_AGAIN_SECONDS if again else 0)
+    signal.setitimer(signal.ITIMER_REAL, seconds, again)
     try:
         yield
     finally:

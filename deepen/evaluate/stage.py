@@ -16,7 +16,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepen.evaluate.blends import CHOOSING, REPORTING, half_of
+from deepen.evaluate.blends import CHOOSING, REPORTING, half_of, too_few
 from deepen.evaluate.compare import status
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.contamination import SCRATCH, Contamination, Scanning, look_for_items
@@ -116,6 +116,8 @@ def evaluate(
     models = Models(base, job, compute)
     subjects = [models.checkpoint(info) for info in checkpoints]
     blends = list(models.blends(config.blends, checkpoints))
+    if (told := too_few(config.blends, len(checkpoints))) is not None:
+        say(f"evaluate: {told}")
     work = Evaluation(config, job, material, contamination=look_for_items(config, job, scanning))
     work.measured_before = _measured_before(job, watched, checkpoints)
     files = [entry for probe in config.all_probes for entry in work.measure(probe, [*subjects, *blends])]

@@ -63,8 +63,8 @@ class Change:
 
     @property
     def minimum_detectable(self) -> float | None:
-        """The change that would be found 8 times in 10, at a level of 5 %; None where nothing differs, which does not
-        say how large a change would have to be."""
+        """The change that would be found 8 times in 10, at a level of 5 %; None where the models do not differ on any
+        item, which says nothing about how much they would scatter if they did."""
         return _DETECTION * self.standard_error if self.standard_error else None
 
     @property

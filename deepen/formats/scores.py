@@ -35,7 +35,8 @@ class Score(Settings):
     interval: tuple[float, float] | None = None
     """95 % bootstrap interval of ``difference``, clustered by document; None when it was not computed."""
     minimum_detectable: float | None = None
-    """The smallest change that these items would show 8 times in 10 at a level of 5 %; None without an interval."""
+    """The smallest change that these items would show 8 times in 10 at a level of 5 %; None without an interval, and
+    where the models do not differ on any item."""
     p_value: float | None = None
     """Two-sided p-value of no change, from the same redraws as the interval."""
     significant: bool | None = None

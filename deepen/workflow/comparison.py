@@ -21,6 +21,7 @@ from deepen.formats.records import read_models
 from deepen.formats.scores import SCORES, CheckpointScores, Score
 from deepen.model.config import ResolvedBase
 from deepen.plug import identity
+from deepen.progress import say
 from deepen.recipe.models import Recipe
 from deepen.recipe.reading import recipe_of
 from deepen.workflow.stages import check_is_run, finished_stages
@@ -85,18 +86,21 @@ class Comparison:
 
 
 def compare_runs(paths: Sequence[Path], step: int | None = None) -> Comparison:
-    """Compare runs at ``step``, or (None) each at its last evaluated checkpoint.
+    """Compare runs at ``step``, or (None) each at its last evaluated checkpoint, and the control where the run is.
 
-    Raises ``RunError`` when a run was not evaluated there, when two are controls, or when a run and the control were
-    not scored on the same documents.
+    Raises ``RunError`` when a run was not evaluated there or is given twice, when two are controls, or when a run and
+    the control were not scored on the same documents.
     """
     runs = tuple(_opened(path, step) for path in paths)
     controls = [one for one in runs if one.is_control]
     if len(controls) > 1:
         raise RunError(f"{len(controls)} of the runs are controls", hint="give one control, and the runs to hold to it")
+    twice = [str(path) for path in paths if [one.resolve() for one in paths].count(path.resolve()) > 1]
+    if twice:
+        raise RunError(f"`{twice[0]}` is given twice", hint="give each run once")
     control = controls[0] if controls else None
     others = [one for one in runs if not one.is_control]
-    against = {one.name: _against(control, one) for one in others} if control is not None else {}
+    against = {one.name: _against(_at_step_of(one, control), one) for one in others} if control is not None else {}
     return Comparison(runs, tuple(_seed_groups(others)), against, control.name if control else None)
 
 
@@ -113,13 +117,29 @@ def _opened(path: Path, step: int | None) -> Compared:
     return Compared(path.resolve(), recipe_of(path), stages, chosen[-1])
 
 
+def _at_step_of(run: Compared, control: Compared) -> Compared:
+    """The control after as many steps as ``run``, which may have been stopped: they have seen as many tokens."""
+    if control.scores.step == run.scores.step:
+        return control
+    try:
+        return _opened(control.path, run.scores.step)
+    except RunError:
+        say(
+            f"compare: `{run.name}` is at step {run.scores.step}, where the control has no scores: it is compared with "
+            f"the control at step {control.scores.step}"
+        )
+        return control
+
+
 def _seed_groups(runs: Sequence[Compared]) -> Iterator[Group]:
-    """Runs of the same recipe at the same step, at least two each."""
+    """Runs of the same recipe at the same step, with at least two seeds; of one seed the first run counts."""
     groups: dict[str, list[Compared]] = {}
     for one in runs:
         same = {key: value for key, value in identity(one.recipe).items() if key not in ("name", "seed")}
         same.get("curate", {}).get("held_out", {}).pop("from_run", None)
-        groups.setdefault(f"{one.scores.step} {same}", []).append(one)
+        members = groups.setdefault(f"{one.scores.step} {same}", [])
+        if one.recipe.seed not in [other.recipe.seed for other in members]:
+            members.append(one)
     for members in groups.values():
         if len(members) > 1:
             yield Group(tuple(one.name for one in members), _noise(members))

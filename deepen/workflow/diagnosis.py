@@ -57,15 +57,17 @@ def _forgetting(case: Case) -> Iterator[Finding]:
     kept, tasks = _lost(case), _lost_tasks(case)
     if (kept is None and not tasks) or any(_rate_too_high(case)):
         return  # what threw the run off is told, and what it cost
-    share = sum(token_share(case, name) for name in case.of_role("replay"))
-    replay = f"{share:.0%} of the tokens were replay" if share else "there was no replay"
     evidence = [_loss_of(task) for task in tasks[:_MOST_TASKS]]
     if kept is not None:
         worst = max(of_sources(case.scores[-1], "kept"), key=lambda score: score.difference, default=kept)
         evidence.insert(0, f"kept bits per byte {_loss_of(kept)}, worst {worst.probe} {worst.difference:+.1%}")
+    evidence.append(f"the budget is {case.budget:.1%}")
+    if case.stage("train"):  # else it is not counted yet
+        share = sum(token_share(case, name) for name in case.of_role("replay"))
+        evidence.append(f"{share:.0%} of the tokens were replay" if share else "there was no replay")
     yield Finding(
         "catastrophic forgetting",
-        f"{'; '.join(evidence)}; the budget is {case.budget:.1%}; {replay}",
+        "; ".join(evidence),
         "more replay (`mix.domain_share`), a lower `train.learning_rate`, or `evaluate.forgetting.actions`",
     )
 

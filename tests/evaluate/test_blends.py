@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deepen.evaluate.blends import Blends, half_of, planned
+from deepen.evaluate.blends import Blends, half_of, planned, problems, too_few
 from deepen.evaluate.config import EvaluateConfig
 from deepen.evaluate.likelihoods import read_likelihoods
 from deepen.evaluate.stage import baseline, evaluate
@@ -32,6 +32,18 @@ def test_what_is_planned() -> None:
     assert dict(planned(Blends(average=3, interpolate=11), [])) == {}
     assert list(dict(planned(Blends(average=3), [10]))) == [], "one checkpoint has no average"
     assert not Blends().any
+    many = [name for name, _ in planned(Blends(interpolate=101), [10])]
+    assert len(set(many)) == len(many) == 99, "each has files of its own"
+
+
+def test_what_makes_nothing_or_less_than_was_asked_is_told() -> None:
+    assert [one.path for one in problems(Blends(average=1, interpolate=2))] == [
+        "evaluate.blends.average", "evaluate.blends.interpolate"
+    ]  # fmt: skip
+    assert list(problems(Blends(average=2, interpolate=3))) == list(problems(Blends())) == []
+    assert too_few(Blends(average=3), 3) is None and too_few(Blends(), 0) is None
+    assert "the average is one of 2" in str(too_few(Blends(average=3), 2))
+    assert "there is no average" in str(too_few(Blends(average=3), 1))
 
 
 @pytest.fixture

@@ -223,6 +223,39 @@ def test_whatever_a_probe_does_in_the_loop_training_goes_on(run: Run, fresh: Los
     assert (first["step"], first["probe"]) == (7, "bad")
 
 
+def test_a_probe_that_cannot_compare_fails_alone(run: Run, fresh: LossModel) -> None:
+    class Incomparable(Misbehaving):
+        """Measures well, and raises when results are held against each other."""
+
+        def compare(self, *tables: Any, **more: Any) -> Any:
+            """See ``Probe``."""
+            raise KeyError("score")
+
+    config = with_probe(Incomparable(name="bad", how="slow", items=3))
+    run.baseline(config)
+    assert {score.probe.split(":")[0] for score in run.evaluator(config)(fresh, 7, 70)} == {"held_out"}
+    (record,) = read_records(run.out / "train" / "probes" / "failed.jsonl")
+    assert record["reason"] == "KeyError: 'score'"
+    assert run.evaluate(config).counts["failed"] == {"bad": dict.fromkeys(("5", "10"), "KeyError: 'score'")}
+    assert run.scores()[0].failed == {"bad": "KeyError: 'score'"} and run.scores()[0].of("held_out", "new")
+
+
+def test_a_probe_that_swallows_its_limit_is_ended_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepen.evaluate.guard._RAISE_AGAIN_SECONDS", 0.2)
+    swallowed = []
+
+    def stubborn() -> None:
+        for _ in range(2):
+            try:
+                time.sleep(30)
+            except BaseException:
+                if swallowed:
+                    raise
+                swallowed.append(1)
+
+    assert isinstance(attempt("x", 0.2, stubborn), Failure) and swallowed
+
+
 def test_a_limit_ends_waiting_and_leaves_no_alarm() -> None:
     started = time.monotonic()
     assert isinstance(attempt("x", 0.2, lambda: time.sleep(30)), Failure)

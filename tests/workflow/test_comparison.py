@@ -1,6 +1,7 @@
 """Runs side by side: the noise between seeds, and the control on replay alone."""
 
 import json
+import shutil
 import statistics
 
 import pytest
@@ -64,6 +65,27 @@ def test_seeds_of_one_recipe_tell_their_noise(runs):
     assert changes[0] != changes[1]
     assert group.noise["kept", "held_out"].deviation == pytest.approx(statistics.stdev(changes))
     assert compare_runs([runs / "one", runs / "one-control"]).seeds == ()
+
+
+def test_runs_of_one_seed_and_a_run_given_twice_tell_no_noise(runs, tmp_path):
+    shutil.copytree(runs / "one", runs.parent / "copy/again", symlinks=True)
+    assert compare_runs([runs / "one", runs.parent / "copy/again"]).seeds == ()
+    with pytest.raises(RunError, match="given twice"):
+        compare_runs([runs / "one", runs / "two/../one"])
+
+
+def test_a_run_that_ended_early_is_held_to_the_control_after_as_many_steps(runs, capsys):
+    scores = runs.parent / "short/one/evaluate/scores.jsonl"
+    shutil.copytree(runs / "one", runs.parent / "short/one", symlinks=True)
+    lines = scores.read_text().splitlines()
+    early = json.loads(lines[0])["step"]
+    scores.write_text(lines[0] + "\n")
+    found = compare_runs([runs.parent / "short/one", runs / "one-control"])
+    assert found.runs[0].scores.step == early < found.runs[1].scores.step
+    (control,) = compare_runs([runs / "one-control"], early).runs
+    new = next(one for one in found.against_control["one"] if (one.probe, one.ability) == ("held_out:code", "new"))
+    assert new.baseline == pytest.approx(control.scores.of("held_out:code", "new").value)
+    assert "compare:" not in capsys.readouterr().err
 
 
 def test_the_command_shows_all_of_it(runs):

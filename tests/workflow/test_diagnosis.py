@@ -183,6 +183,12 @@ def test_what_could_not_be_seen_is_not_claimed() -> None:
     assert names(replace(HEALTHY, scores=scored(*noisy))) == []
 
 
+def test_of_an_unfinished_run_no_share_of_replay_is_claimed() -> None:
+    forgot = replace(HEALTHY, scores=scored(*outcome(-0.2, 0.09)))
+    assert "30% of the tokens were replay" in diagnose(forgot)[0].evidence
+    assert "replay" not in diagnose(replace(forgot, counts={}))[0].evidence
+
+
 def test_a_kept_task_that_was_lost_is_forgetting_whatever_the_kept_text_says() -> None:
     found = diagnose(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.01), task("kept", -0.2, significant=True))))
     assert [finding.name for finding in found] == ["catastrophic forgetting"]
