@@ -43,6 +43,20 @@ def run(recipe: Path, **options: object) -> Path:
     return directory
 
 
+def test_the_documented_recipe_for_biographies_trains_on_all_of_them(tiny: Path) -> None:
+    folder, docs = tiny.parent, Path(__file__).parents[2] / "docs" / "biographies.md"
+    made = CliRunner().invoke(app, ["biographies", str(folder / "bios"), "--people", "20"])
+    assert made.exit_code == 0
+    documented = docs.read_text().split("```yaml\n")[1].split("```")[0]
+    (folder / "web.jsonl").write_text((folder / "code.jsonl").read_text())
+    text = documented.replace("bios/", f"{folder}/bios/").replace("path: web", f"path: {folder}/web")
+    before, own = tiny.read_text().split("ingest:")
+    tiny.write_text(before + text + own[own.index("tokenize:") : own.index("evaluate:")])
+    counts = open_artifact(run(tiny, last="curate") / "curate").counts["sources"]
+    for source, number in (("people", 100), ("questions", 60)):
+        assert counts[source]["documents_kept"] + counts[source]["held_out"] == number
+
+
 def test_probes_without_files_cannot_be_kept_out(examined: Path) -> None:
     examined.write_text(examined.read_text().split("  probes:")[0])
     with pytest.raises(SourceError, match=r"against: \[probes\]"):
