@@ -49,8 +49,8 @@ class EvaluateConfig(Settings):
 
     every: IntervalSetting = Interval((Amount(0.05, "share"),))
     """How often the subset is scored during training: 5 % of the run gives a curve of twenty points."""
-    probes: Annotated[Many[ProbeSetting], Field(min_length=1)] = (HeldOut(),)
-    """What is measured."""
+    probes: Many[ProbeSetting] = (HeldOut(),)
+    """What is measured: one at least."""
     panel: Literal["none", "offline", "default"] = "none"
     """More probes by one word, of what must be kept: `offline` is `arithmetic` and `instructions`; `default` adds MMLU
     (5 examples, 1,000 items over all subjects), HellaSwag (1,000 items) and ARC challenge, which need the extra
@@ -98,6 +98,9 @@ class EvaluateConfig(Settings):
 def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) -> list[Problem]:
     """What cannot work in a run of ``total_steps``: an interval that never fires, names given twice, missing files."""
     found = []
+    if any(amount.value <= 0 for amount in config.every.amounts):
+        remedy = "use an interval such as `5%`; `100%` measures once, at the end"
+        found.append(Problem("evaluate.every", "must be more than nothing", remedy, str(config.every)))
     every = config.every.every_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
     if every is not None and every > total_steps and config.every.every_seconds is None:
         remedy = "use a shorter interval, for example `5%`"
@@ -108,13 +111,32 @@ def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) 
     for label in sorted(label for label, count in times.items() if count > 1):
         message = "two probes have the same name"
         found.append(Problem("evaluate.probes", message, "keep one of them, or give one a `name`", label))
-    if not config.in_loop.all_probes:
+    found += _name_problems(config)
+    if not config.probes:
+        found.append(Problem("evaluate.probes", "is empty", "add `held_out`"))
+    elif not config.in_loop.all_probes:
         message = "none is measured during training, which would be blind: all have `in_loop: false`"
         found.append(Problem("evaluate.probes", message, "add `held_out`"))
     for index, probe in enumerate(config.probes):
         found += probe.problems(f"evaluate.probes[{index}]")
     found += [problem for probe in PANELS[config.panel] for problem in probe.problems("evaluate.panel")][:1]
     return found
+
+
+_HELD_OUT = "held_out"
+
+
+def _name_problems(config: EvaluateConfig) -> Iterator[Problem]:
+    """Choosing a checkpoint goes by the scores called ``held_out``: they must be those of held-out documents."""
+    documents = [probe.label for probe in config.all_probes if isinstance(probe, HeldOut)]
+    if documents and _HELD_OUT not in documents:
+        remedy = "leave out the `name` of one of them; others may have one"
+        message = f"no probe of held-out documents is called `{_HELD_OUT}`, by which checkpoints are chosen"
+        yield Problem("evaluate.probes", message, remedy, ", ".join(documents))
+    for index, probe in enumerate(config.probes):
+        if probe.label == _HELD_OUT and not isinstance(probe, HeldOut):
+            message = f"`{_HELD_OUT}` is the name of the scores of held-out documents"
+            yield Problem(f"evaluate.probes[{index}].name", message, "give it another name", probe.use)
 
 
 def _lag_problems(config: EvaluateConfig, total_steps: int, tokens_per_step: int) -> Iterator[Problem]:

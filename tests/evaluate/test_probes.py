@@ -345,6 +345,32 @@ def test_names_and_files_are_checked_before_any_work(tmp_path: Path) -> None:
             EvaluateConfig.model_validate({"probes": [{"use": "held_out", "time_limit": nothing_or_too_much}]})
 
 
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"probes": []}, "evaluate.probes"),
+        ({"every": "0%"}, "evaluate.every"),
+        ({"probes": [{"use": "held_out", "name": "short"}, {"use": "held_out", "name": "long"}]}, "evaluate.probes"),
+        ({"probes": ["arithmetic", {"use": "instructions", "name": "held_out"}]}, "evaluate.probes[1].name"),
+        ({"every": "0 steps or 5min"}, "evaluate.every"),
+        ({"probes": [{"use": "multiple_choice", "path": "FILE", "options": ["yes"]}]}, "evaluate.probes[0].options"),
+        ({"probes": [{"use": "multiple_choice", "path": "FILE", "options": ["a", "a"]}]}, "evaluate.probes[0].options"),
+        ({"probes": [{"use": "cloze", "path": "FILE", "choices": ["one"]}]}, "evaluate.probes[0].choices"),
+        ({"probes": [{"use": "multiple_choice", "path": "FILE", "prompt": "{"}]}, "evaluate.probes[0].prompt"),
+    ],
+)
+def test_what_cannot_work_is_told_before_any_work(tmp_path: Path, settings: dict[str, Any], key: str) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    text = json.dumps(settings).replace("FILE", str(tmp_path / "q.jsonl"))
+    found = problems(EvaluateConfig.model_validate_json(text), total_steps=100, tokens_per_step=10)
+    assert [problem.path for problem in found] == [key]
+
+
+def test_an_answer_needs_a_stop_that_is_something(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop"):
+        EvaluateConfig.model_validate({"probes": [{"use": "facts", "path": "x", "stop": [""]}]})
+
+
 def test_a_missing_harness_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("deepen.evaluate.probes.harness.find_spec", lambda name: None)
     settings = {"use": "lm_eval", "tasks": ["hellaswag", "missing.yaml"]}
