@@ -59,6 +59,8 @@ class Misbehaving(ItemProbe):
                     raise ZeroDivisionError("no items were seen")
                 if self.how == "exit":
                     raise SystemExit(7)
+                if self.how == "nan":
+                    return table_of(Outcome(name, "x", name, value=float("nan")) for name in ids)
                 if self.how == "no table":
                     return 3
                 if self.how == "other items":
@@ -157,6 +159,12 @@ def test_a_probe_that_raises_or_hangs_is_marked_and_the_run_goes_on(run: Run, ho
     assert reason in manifest.counts["failed"]["bad"]["5"]
     first = run.scores()[0]
     assert reason in first.failed["bad"] and first.of("held_out", "new") is not None
+
+
+def test_a_kept_probe_without_a_number_is_no_ok(run: Run) -> None:
+    config = with_probe(Misbehaving.model_validate({"how": "nan", "name": "bad", "ability": "kept"}))
+    run.baseline(config)
+    assert [one["status"] for one in run.evaluate(config).counts["checkpoints"]] == ["not finite", "not finite"]
 
 
 @pytest.mark.parametrize("rows", [[], [{"question": "?"}]])
