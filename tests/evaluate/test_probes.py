@@ -332,6 +332,7 @@ def test_rates_of_texts() -> None:
     assert boilerplate("Blood flows.\nAll rights reserved.\n\nSubscribe to our newsletter!") == pytest.approx(2 / 3)
     assert boilerplate("") == 0.0
     assert repetition("的" * 10) == pytest.approx(6 / 7) and repetition("春眠不觉晓 处处闻啼鸟") == 0.0
+    assert repetition("，。" * 8) == pytest.approx(11 / 13)
 
 
 def test_prompts_are_the_first_words_in_any_script() -> None:
