@@ -133,7 +133,11 @@ def _not_used(base: Mapping[str, Any]) -> str:
         for label, probe in base.get("probes", {}).items()
         for reason, number in probe.get("not_used", {}).items()
     ]
-    return fold("items that are not used", table(("probe", "reason", "items", "such as"), rows)) if rows else ""
+    cut = [(label, probe["cut"], probe["items"]) for label, probe in base.get("probes", {}).items() if probe.get("cut")]
+    shown = fold("items that are not used", table(("probe", "reason", "items", "such as"), rows)) if rows else ""
+    if cut:
+        shown += fold("prompts longer than the model's context", table(("probe", "beginning cut off", "items"), cut))
+    return shown
 
 
 def _samples(stages: Mapping[str, Artifact]) -> str:

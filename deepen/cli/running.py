@@ -25,6 +25,7 @@ from deepen.cli.options import (
 from deepen.errors import DeepenError
 
 if TYPE_CHECKING:
+    from deepen.formats.manifest import Artifact
     from deepen.formats.watched import WatchedScores
 
 STAGE_HELP = {
@@ -62,8 +63,9 @@ def run(
             print(f"control: {made} (`deepen compare {directory} {made}`)")
 
 
-def run_stages(recipe: Path, options: StageOptions, first: str, last: str) -> None:
-    """Bring the stages from ``first`` to ``last`` up to date and print where everything is."""
+def _made(recipe: Path, options: StageOptions, first: str, last: str) -> tuple[Path, dict[str, Artifact]] | None:
+    """Bring the stages from ``first`` to ``last`` up to date: the run's directory and what there is. None for a process
+    that has followed another one."""
     from deepen.workflow.run import RunOptions, parse_share, run_pipeline
     from deepen.workflow.worker import follow, together
 
@@ -72,7 +74,7 @@ def run_stages(recipe: Path, options: StageOptions, first: str, last: str) -> No
     with together(directory) as gang:
         if gang is not None and gang.started.rank > 0:
             follow(gang)
-            return
+            return None
         how = RunOptions(
             first=first,
             last=last,
@@ -82,7 +84,15 @@ def run_stages(recipe: Path, options: StageOptions, first: str, last: str) -> No
             share=parse_share(options.part),
             gang=gang,
         )
-        artifacts = run_pipeline(loaded.recipe, loaded.machine, directory, how)
+        return directory, run_pipeline(loaded.recipe, loaded.machine, directory, how)
+
+
+def run_stages(recipe: Path, options: StageOptions, first: str, last: str) -> None:
+    """Bring the stages from ``first`` to ``last`` up to date and print where everything is."""
+    made = _made(recipe, options, first, last)
+    if made is None:
+        return
+    directory, artifacts = made
     report_path = write_report(directory) if "export" in artifacts else None
     if options.as_json:
         stages = {
@@ -154,12 +164,11 @@ def evaluate(
         run_stages(recipe, options, "ingest", "evaluate")
         return
     from deepen.evaluate.summary_table import baseline_table
-    from deepen.workflow.run import RunOptions, run_pipeline
 
-    loaded = load(recipe, options.machine, options.sets)
-    how = RunOptions(last="baseline", redo=options.redo, offline=options.offline)
-    directory = run_directory(recipe, options.runs, loaded)
-    counts = run_pipeline(loaded.recipe, loaded.machine, directory, how)["baseline"].counts
+    made = _made(recipe, options, "ingest", "baseline")
+    if made is None or "baseline" not in made[1]:  # another process goes on to it
+        return
+    directory, counts = made[0], made[1]["baseline"].counts
     if options.as_json:
         print_json({"run": str(directory), **counts})
     else:

@@ -83,8 +83,11 @@ def is_right(answer: str, accepted: Sequence[str], answering: Answering) -> bool
 
 def _begins_with(text: str, beginning: str) -> bool:
     """Whether a text begins with whole words; Chinese and Japanese have no spaces that would end one."""
-    no_spaces = unicodedata.east_asian_width(beginning[-1]) in "WF"
-    return text.startswith(beginning) and (no_spaces or text[len(beginning) :][:1] in ("", " "))
+    return text.startswith(beginning) and (_is_wide(beginning[-1]) or text[len(beginning) :][:1] in ("", " "))
+
+
+def _is_wide(character: str) -> bool:
+    return unicodedata.east_asian_width(character) in "WF"
 
 
 def prepare_answers(
@@ -95,7 +98,7 @@ def prepare_answers(
     usable = [item for item in asked if item.reason is None]
     texts = texts_of(material)
     prompts = [texts.encode(item.prompt.rstrip()) for item in usable]
-    golds = [continuation_of(texts, item.prompt.rstrip(), answering.separator + item.answers[0]) for item in usable]
+    golds = [continuation_of(texts, item.prompt.rstrip(), _answered(item, answering)) for item in usable]
 
     def is_done(tokens: list[int]) -> bool:
         written = texts.decode(tokens)
@@ -119,6 +122,11 @@ def prepare_answers(
         return table_of((unused | found)[id(item)] for item in asked)
 
     return measure
+
+
+def _answered(item: Item, answering: Answering) -> str:
+    """The first accepted answer as it stands behind the prompt; no space stands before Chinese or Japanese."""
+    return ("" if _is_wide(item.answers[0][0]) else answering.separator) + item.answers[0]
 
 
 def until_stop(text: str, stop: Sequence[str]) -> str:

@@ -53,8 +53,8 @@ class EvaluateConfig(Settings):
 
     every: IntervalSetting = Interval((Amount(0.05, "share"),))
     """How often the subset is scored during training: 5 % of the run gives a curve of twenty points."""
-    probes: Annotated[Many[ProbeSetting], Field(min_length=1)] = (HeldOut(),)
-    """What is measured."""
+    probes: Many[ProbeSetting] = (HeldOut(),)
+    """What is measured: one at least."""
     panel: Literal["none", "offline", "default"] = "none"
     """More probes by one word, of what must be kept: `offline` is `arithmetic` and `instructions`; `default` adds MMLU
     (5 examples, 1,000 items over all subjects), HellaSwag (1,000 items) and ARC challenge, which need the extra
@@ -106,6 +106,9 @@ class EvaluateConfig(Settings):
 def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) -> list[Problem]:
     """What cannot work in a run of ``total_steps``: an interval that never fires, names given twice, missing files."""
     found = []
+    if any(amount.value <= 0 for amount in config.every.amounts):
+        remedy = "use an interval such as `5%`; `100%` measures once, at the end"
+        found.append(Problem("evaluate.every", "must be more than nothing", remedy, str(config.every)))
     every = config.every.every_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
     if every is not None and every > total_steps and config.every.every_seconds is None:
         remedy = "use a shorter interval, for example `5%`"
@@ -118,7 +121,9 @@ def problems(config: EvaluateConfig, *, total_steps: int, tokens_per_step: int) 
         message = "two probes have the same name"
         found.append(Problem("evaluate.probes", message, "keep one of them, or give one a `name`", label))
     found += [*_held_out_problems(config), *blends.problems(config.blends)]
-    if not config.in_loop.all_probes:
+    if not config.probes:
+        found.append(Problem("evaluate.probes", "is empty", "add `held_out`"))
+    elif not config.in_loop.all_probes:
         message = "none is measured during training, which would be blind: all have `in_loop: false`"
         found.append(Problem("evaluate.probes", message, "add `held_out`"))
     for index, probe in enumerate(config.probes):

@@ -24,7 +24,7 @@ REPETITION, BOILERPLATE = "repetition", "boilerplate"
 _RUN = 4
 _PROMPT_WORDS = 8
 """Words of a held-out document that are its prompt."""
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = "\u3001-\u303f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff60\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 """Chinese and Japanese write no spaces: there every character counts as a word."""
 _BOILERPLATE = re.compile(

@@ -339,10 +339,23 @@ class Evaluation:
             kept = [score for score in one.scores if score.ability == "kept" and ":" not in score.probe]
             lost = measured and not any(score.probe == label for score in kept for label in _held_out(self.config))
             each = [status(score, self.config.forgetting.budget, measured=True) for score in kept]
-            if lost or not each:
+            if lost or self._lost_items(one, {score.probe for score in kept}):
+                each.append(status(None, self.config.forgetting.budget, measured=True))
+            if not each:
                 each.append(status(None, self.config.forgetting.budget, measured=measured))
             found.append({"step": one.step, "tokens": one.tokens, "status": min(each, key=_WORST.index)})
         return found
+
+    def _lost_items(self, one: CheckpointScores, known: set[str]) -> bool:
+        """Whether a kept probe of questions, which the base answered, has no score though it did not fail."""
+        base = self.job.inputs["baseline"].counts.get("probes", {})
+        return any(
+            isinstance(probe, ItemProbe)
+            and probe.ability == "kept"
+            and base.get(probe.label, {}).get("used", 0) > 0
+            and not {probe.label} & {*known, *one.failed}
+            for probe in self.config.all_probes
+        )
 
 
 _WORST = ("not finite", "breach", "warning", "ok", "not measured")

@@ -51,7 +51,8 @@ def argue_not_better(candidates: Sequence[Candidate], index: int, budget: float)
 
 def _forgetting(candidate: Candidate, budget: float) -> str:
     if candidate.kept is None:
-        return "Forgetting was not measured by text: no probe `held_out`, or no documents of replay or watch sources."
+        why = "there is no probe `held_out`, no replay or watch source has held-out documents, or measuring them failed"
+        return f"Forgetting was not measured by text: {why}."
     change = _change(candidate.kept, candidate.kept_upper)
     text = f"Its kept ability changes by {change}, within the budget of {budget:.2%}."
     if candidate.kept_upper is None:

@@ -20,7 +20,8 @@ def artifact(path: Path, counts: dict[str, Any]) -> Artifact:
 
 
 def stages(root: Path, unit: str, failed: dict[str, Any]) -> dict[str, Artifact]:
-    base = {"failed": failed, "probes": {"exam": {"not_used": {"no_json": 2}, "examples": {"no_json": ["line 4"]}}}}
+    exam = {"items": 90, "cut": 31, "not_used": {"no_json": 2}, "examples": {"no_json": ["line 4"]}}
+    base = {"failed": failed, "probes": {"exam": exam}}
     in_loop = {
         "share_of_training": 0.021,
         "overhead": 0.03,
@@ -37,7 +38,14 @@ def stages(root: Path, unit: str, failed: dict[str, Any]) -> dict[str, Artifact]
 def test_failures_and_what_was_not_used_are_in_the_report(tmp_path: Path) -> None:
     (section,) = probe_sections(stages(tmp_path, "accuracy", {"bad": "took longer than its limit"}))
     assert "2 measurements FAILED" in section.lead
-    for text in ("took longer than its limit", "step 7, during training", "no_json", "line 4"):
+    for text in (
+        "took longer than its limit",
+        "step 7, during training",
+        "no_json",
+        "line 4",
+        "beginning cut off",
+        "31",
+    ):
         assert text in section.body
 
 

@@ -24,7 +24,7 @@ def test_probes_are_read_by_name_or_with_parameters() -> None:
     assert read(probes=[{"use": "held_out", "in_loop_tokens": "10k tokens"}]).probes[0].in_loop_tokens == 10_000
 
 
-@pytest.mark.parametrize("probes", [[], ["held_in"], [{"use": "held_out", "stride": 0}], [{"use": "held_out", "x": 1}]])
+@pytest.mark.parametrize("probes", [["held_in"], [{"use": "held_out", "stride": 0}], [{"use": "held_out", "x": 1}]])
 def test_probes_that_cannot_be_meant_are_refused(probes: list[object]) -> None:
     with pytest.raises(ValidationError):
         read(probes=probes)

@@ -270,6 +270,12 @@ def test_written_answers_are_right_when_the_model_writes_them(
     assert [row["value"] for row in facts.prepare(made)(model, None).to_pylist()] == [1.0, 0.0]
 
 
+def test_no_space_stands_before_a_chinese_answer(model: LossModel, material: MakeMaterial, tmp_path: Path) -> None:
+    rows = [{"question": "床前明月", "answer": "光"}, {"question": "the cat", "answer": "sat"}]
+    table = ExactAnswer(path=lines(tmp_path / "q.jsonl", rows), max_tokens=2).prepare(material(["x"]))(model, None)
+    assert table["bytes"].to_pylist() == [[3], [4]]
+
+
 def outcomes(values: dict[str, list[float | None]], gold: str = "") -> Any:
     return table_of(
         Outcome(f"{task}-{place}", task, str(place // 2), value=value, gold=gold)

@@ -59,6 +59,8 @@ class Misbehaving(ItemProbe):
                     raise ZeroDivisionError("no items were seen")
                 if self.how == "exit":
                     raise SystemExit(7)
+                if self.how == "nan":
+                    return table_of(Outcome(name, "x", name, value=float("nan")) for name in ids)
                 if self.how == "no table":
                     return 3
                 if self.how == "other items":
@@ -163,6 +165,12 @@ def test_a_probe_that_raises_or_hangs_is_marked_and_the_run_goes_on(run: Run, ho
     assert reason in manifest.counts["failed"]["bad"]["5"]
     first = run.scores()[0]
     assert reason in first.failed["bad"] and first.of("held_out", "new") is not None
+
+
+def test_a_kept_probe_without_a_number_is_no_ok(run: Run) -> None:
+    config = with_probe(Misbehaving.model_validate({"how": "nan", "name": "bad", "ability": "kept"}))
+    run.baseline(config)
+    assert [one["status"] for one in run.evaluate(config).counts["checkpoints"]] == ["not finite", "not finite"]
 
 
 @pytest.mark.parametrize("rows", [[], [{"question": "?"}]])
@@ -363,6 +371,7 @@ def test_rates_of_texts() -> None:
     assert boilerplate("Blood flows.\nAll rights reserved.\n\nSubscribe to our newsletter!") == pytest.approx(2 / 3)
     assert boilerplate("") == 0.0
     assert repetition("的" * 10) == pytest.approx(6 / 7) and repetition("春眠不觉晓 处处闻啼鸟") == 0.0
+    assert repetition("，。" * 8) == pytest.approx(11 / 13)
 
 
 def test_prompts_are_the_first_words_in_any_script() -> None:
@@ -382,6 +391,32 @@ def test_names_and_files_are_checked_before_any_work(tmp_path: Path) -> None:
     for nothing_or_too_much in ("0s", "0.0 h", "400d", "1e9 h"):
         with pytest.raises(ValueError, match="time_limit"):
             EvaluateConfig.model_validate({"probes": [{"use": "held_out", "time_limit": nothing_or_too_much}]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"probes": []}, "evaluate.probes"),
+        ({"every": "0%"}, "evaluate.every"),
+        ({"probes": [{"use": "held_out", "name": "short"}, {"use": "held_out", "name": "long"}]}, "evaluate.probes"),
+        ({"probes": ["arithmetic", {"use": "instructions", "name": "held_out"}]}, "evaluate.probes[1].name"),
+        ({"every": "0 steps or 5min"}, "evaluate.every"),
+        ({"probes": [{"use": "multiple_choice", "path": "FILE", "options": ["yes"]}]}, "evaluate.probes[0].options"),
+        ({"probes": [{"use": "multiple_choice", "path": "FILE", "options": ["a", "a"]}]}, "evaluate.probes[0].options"),
+        ({"probes": [{"use": "cloze", "path": "FILE", "choices": ["one"]}]}, "evaluate.probes[0].choices"),
+        ({"probes": [{"use": "multiple_choice", "path": "FILE", "prompt": "{"}]}, "evaluate.probes[0].prompt"),
+    ],
+)
+def test_what_cannot_work_is_told_before_any_work(tmp_path: Path, settings: dict[str, Any], key: str) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    text = json.dumps(settings).replace("FILE", str(tmp_path / "q.jsonl"))
+    found = problems(EvaluateConfig.model_validate_json(text), total_steps=100, tokens_per_step=10)
+    assert [problem.path for problem in found] == [key]
+
+
+def test_an_answer_needs_a_stop_that_is_something(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stop"):
+        EvaluateConfig.model_validate({"probes": [{"use": "facts", "path": "x", "stop": [""]}]})
 
 
 def test_a_missing_harness_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

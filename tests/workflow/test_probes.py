@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deepen.cli import app
-from deepen.errors import RunError, SourceError
+from deepen.errors import DeepenError, RunError, SourceError
 from deepen.formats.manifest import open_artifact
 from deepen.formats.records import read_records
 from deepen.recipe.reading import load
@@ -41,6 +41,32 @@ def run(recipe: Path, **options: object) -> Path:
     directory = recipe.parent / "runs" / "tiny"
     run_pipeline(loaded.recipe, loaded.machine, directory, RunOptions(offline=True, **options))  # type: ignore[arg-type]
     return directory
+
+
+def test_the_base_is_measured_as_the_command_line_says(tiny: Path) -> None:
+    """What goes with every stage goes with ``--base-only``, and a share that is none is refused."""
+    arguments = ["evaluate", str(tiny), "--base-only", "--runs", str(tiny.parent / "runs"), "--offline"]
+    refused = CliRunner().invoke(app, [*arguments, "--part", "5/2"])
+    assert isinstance(refused.exception, DeepenError) and "5/2" in str(refused.exception)
+    assert not (tiny.parent / "runs" / "tiny" / "baseline").exists()
+    done = CliRunner().invoke(app, [*arguments, "--part", "1/2"])
+    assert done.exit_code == 0 and not (tiny.parent / "runs" / "tiny" / "baseline").exists()
+    last = CliRunner().invoke(app, [*arguments, "--part", "2/2"])
+    assert last.exit_code == 0 and "bits per byte" in last.stdout
+
+
+def test_the_documented_recipe_for_biographies_trains_on_all_of_them(tiny: Path) -> None:
+    folder, docs = tiny.parent, Path(__file__).parents[2] / "docs" / "biographies.md"
+    made = CliRunner().invoke(app, ["biographies", str(folder / "bios"), "--people", "20"])
+    assert made.exit_code == 0
+    documented = docs.read_text().split("```yaml\n")[1].split("```")[0]
+    (folder / "web.jsonl").write_text((folder / "code.jsonl").read_text())
+    text = documented.replace("bios/", f"{folder}/bios/").replace("path: web", f"path: {folder}/web")
+    before, own = tiny.read_text().split("ingest:")
+    tiny.write_text(before + text + own[own.index("tokenize:") : own.index("evaluate:")])
+    counts = open_artifact(run(tiny, last="curate") / "curate").counts["sources"]
+    for source, number in (("people", 100), ("questions", 60)):
+        assert counts[source]["documents_kept"] + counts[source]["held_out"] == number
 
 
 def test_probes_without_files_cannot_be_kept_out(examined: Path) -> None:

@@ -21,7 +21,7 @@ class ExactAnswer(FileProbe):
     use: Literal["exact_answer"] = "exact_answer"
     max_tokens: Annotated[Count, Field(ge=1)] = 32
     """Tokens of an answer at most. Our choice: enough for a name or a number."""
-    stop: Many[str] = ("\n",)
+    stop: Many[Annotated[str, Field(min_length=1)]] = ("\n",)
     """An answer ends before the first of these."""
     extract: Literal["all", "first_number", "last_number"] = "all"
     """What of the answer is compared; for arithmetic a number in it, whatever its notation."""
@@ -56,7 +56,7 @@ class Facts(FileProbe):
     """Field of the completion, or of a list of accepted ones."""
     max_tokens: Annotated[Count, Field(ge=1)] = 24
     """Tokens of a completion at most. Our choice."""
-    stop: Many[str] = ("\n",)
+    stop: Many[Annotated[str, Field(min_length=1)]] = ("\n",)
     """A completion ends before the first of these."""
 
     def parse(self, row: dict[str, Any]) -> Item:

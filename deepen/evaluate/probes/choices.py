@@ -34,6 +34,10 @@ class MultipleChoice(FileProbe):
         """What stands between a prompt and its answer."""
         return self.separator
 
+    def problems(self, path: str) -> list[Problem]:
+        """As for every file of items, and choices that leave nothing to choose."""
+        return [*super().problems(path), *_choice_problems(path, self.choices, self.options)]
+
     def parse(self, row: dict[str, Any]) -> Item:
         """A row as a question with choices."""
         from deepen.evaluate.item_files import Item, choices_of, field_of, fill, gold_of
@@ -95,4 +99,15 @@ class Cloze(FileProbe):
         found = super().problems(path)
         if not self.blank:
             found.append(Problem(f"{path}.blank", "is empty", "set it to the mark that stands for the blank"))
-        return found
+        return [*found, *_choice_problems(path, self.choices, ())]
+
+
+def _choice_problems(path: str, choices: str | tuple[str, ...], options: tuple[str, ...]) -> list[Problem]:
+    """Lists of choices with fewer than two: whoever has one choice is always right."""
+    found = []
+    lists = {"options": options or None, "choices": None if isinstance(choices, str) or options else choices}
+    for key, given in lists.items():
+        if given is not None and (len(set(given)) < 2 or not all(text.strip() for text in given)):
+            message = "must be two different texts at least"
+            found.append(Problem(f"{path}.{key}", message, "list every choice", ", ".join(given)))
+    return found

@@ -32,7 +32,7 @@ class LmEval(ItemProbe):
     use: Literal["lm_eval"] = "lm_eval"
     ability: Literal["new", "kept"] = "kept"
     """Public tasks mostly ask for what the base can do, and must not lose."""
-    tasks: Annotated[Many[str], Field(min_length=1)]
+    tasks: Many[str]
     """Names of tasks, groups or tags of the harness, or paths of task files (`.yaml`). Each has a score of its own."""
     include: str | None = None
     """Folder with more task files, as `--include_path` of the harness."""
@@ -90,6 +90,8 @@ class LmEval(ItemProbe):
         if find_spec("lm_eval") is None:
             message = "needs the lm-evaluation-harness, which is not installed"
             found.append(Problem(path, message, "pip install 'deepen[lm-eval]'", self.use))
+        if not self.tasks:
+            found.append(Problem(f"{path}.tasks", "is empty", "name at least one task", self.use))
         for name in self.tasks:
             if name.endswith(_YAML) and not Path(name).expanduser().is_file():
                 found.append(Problem(f"{path}.tasks", "there is no such task file", "give its path", name))
