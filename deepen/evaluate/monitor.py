@@ -18,6 +18,7 @@ from deepen.formats.scores import CheckpointScores, worst_loss
 State = Literal["ok", "warning", "breach", "unknown"]
 
 BY: Final = "forgetting"
+_TEXT: Final = "held_out"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Reading:
     in_units: float | None
     """The largest loss in a probe's unit."""
     state: State
+    probe: str
+    """Of which probe the loss is."""
     known: int
     """The step that training had reached when it came to know this: later, where another process scored."""
 
@@ -57,10 +60,12 @@ def readings(history: Sequence[CheckpointScores], settings: Forgetting) -> list[
     for scores in history:
         worst = worst_loss(scores.scores)
         if worst is None:
-            found.append(Reading(scores.step, None, None, None, "unknown", scores.known))
+            found.append(Reading(scores.step, None, None, None, "unknown", "", scores.known))
             continue
         state = _state(worst.relative, worst.surely, state, settings)
-        found.append(Reading(scores.step, worst.relative, worst.surely, worst.in_units, state, scores.known))
+        found.append(
+            Reading(scores.step, worst.relative, worst.surely, worst.in_units, state, worst.probe, scores.known)
+        )
     return found
 
 
@@ -112,18 +117,24 @@ def why_act(found: Sequence[Reading], last_decision: int | None, settings: Forge
     if last_decision is not None and len(since) < settings.patience and not (hard and _growth(known) > 0):
         return None
     if hard:
-        return f"the loss of the kept ability is {now.loss:.2%}, beyond the hard floor (budget {settings.budget:.2%})"
+        return f"{_said(now)}, beyond the hard floor (budget {settings.budget:.2%})"
     after_grace = [one for one in since if one.step >= settings.grace * plan.total_steps]
     if not after_grace:
         return None
     if last_decision is not None and now.loss + settings.patience * min(0.0, _growth(known)) <= settings.budget:
         return None
     if now.state == "breach":
-        return f"the loss of the kept ability is {now.loss:.2%}, surely over the budget of {settings.budget:.2%}"
+        return f"{_said(now)}, surely over the budget of {settings.budget:.2%}"
     over = _run_length(after_grace, lambda one: one.loss > settings.budget)
     if over < settings.patience:
         return None
-    return f"the loss of the kept ability is {now.loss:.2%}, over the budget of {settings.budget:.2%} ({over} in a row)"
+    return f"{_said(now)}, over the budget of {settings.budget:.2%} ({over} in a row)"
+
+
+def _said(reading: Reading) -> str:
+    """The loss, and whose it is where it is not that of kept text."""
+    whose = "" if reading.probe == _TEXT else f" in `{reading.probe}`"
+    return f"the loss of the kept ability{whose} is {reading.loss:.2%}"
 
 
 def _hard(reading: Reading, settings: Forgetting) -> bool:

@@ -93,6 +93,8 @@ class Loss:
     """The end of the interval that is nearer to the base; minus infinity without an interval."""
     in_units: float
     """The same in the probe's unit."""
+    probe: str
+    """Of which probe the relative loss is."""
 
 
 def worst_loss(scores: Sequence[Score]) -> Loss | None:
@@ -101,10 +103,11 @@ def worst_loss(scores: Sequence[Score]) -> Loss | None:
     Answers to a few hundred questions scatter by many times a budget. A drop of accuracy that may be chance, when all
     tasks are tested together, is none: of several tasks at twenty evaluations some always look lost.
     """
-    losses = [_loss_of(score) for score in _kept(scores)]
+    losses = [(*_loss_of(score), score.probe) for score in _kept(scores)]
     if not losses:
         return None
-    return Loss(*(max(numbers) for numbers in zip(*losses, strict=True)))
+    relative, surely, in_units, _ = zip(*losses, strict=True)
+    return Loss(max(relative), max(surely), max(in_units), max(losses)[-1])
 
 
 def _kept(scores: Sequence[Score]) -> list[Score]:

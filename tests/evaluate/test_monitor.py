@@ -259,7 +259,8 @@ def test_a_drop_of_answers_that_may_be_chance_is_no_loss_however_large() -> None
         assert followed(noisy, settings()) == []
         assert [one.loss for one in readings(noisy, settings())] == [0.0] * 19
     sure = CheckpointScores(step=10, tokens=0, scores=(kept(0.0), answers(0.2, 0.1, significant=True)))
-    assert [one.action for one in followed([sure], settings())] == ["more_replay"]
+    (decision,) = followed([sure], settings())
+    assert decision.action == "more_replay" and "kept ability in `exam` is 20.00%" in decision.reason
 
 
 def test_noise_of_several_tasks_hardly_ever_makes_it_act() -> None:
