@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     Link = Callable[[Probe, Subject, str, Path], bool]
     """Makes the table of a probe (with this mark) for a model appear at a path, if there is one."""
 
-BASELINE_FORMAT = 2
-FORMAT = 2
+BASELINE_FORMAT = 3
+FORMAT = 3
 
 
 def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compute: Compute) -> Manifest:

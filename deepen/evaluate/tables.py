@@ -11,7 +11,7 @@ from deepen.formats.checkpoints import checkpoint_name
 from deepen.formats.manifest import Artifact, fingerprint
 from deepen.progress import say
 
-_MEASURES = 2
+_MEASURES = 3
 """Raised when a table of the same model and probe would come out otherwise."""
 
 
