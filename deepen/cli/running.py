@@ -22,7 +22,8 @@ from deepen.cli.options import (
     with_stage_options,
     write_report,
 )
-from deepen.errors import DeepenError
+from deepen.errors import DeepenError, RunError
+from deepen.parallel.environment import read_environment
 
 if TYPE_CHECKING:
     from deepen.formats.manifest import Artifact
@@ -50,6 +51,11 @@ def run(
     ] = False,
 ) -> None:
     """Run all stages that are not done yet, then write the report."""
+    if control and read_environment() is not None:
+        raise RunError(
+            "a control is another training, and this launcher started its processes for one",
+            hint="start it without the launcher: with `launch` in the machine file each training starts its own",
+        )
     run_stages(recipe, options, first, last)
     if control:
         from deepen.workflow.control import run_control

@@ -185,10 +185,18 @@ def _alternatives(rule: SelectRule, candidates: Sequence[Candidate], budget: flo
 
 
 def side_by_side(choice: Choice) -> str:
-    """What each rule takes, one line."""
-    taken = [(choice.rule, choice.title), *((other.rule, other.title) for other in choice.alternatives)]
-    listed = "; ".join(f"{rule}: {title}" for rule, title in taken)
-    return f"select: {listed}"
+    """What each rule takes and what that gains and loses, a line each; the rule of the recipe first."""
+    rows: list[tuple[str, ...]] = [("rule", "takes", "new", "kept")]
+    asked: list[Choice | Alternative] = [choice, *choice.alternatives]
+    for one in asked:
+        taken = next((it for it in choice.candidates if (it.step, it.blend) == (one.step, one.blend)), None)
+        changes = (None, None) if taken is None else (taken.new, taken.kept)
+        name = one.rule + (" (asked for)" if one is choice else "")
+        rows.append((name, one.title, *("-" if change is None else f"{change:+.2%}" for change in changes)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _difference(score: Score | None) -> float | None:

@@ -16,7 +16,7 @@ from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
 from deepen.formats.records import write_records
 from deepen.formats.scores import BlendPart, Candidate, CheckpointScores, Choice, Score
 from deepen.select.config import RULES, BestNewWithinBudget, Composite, Last, ParetoKnee, SelectRule
-from deepen.select.stage import candidates_of, chosen, dominates, select
+from deepen.select.stage import candidates_of, chosen, dominates, select, side_by_side
 
 RULE = BestNewWithinBudget()
 
@@ -156,6 +156,14 @@ def test_the_stage_writes_the_choice(tmp_path: Path) -> None:
     choice = Choice.model_validate_json((tmp_path / "select" / "choice.json").read_bytes(), strict=False)
     assert choice.step == 10 and choice.rule == "best_new_within_budget"
     assert manifest.counts == {"step": 10, "candidates": 2, "eligible": 1, "on_front": 2, "budget": 0.03}
+
+
+def test_all_rules_are_told_in_one_table() -> None:
+    told = side_by_side(choose(checkpoint(10, -0.1, 0.0), checkpoint(20, -0.2, 0.5))).splitlines()
+    assert told[0].split() == ["rule", "takes", "new", "kept"]
+    assert told[1].split() == ["best_new_within_budget", "(asked", "for)", "step", "10", "-10.00%", "+0.00%"]
+    assert {line.split()[0] for line in told[1:]} == set(RULES)
+    assert "the base  -" in side_by_side(choose(checkpoint(20, -0.2, 0.5)))
 
 
 def test_the_stage_is_deterministic(tmp_path: Path) -> None:

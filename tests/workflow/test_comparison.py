@@ -37,6 +37,13 @@ def runs(tmp_path_factory):
     return root / "runs"
 
 
+def test_a_control_is_refused_where_a_launcher_started_one_training(runs, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    refused = CliRunner().invoke(app, ["run", str(runs.parent / "recipe.yaml"), "--control"])
+    assert isinstance(refused.exception, RunError) and "without the launcher" in refused.exception.hint
+
+
 def test_the_control_trains_as_many_tokens_on_replay_alone(runs):
     counts = {name: json.loads((runs / name / "train/manifest.json").read_text())["counts"] for name in
               ("one", "one-control")}  # fmt: skip
