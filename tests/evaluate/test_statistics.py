@@ -76,9 +76,24 @@ def test_the_same_model_changes_nothing_in_any_redraw(num_documents: int, seed: 
 
 @pytest.mark.parametrize(("count", "expected"), [(100, 8.9), (500, 4.0), (1000, 2.8), (14042, 0.75)])
 def test_the_detectable_drop_of_outcomes_is_the_published_one(count: int, expected: float) -> None:
-    change = paired(outcomes(count, 0.1), seed=(1, 1), resamples=50, relative=False)
-    assert change.minimum_detectable is not None
-    assert change.minimum_detectable * 100 == pytest.approx(expected, rel=0.02)
+    change = paired(outcomes(count, 0.1), seed=(1, 1), resamples=2_000, relative=False)
+    assert change.standard_error is not None and change.minimum_detectable is not None
+    assert 280 * change.standard_error == pytest.approx(expected, rel=0.02)
+    assert 0.98 < change.minimum_detectable * 100 / expected < 1.06, "few items and few redraws make it larger"
+
+
+def test_few_and_skewed_documents_need_a_larger_change_to_be_found() -> None:
+    generator = np.random.default_rng(5)
+    base = generator.lognormal(5, 1, 4_000)
+    even = Pairs(base, base * (1 + generator.normal(0, 0.1, 4_000)))
+    skewed = Pairs(base[:40], base[:40] * np.where(np.arange(40) == 7, 1.6, 1 + generator.normal(0, 0.01, 40)))
+    found = {}
+    for name, pairs in (("even", even), ("few", Pairs(even.base[:20], even.model[:20])), ("skewed", skewed)):
+        change = paired(pairs, seed=(1, 1), resamples=4_000)
+        assert change.minimum_detectable is not None and change.standard_error is not None
+        found[name] = change.minimum_detectable / change.standard_error
+    assert found["even"] == pytest.approx(2.80, rel=0.03)
+    assert found["few"] > 1.04 * 2.80 and found["skewed"] > 1.1 * 2.80
 
 
 def test_the_standard_error_is_that_of_the_bootstrap() -> None:
