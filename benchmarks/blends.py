@@ -31,14 +31,14 @@ from safetensors.torch import load_file
 from tiny_runs import recipe, run, write_texts
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from deepen.evaluate.subject import open_blend, open_run_model
-from deepen.formats.checkpoints import list_checkpoints
+from deepen.evaluate.models.subject import open_blend, open_run_model
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import open_artifact
-from deepen.formats.records import read_records
-from deepen.formats.scores import ALL_CANDIDATES, REPORT_ON, CheckpointScores, Score
+from deepen.formats.training.checkpoints import list_checkpoints
+from deepen.formats.training.scores import ALL_CANDIDATES, REPORT_ON, CheckpointScores, Score
 from deepen.model.config import ResolvedBase
-from deepen.model.load import unique_weights
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import unique_weights
 from deepen.parallel.config import Compute
 
 KEPT_GAIN = 0.70

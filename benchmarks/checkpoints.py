@@ -22,9 +22,10 @@ from statistics import median
 from train_data import Size, random_data
 from train_loops import SAVE_EVERY, our_run
 
-from deepen.train.checkpoint import Marks, snapshot_of
-from deepen.train.interrupt import StopRequest
-from deepen.train.loop import Run, training_steps
+from deepen.train.beside.interrupt import StopRequest
+from deepen.train.checkpoints.files import Marks, snapshot_of
+from deepen.train.loop import training_steps
+from deepen.train.run import Run
 
 BAR = 0.01
 SIZES = {

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from curate_corpora import DATA, PROBES, document, failures, texts_of, verdict
 
-from deepen.curate.contamination import TrainedDocuments, scan_documents
-from deepen.curate.decontaminate import Decontaminate
+from deepen.curate.contamination.decontaminate import Decontaminate
+from deepen.curate.contamination.scan import TrainedDocuments, scan_documents
 from deepen.curate.step import Drop
-from deepen.evaluate.item_files import Item, Layout, read_items
-from deepen.formats.contamination import Found, ProbeItem
-from deepen.formats.documents import write_documents
+from deepen.evaluate.items.files import Item, Layout, read_items
+from deepen.formats.documents.documents import write_documents
+from deepen.formats.documents.found_items import Found, ProbeItem
 from deepen.formats.workers import Workers
 
 CORPORA = ("gov_web_prose", "web_mix_small", "medical_qa_nih")

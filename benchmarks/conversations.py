@@ -25,13 +25,13 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from deepen.formats.documents import Document, Span, document_id, write_documents
-from deepen.formats.megatron import IndexedDataset
-from deepen.formats.trained import TrainedMask
+from deepen.formats.documents.documents import Document, Span, document_id, write_documents
+from deepen.formats.tokens.megatron import IndexedDataset
+from deepen.formats.tokens.trained import TrainedMask
+from deepen.tokenize.conversations.templates import choose_template
 from deepen.tokenize.encoder import choose_encoder
 from deepen.tokenize.parts import EncodePart, encode_part
-from deepen.tokenize.templates import choose_template
-from deepen.tokenize.vocabulary import keep_tokenizer, read_vocabulary
+from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer, read_vocabulary
 
 TOKENIZERS = ("qwen2", "llama2", "llama3", "mistral_v1", "gpt2")
 MOST_WRONG_MASKS = 0

@@ -29,24 +29,24 @@ import pyarrow as pa
 from curate_corpora import DATA, PROBES, PROSE, document, failures, texts_of, verdict
 from curate_planted import decontamination, planted
 
-from deepen.curate.batch import batches_of
-from deepen.curate.boilerplate_lines import BoilerplateLines
-from deepen.curate.c4 import C4
-from deepen.curate.chain import apply_to_batch
+from deepen.curate.batch.columns import batches_of
+from deepen.curate.batch.text_facts import Words, lines_of, words_at, words_of
 from deepen.curate.config import CurateConfig
-from deepen.curate.corpus import save_array
-from deepen.curate.decontaminate import Decontaminate
-from deepen.curate.fineweb import FineWeb
-from deepen.curate.gopher_quality import GopherQuality
-from deepen.curate.gopher_repetition import GopherRepetition
-from deepen.curate.language import Language
-from deepen.curate.length import LengthStep
-from deepen.curate.normalize import Normalize, normalized
+from deepen.curate.contamination.decontaminate import Decontaminate
+from deepen.curate.passes.chain import apply_to_batch
+from deepen.curate.passes.corpus import save_array
+from deepen.curate.passes.surveys import surveyed
+from deepen.curate.rules.boilerplate_lines import BoilerplateLines
+from deepen.curate.rules.c4 import C4
+from deepen.curate.rules.fineweb import FineWeb
+from deepen.curate.rules.gopher_quality import GopherQuality
+from deepen.curate.rules.gopher_repetition import GopherRepetition
+from deepen.curate.rules.language import Language
+from deepen.curate.rules.length import LengthStep
+from deepen.curate.rules.normalize import Normalize, normalized
 from deepen.curate.stage import curate
 from deepen.curate.step import Applies, DocumentStep
-from deepen.curate.surveys import surveyed
-from deepen.curate.text_facts import Words, lines_of, words_at, words_of
-from deepen.formats.documents import Document, table_of, write_documents
+from deepen.formats.documents.documents import Document, table_of, write_documents
 from deepen.formats.manifest import Artifact, StageJob, finish_stage
 
 PARITY = {

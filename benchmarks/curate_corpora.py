@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zstandard
 
-from deepen.formats.documents import Document, content_hash, document_id
+from deepen.formats.documents.documents import Document, content_hash, document_id
 
 DATA = Path(os.environ.get("DEEPEN_TEST_DATA", "."))
 PROSE = ("gov_web_prose", "web_mix_small", "medical_trials_fulltext", "medical_qa_nih", "english_novels")

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from curate_corpora import DATA, PROBES, PROSE, document, texts_of, verdict
 
-from deepen.curate.boilerplate_lines import BoilerplateLines
-from deepen.curate.decontaminate import Decontaminate
-from deepen.curate.decontaminate_kernel import word_hashes
-from deepen.curate.language import Language
-from deepen.curate.normalize import normalized
+from deepen.curate.contamination.decontaminate import Decontaminate
+from deepen.curate.contamination.kernel import word_hashes
+from deepen.curate.rules.boilerplate_lines import BoilerplateLines
+from deepen.curate.rules.language import Language
+from deepen.curate.rules.normalize import normalized
 from deepen.curate.step import Drop
-from deepen.formats.documents import Document
+from deepen.formats.documents.documents import Document
 
 MOST_FALSE = 0.001
 

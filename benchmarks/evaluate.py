@@ -27,10 +27,10 @@ import torch
 from tiny_runs import recipe, run, write_texts
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from deepen.evaluate.held_out import Encoded, likelihoods
+from deepen.evaluate.documents.windows import Encoded, likelihoods
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import open_artifact
-from deepen.formats.records import read_records
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
 
 OVERHEAD = 0.03
 SMALL, LARGE = 1_000, 150_000

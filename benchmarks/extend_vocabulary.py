@@ -21,10 +21,10 @@ from pathlib import Path
 
 import zstandard
 
-from deepen.tokenize.base_model import BaseModel
-from deepen.tokenize.extend import changes, extended, prove_grown
-from deepen.tokenize.growth import grow
-from deepen.tokenize.vocabulary import keep_tokenizer
+from deepen.tokenize.vocabulary.base_model import BaseModel
+from deepen.tokenize.vocabulary.extend import changes, extended, prove_grown
+from deepen.tokenize.vocabulary.growth import grow
+from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer
 
 TOKENIZERS = ("qwen2", "llama2")
 CORPORA = {

@@ -34,8 +34,8 @@ import torch
 from tiny_runs import data_folder, recipe, run, write_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deepen.evaluate.likelihoods import read_likelihoods
-from deepen.evaluate.statistics import ALPHA, Change, Pairs, clustered, holm, paired, shifted
+from deepen.evaluate.compare.statistics import ALPHA, Change, Pairs, clustered, holm, paired, shifted
+from deepen.evaluate.documents.likelihoods import read_likelihoods
 
 Array = npt.NDArray[np.float64]
 POWER = 0.80

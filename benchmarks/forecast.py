@@ -23,11 +23,11 @@ from typing import Any
 
 from tiny_runs import Texts, recipe, run, write_texts
 
-from deepen.evaluate.compare import compare
-from deepen.evaluate.likelihoods import read_likelihoods
-from deepen.formats.checkpoints import checkpoint_name
-from deepen.formats.scores import Score
-from deepen.workflow.case import case_of
+from deepen.evaluate.compare.documents import compare
+from deepen.evaluate.documents.likelihoods import read_likelihoods
+from deepen.formats.training.checkpoints import checkpoint_name
+from deepen.formats.training.scores import Score
+from deepen.runs.diagnose.evidence import case_of
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {"use": "cosine", "warmup": "2%"},

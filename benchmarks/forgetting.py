@@ -26,8 +26,8 @@ import plotly.graph_objects as go
 from pictures import write_picture
 from tiny_runs import Texts, recipe, run, write_texts
 
-from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.formats.files.records import read_records
+from deepen.formats.training.scores import CheckpointScores, Score
 
 LEAST_GAIN = 0.70
 ACTIONS = [{"use": "more_replay", "by": "20 points", "times": 3, "at_least": 0.3},

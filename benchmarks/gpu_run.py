@@ -21,22 +21,22 @@ import numpy as np
 import torch
 from gpu_shapes import SHAPES, TOYS, Plan, Shape
 
-from deepen.formats.checkpoints import list_checkpoints
-from deepen.formats.document_ids import pack_ids
+from deepen.formats.documents.document_ids import pack_ids
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
-from deepen.formats.megatron import IndexedDatasetWriter, token_dtype
-from deepen.formats.order import Segment, Segments, row_ids, write_order, write_segments
-from deepen.formats.packs import write_packs
+from deepen.formats.tokens.megatron import IndexedDatasetWriter, token_dtype
+from deepen.formats.tokens.order import Segment, Segments, row_ids, write_order, write_segments
+from deepen.formats.tokens.packs import write_packs
+from deepen.formats.training.checkpoints import list_checkpoints
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model
+from deepen.model.weights.load import load_model
 from deepen.parallel.config import Compute
 from deepen.parallel.peaks import peak_bf16
 from deepen.parallel.process import memory_bytes
-from deepen.train.batches import Batches
+from deepen.train.batches.read import Batches
+from deepen.train.beside.interrupt import StopRequest
 from deepen.train.config import TrainConfig
-from deepen.train.interrupt import StopRequest
 from deepen.train.loop import training_steps
-from deepen.train.setup import prepare_run
+from deepen.train.starting.build import prepare_run
 
 NUM_BATCHES = 2000
 DISTINCT_BATCHES = 8
@@ -133,7 +133,7 @@ def our_loop(shape: Shape, plan: Plan, device: torch.device, root: Path) -> dict
     )  # fmt: skip
     job = StageJob(root / "train", "benchmark", write_data(root, shape, plan.rows))
     base = ResolvedBase("random", None, _Init(shape), "random")  # type: ignore[arg-type]
-    with mock.patch("deepen.train.start.load_run_model", lambda *_, **__: make_model(shape, device)):
+    with mock.patch("deepen.train.starting.model.load_run_model", lambda *_, **__: make_model(shape, device)):
         run = prepare_run(config, job, base, compute)
     skipped_checkpoint = why_no_checkpoint(shape, plan, root)
     steps = training_steps(run, StopRequest())

@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deepen.evaluate.material import Material
+from deepen.evaluate.documents.material import Material
 from deepen.evaluate.probes.choices import MultipleChoice
 from deepen.evaluate.probes.harness import LmEval
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model, load_tokenizer
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model, load_tokenizer
 
 TOLERANCE = 1e-4
 _CHOICE = {"output_type": "multiple_choice"}

@@ -25,13 +25,13 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from deepen.formats.document_ids import pack_ids
-from deepen.formats.megatron import IndexedDatasetWriter, bin_path, idx_path
-from deepen.formats.order import Order, Segment, Segments, write_order, write_segments
+from deepen.formats.documents.document_ids import pack_ids
+from deepen.formats.tokens.megatron import IndexedDatasetWriter, bin_path, idx_path
+from deepen.formats.tokens.order import Order, Segment, Segments, write_order, write_segments
 from deepen.mix.counts import tally
-from deepen.mix.order import OrderBuilder, Phase, Supply
-from deepen.mix.packing import best_fit
-from deepen.mix.sources import PackPart, pack_source
+from deepen.mix.order.build import OrderBuilder, Phase, Supply
+from deepen.mix.packing.pack import best_fit
+from deepen.mix.packing.sources import PackPart, pack_source
 
 MOST_PACKING_SECONDS, MOST_PACKING_GB = 10.0, 1.0
 MOST_ORDER_SECONDS, MOST_ORDER_GROWTH_MB = 60.0, 50.0
@@ -153,8 +153,8 @@ def write_run(root: Path, sequence_length: int, num_documents: int) -> None:
 
 def reading() -> Result:
     """All batches of a corpus in the order in which they lie in the shard, and documents one after another."""
-    from deepen.formats.megatron import IndexedDataset
-    from deepen.train.batches import Batches
+    from deepen.formats.tokens.megatron import IndexedDataset
+    from deepen.train.batches.read import Batches
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -183,7 +183,7 @@ def random_batches() -> Result:
     from deepen.model.config import RandomInit, ResolvedBase
     from deepen.parallel.config import Compute
     from deepen.train.config import TrainConfig
-    from deepen.train.setup import prepare_run
+    from deepen.train.starting.build import prepare_run
     from deepen.train.step import train_step
 
     def artifact(path: Path, counts: Result) -> Artifact:

@@ -133,12 +133,12 @@ def plant(path: Path, language: str, num_pairs: int) -> list[tuple[int, int, flo
 def deepen_drops(texts: Sequence[str], folder: Path) -> list[tuple[int, int]]:
     """Ours: signatures to disk, pairs by bands, exact verification, clusters, the best kept. Hashes of contents, which
     serve exact duplicates only, are left out."""
-    from deepen.curate.corpus import PartFiles, open_corpus
-    from deepen.curate.near_duplicates import NearDuplicates
-    from deepen.curate.pairs import SIMILARITY, PairPart, find_pairs, pair_parts
-    from deepen.curate.signatures import Signer
-    from deepen.formats.atomic import writing
-    from deepen.formats.documents import Document, table_of
+    from deepen.curate.duplicates.near_duplicates import NearDuplicates
+    from deepen.curate.duplicates.pairs import SIMILARITY, PairPart, find_pairs, pair_parts
+    from deepen.curate.duplicates.signatures import Signer
+    from deepen.curate.passes.corpus import PartFiles, open_corpus
+    from deepen.formats.documents.documents import Document, table_of
+    from deepen.formats.files.atomic import writing
 
     files = PartFiles(folder, "s-00000")
     with writing(files.shingles) as shingles:
@@ -241,8 +241,8 @@ def measure_memory(folder: Path) -> Result:
 def write_ingested(folder: Path, texts: Sequence[str], copies: int) -> None:
     """The corpus ``copies`` times over as a finished ingest; each time words in another order, so all is new text."""
     from deepen.curate.config import CurateConfig
-    from deepen.formats.atomic import FileEntry
-    from deepen.formats.documents import Document, content_hash, document_id, write_documents
+    from deepen.formats.documents.documents import Document, content_hash, document_id, write_documents
+    from deepen.formats.files.atomic import FileEntry
     from deepen.formats.manifest import StageJob, finish_stage
 
     def documents() -> Iterator[Document]:

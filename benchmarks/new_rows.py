@@ -38,23 +38,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from deepen.formats.extension import Extension, NewToken
+from deepen.formats.tokens.extension import Extension, NewToken
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model, load_tokenizer, unique_weights
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
 from deepen.model.new_rows import Init, write_new_rows
 from deepen.model.token_tables import new_row_ids
+from deepen.model.weights.load import load_model, load_tokenizer, unique_weights
 from deepen.parallel.config import Compute
 from deepen.parallel.process import Process
-from deepen.tokenize.base_model import BaseModel
-from deepen.tokenize.extend import extended, extension_of
-from deepen.tokenize.growth import grow as learn_tokens
-from deepen.train.batches import IGNORED, Batch
+from deepen.tokenize.vocabulary.base_model import BaseModel
+from deepen.tokenize.vocabulary.extend import extended, extension_of
+from deepen.tokenize.vocabulary.growth import grow as learn_tokens
+from deepen.train.batches.read import IGNORED, Batch
 from deepen.train.config import TrainConfig
-from deepen.train.learning_rate import PeakRate
-from deepen.train.new_rows import NewRowsFirst, RowHold
-from deepen.train.optimizer import build_optimizer
-from deepen.train.schedules import Cosine
+from deepen.train.schedule.learning_rate import PeakRate
+from deepen.train.schedule.new_rows import NewRowsFirst, RowHold
+from deepen.train.schedule.optimizer import build_optimizer
+from deepen.train.schedule.schedules import Cosine
 from deepen.train.step import Trainee, train_step
 
 LENGTH, ROWS, EVALUATED_ROWS = 128, 8, 48

@@ -156,7 +156,7 @@ def train(work: Work) -> dict[str, Any]:
     """One process of a run: the real loop, with a checkpoint every ten steps."""
     from deepen.parallel.config import Compute, Mesh
     from deepen.parallel.process import memory_bytes, set_up
-    from deepen.train.interrupt import StopRequest
+    from deepen.train.beside.interrupt import StopRequest
     from deepen.train.loop import training_steps
 
     compute = Compute.model_validate(
@@ -183,7 +183,7 @@ def train(work: Work) -> dict[str, Any]:
 def _prepare(work: Work, compute: Any, process: Any) -> Any:
     from deepen.formats.manifest import StageJob
     from deepen.train.config import TrainConfig
-    from deepen.train.setup import prepare_run
+    from deepen.train.starting.build import prepare_run
 
     base, inputs, batch_tokens, make = _material(work, process)
     config = TrainConfig.model_validate(
@@ -196,7 +196,7 @@ def _prepare(work: Work, compute: Any, process: Any) -> Any:
     job = StageJob(Path(work.folder) / "train", "benchmark", inputs)
     if make is None:
         return prepare_run(config, job, base, compute, process=process)
-    with mock.patch("deepen.train.start.load_run_model", make):
+    with mock.patch("deepen.train.starting.model.load_run_model", make):
         return prepare_run(config, job, base, compute, process=process)
 
 

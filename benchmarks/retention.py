@@ -22,8 +22,8 @@ from typing import Any
 
 from tiny_runs import Texts, recipe, run, write_texts
 
-from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.formats.files.records import read_records
+from deepen.formats.training.scores import CheckpointScores, Score
 
 PENALTIES: dict[str, dict[str, Any]] = {
     "none": {},

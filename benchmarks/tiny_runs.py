@@ -20,7 +20,7 @@ import torch
 import zstandard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deepen.formats.atomic import write_bytes
+from deepen.formats.files.atomic import write_bytes
 
 BASE = "model_tinystories_656k"
 DOMAIN = "medical_qa_nih"

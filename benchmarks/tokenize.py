@@ -71,7 +71,7 @@ def deepen_seconds(folder: Path, out: Path, documents: list[Path]) -> tuple[floa
     """Parquet to the joined shard: seconds with the tokenizer's loading, and without."""
     from deepen.tokenize import parts as stage
     from deepen.tokenize.encoder import choose_boundary
-    from deepen.tokenize.vocabulary import read_vocabulary
+    from deepen.tokenize.vocabulary.tokenizer import read_vocabulary
 
     vocabulary = read_vocabulary(folder)
     boundary = choose_boundary(folder, vocabulary.control, ["Some words of text. " * 200], "gigatoken")
@@ -144,7 +144,7 @@ def megatron_seconds(folder: Path, out: Path, lines: Path) -> float:
 
 def write_inputs(texts: list[str], out: Path) -> tuple[list[Path], Path]:
     """The texts as document files of some 16 MB and as JSON lines."""
-    from deepen.formats.documents import Document, content_hash, document_id, write_documents
+    from deepen.formats.documents.documents import Document, content_hash, document_id, write_documents
 
     paths: list[Path] = []
     group: list[Document] = []
@@ -163,7 +163,7 @@ def write_inputs(texts: list[str], out: Path) -> tuple[list[Path], Path]:
 
 def kept_tokenizer(data: Path, name: str, out: Path) -> Path:
     """The tokenizer's folder as deepen writes it for a run."""
-    from deepen.tokenize.vocabulary import keep_tokenizer
+    from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer
 
     keep_tokenizer(data / f"tokenizer_{name}", out / name, ["Some text."])
     return out / name / "tokenizer"
@@ -205,7 +205,7 @@ def speed(data: Path, out: Path, megabytes: float) -> bool:
 
 def megatron_bytes(out: Path) -> bool:
     """Whether megatron-core's builder writes the same two files from the same ids."""
-    from deepen.formats.megatron import IndexedDataset
+    from deepen.formats.tokens.megatron import IndexedDataset
 
     try:
         from importlib import import_module
@@ -231,7 +231,7 @@ def equality(data: Path, out: Path, name: str, sample: list[str]) -> bool:
     from transformers import AutoTokenizer
 
     from deepen.tokenize.encoder import Encoder, choose_boundary, choose_encoder
-    from deepen.tokenize.vocabulary import read_vocabulary
+    from deepen.tokenize.vocabulary.tokenizer import read_vocabulary
 
     folder = kept_tokenizer(data, name, out)
     vectors = data / f"tokenizer_{name}" / "vectors.jsonl"

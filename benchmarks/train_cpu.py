@@ -34,7 +34,7 @@ from train_loops import (
     trainer_with_defaults,
 )
 
-from deepen.train.batches import IGNORED, Batches
+from deepen.train.batches.read import IGNORED, Batches
 
 SPEED = Size(vocabulary=8192, hidden=256, layers=4, sequence_length=256, rows=8, num_batches=2_000, micro_batch_rows=4)
 TOY = Size(vocabulary=128, hidden=32, layers=1, sequence_length=16, rows=2, num_batches=100_000)

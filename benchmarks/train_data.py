@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from deepen.formats.document_ids import pack_ids
-from deepen.formats.documents import document_id
+from deepen.formats.documents.document_ids import pack_ids
+from deepen.formats.documents.documents import document_id
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest
-from deepen.formats.megatron import IndexedDatasetWriter, token_dtype
-from deepen.formats.order import Segment, Segments, row_ids, write_order, write_segments
-from deepen.formats.packs import write_packs
-from deepen.formats.trained import trained_path
-from deepen.mix.packing import pack
+from deepen.formats.tokens.megatron import IndexedDatasetWriter, token_dtype
+from deepen.formats.tokens.order import Segment, Segments, row_ids, write_order, write_segments
+from deepen.formats.tokens.packs import write_packs
+from deepen.formats.tokens.trained import trained_path
+from deepen.mix.packing.pack import pack
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.workflow.demo import write_corpus
+from deepen.workflow.commands.demo import write_corpus
 
 Array = npt.NDArray[Any]
 

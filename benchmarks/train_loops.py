@@ -18,15 +18,16 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own convention
 from train_data import Size, base_of
 
 from deepen.formats.manifest import Artifact, StageJob
-from deepen.model.load import load_model
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model
 from deepen.parallel.config import Compute
-from deepen.train.batches import Batches
+from deepen.train.batches.read import Batches
+from deepen.train.beside.interrupt import StopRequest
 from deepen.train.config import TrainConfig
-from deepen.train.interrupt import StopRequest
-from deepen.train.loop import Run, training_steps
-from deepen.train.optimizer import decay_groups
-from deepen.train.setup import prepare_run
+from deepen.train.loop import training_steps
+from deepen.train.run import Run
+from deepen.train.schedule.optimizer import decay_groups
+from deepen.train.starting.build import prepare_run
 
 LEARNING_RATE = 3e-4
 SAVE_EVERY = 50

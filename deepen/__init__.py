@@ -18,10 +18,10 @@ _HOMES = {
     "Machine": "deepen.recipe.models",
     "Recipe": "deepen.recipe.models",
     "RunOptions": "deepen.workflow.run",
-    "account": "deepen.workflow.account",
+    "account": "deepen.runs.account",
     "load": "deepen.recipe.reading",
     "run_pipeline": "deepen.workflow.run",
-    "verify": "deepen.workflow.verify",
+    "verify": "deepen.runs.verify",
 }
 
 __all__ = ["DeepenError", "__version__", *sorted(_HOMES)]

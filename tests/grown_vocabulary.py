@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from deepen.formats.extension import Extension, NewToken, write_extension
+from deepen.formats.tokens.extension import Extension, NewToken, write_extension
 
 
 def grow_tokenizer(base: Path, out: Path, words: list[str]) -> Extension:

@@ -12,7 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from deepen.formats.scores import Candidate
+from deepen.formats.training.scores import Candidate
 
 COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#0f7b6c", "#ad1a72", "#8a6d00", "#5c6b7a")
 _OUTCOME_COLOURS = ("#0b6e99", "#7fb7a3", "#d9730d", "#e8b04b", "#ad1a72", "#6940a5", "#b07d62", "#b8c2cc")

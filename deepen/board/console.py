@@ -15,13 +15,13 @@ from deepen.board.masking import masked
 from deepen.progress import plain_console, readable
 
 if TYPE_CHECKING:
-    from deepen.formats.decisions import Decision
-    from deepen.formats.scores import Score
+    from deepen.formats.training.decisions import Decision
+    from deepen.formats.training.scores import Score
     from deepen.recipe.explain import Explanation
-    from deepen.workflow.account import AccountLine
-    from deepen.workflow.case import Finding
-    from deepen.workflow.comparison import Comparison
-    from deepen.workflow.lineage import StageStatus
+    from deepen.runs.account import AccountLine
+    from deepen.runs.compare import Comparison
+    from deepen.runs.diagnose.evidence import Finding
+    from deepen.runs.lineage import StageStatus
 
 _EXAMPLE_CHARACTERS = 100
 _PIECE_CHARACTERS = 120

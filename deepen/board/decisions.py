@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from deepen.formats.decisions import Decision
+from deepen.formats.training.decisions import Decision
 
 COLUMNS = ("step", "action", "by", "change", "outcome", "why")
 

@@ -10,11 +10,11 @@ from deepen.board import charts
 from deepen.board.page import Card, Section, fold, table
 from deepen.board.probes import probe_sections
 from deepen.errors import DeepenError
-from deepen.evaluate.summary_table import measuring_took
-from deepen.formats.json_text import read_model
+from deepen.evaluate.compare.summary_table import measuring_took
+from deepen.formats.files.json_text import read_model
+from deepen.formats.files.records import read_models
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import read_models
-from deepen.formats.scores import (
+from deepen.formats.training.scores import (
     ALL_CANDIDATES,
     SCORES,
     Alternative,
@@ -24,8 +24,8 @@ from deepen.formats.scores import (
     score_records,
 )
 from deepen.progress import say
+from deepen.runs.directory import finished_stages
 from deepen.select.stage import candidates_of
-from deepen.workflow.stages import finished_stages
 
 _SCORES = ("step", "probe", "ability", "base", "value", "change", "95 % interval", "detectable", "items")
 

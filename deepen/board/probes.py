@@ -9,10 +9,10 @@ import plotly.graph_objects as go
 
 from deepen.board.charts import COLOURS, fragment
 from deepen.board.page import Section, fold, preformatted, table
-from deepen.evaluate.contamination import described
-from deepen.evaluate.summary_table import touched_scores
+from deepen.evaluate.compare.summary_table import touched_scores
+from deepen.evaluate.items.contaminated import described
 from deepen.formats.manifest import Artifact
-from deepen.formats.scores import SCORES, CheckpointScores, Score, score_records
+from deepen.formats.training.scores import SCORES, CheckpointScores, Score, score_records
 
 _BITS = "bits per byte"
 

@@ -15,19 +15,19 @@ from deepen.board.outcomes import choice_cards, outcome_sections, read_choice
 from deepen.board.page import Card, Section, fold, preformatted, render, table
 from deepen.board.timeline import timeline_sections
 from deepen.errors import RunError
-from deepen.formats.atomic import write_bytes
-from deepen.formats.json_text import read_object
+from deepen.formats.files.atomic import write_bytes
+from deepen.formats.files.json_text import read_object
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, InputEntry
-from deepen.formats.records import read_records
 from deepen.progress import readable
 from deepen.recipe.reading import recipe_of
-from deepen.workflow.account import account
-from deepen.workflow.batches import open_order, shares_over_time
-from deepen.workflow.case import case_of
-from deepen.workflow.diagnosis import RULES, diagnose
-from deepen.workflow.lineage import StageStatus, status
-from deepen.workflow.preview import examples
-from deepen.workflow.stages import finished_stages
+from deepen.runs.account import account
+from deepen.runs.diagnose.evidence import case_of
+from deepen.runs.diagnose.findings import RULES, diagnose
+from deepen.runs.directory import finished_stages
+from deepen.runs.lineage import StageStatus, status
+from deepen.runs.order.rows import open_order, shares_over_time
+from deepen.workflow.commands.preview_curation import examples
 
 _MOST_STEPS = 200
 _METRICS = ("step", "tokens", "loss", "learning_rate", "gradient_norm")

@@ -9,8 +9,8 @@ from deepen.board import charts
 from deepen.board.decisions import COLUMNS, decision_rows
 from deepen.board.page import Section, table
 from deepen.formats.manifest import Artifact
-from deepen.formats.scores import SCORES, score_records
-from deepen.workflow.decisions import decisions_of
+from deepen.formats.training.scores import SCORES, score_records
+from deepen.runs.decisions import decisions_of
 
 
 def timeline_sections(run: Path, train: Artifact, budget: float) -> Iterator[Section]:

@@ -25,7 +25,7 @@ def launch(
     offline: Annotated[bool, typer.Option("--offline", help="Use nothing from the network.")] = False,
 ) -> None:
     """Start a run on several nodes, with Slurm or over ssh; prints the script or the commands, or submits them."""
-    from deepen.workflow.launch_nodes import Launching, job_for, over_ssh, submit_script
+    from deepen.workflow.training.nodes import Launching, job_for, over_ssh, submit_script
 
     if slurm == (ssh is not None):
         raise DeepenError("give either --slurm or --ssh HOSTFILE", hint="see `deepen launch --help`")

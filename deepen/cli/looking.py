@@ -25,9 +25,9 @@ from deepen.errors import DeepenError
 
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show which stages of a run are done and what they were made from."""
-    from deepen.workflow.decisions import decisions_of
-    from deepen.workflow.lineage import checkpoints
-    from deepen.workflow.lineage import status as stage_status
+    from deepen.runs.decisions import decisions_of
+    from deepen.runs.lineage import checkpoints
+    from deepen.runs.lineage import status as stage_status
 
     rows = stage_status(run)
     if as_json:
@@ -40,9 +40,9 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
 def diagnose(run: RunArgument, as_json: JsonOption = False) -> None:
     """Say what went wrong in a run: evidence and remedy for each finding."""
-    from deepen.workflow.case import case_of
-    from deepen.workflow.diagnosis import RULES
-    from deepen.workflow.diagnosis import diagnose as findings_of
+    from deepen.runs.diagnose.evidence import case_of
+    from deepen.runs.diagnose.findings import RULES
+    from deepen.runs.diagnose.findings import diagnose as findings_of
 
     findings = findings_of(case_of(run))
     if as_json:
@@ -59,7 +59,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare runs: each against the base, seeds of one recipe with each other, all against their control."""
-    from deepen.workflow.comparison import compare_runs
+    from deepen.runs.compare import compare_runs
 
     found = compare_runs(runs, step)
     if as_json:
@@ -70,7 +70,7 @@ def compare(
 
 def account(run: RunArgument, as_json: JsonOption = False) -> None:
     """Print the token account and fail if it does not balance."""
-    from deepen.workflow.account import account as lines_of
+    from deepen.runs.account import account as lines_of
 
     lines = lines_of(run)
     if not lines:
@@ -88,7 +88,7 @@ def account(run: RunArgument, as_json: JsonOption = False) -> None:
 def verify(path: Annotated[Path, typer.Argument(help="Run or stage directory.")], as_json: JsonOption = False) -> None:
     """Hash every file again and compare with the manifests."""
     from deepen.errors import DamageError
-    from deepen.workflow.verify import verify as check_files
+    from deepen.runs.verify import verify as check_files
 
     result = check_files(path)
     if as_json:
@@ -111,8 +111,8 @@ def show(
     jsonl: Annotated[bool, typer.Option("--jsonl", "--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Open any artifact: documents, drops, batches, scores."""
-    from deepen.workflow.show import ShowOptions
-    from deepen.workflow.show import show as records_of
+    from deepen.runs.show.artifact import ShowOptions
+    from deepen.runs.show.artifact import show as records_of
 
     for record in records_of(path, ShowOptions(sample=sample, dropped=dropped, step=step)):
         if "copy_of" in record and not jsonl:
@@ -129,7 +129,7 @@ def trace(
     as_json: JsonOption = False,
 ) -> None:
     """Say in which steps a document is trained, or why it is not."""
-    from deepen.workflow.trace import trace as traced
+    from deepen.runs.order.trace import trace as traced
 
     found = traced(run, document)
     if as_json:
@@ -144,7 +144,7 @@ def trace(
 
 def quarantine(run: RunArgument) -> None:
     """List the documents that a training stumbled over, for `curate.quarantine` of a later recipe."""
-    from deepen.workflow.decisions import quarantined
+    from deepen.runs.decisions import quarantined
 
     for record in quarantined(run):
         print(json.dumps(record, ensure_ascii=False))
@@ -157,7 +157,7 @@ def report(run: RunArgument) -> None:
 
 def rm(path: Annotated[Path, typer.Argument(help="Run, or one stage of a run.")]) -> None:
     """Remove a run or a stage; refuses what other runs refer to."""
-    from deepen.workflow.lineage import remove
+    from deepen.runs.lineage import remove
 
     remove(path)
     print(f"removed {path}")

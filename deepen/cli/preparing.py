@@ -56,7 +56,7 @@ def biographies(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything.")] = 17,
 ) -> None:
     """Write people who do not exist: text that teaches facts, and questions that show whether they were learnt."""
-    from deepen.evaluate.biographies import write_biographies
+    from deepen.evaluate.items.biographies import write_biographies
 
     for entry in write_biographies(folder, num_people=people, rewrites=rewrites, seed=seed):
         print(f"{folder / entry.path}: {entry.bytes:,} bytes")
@@ -92,7 +92,7 @@ def fetch(
     recipe: RecipeArgument, sets: SetOption = None, runs: RunsOption = DEFAULT_RUNS, as_json: JsonOption = False
 ) -> None:
     """Download and hash base and data; then runs work offline."""
-    from deepen.workflow.inputs import fetch as fetch_inputs
+    from deepen.workflow.inputs.find import fetch as fetch_inputs
 
     loaded = load(recipe, None, sets)
     rows = fetch_inputs(loaded.recipe, runs / loaded.recipe.name)

@@ -23,11 +23,11 @@ from deepen.cli.options import (
     write_report,
 )
 from deepen.errors import DeepenError, RunError
-from deepen.parallel.environment import read_environment
+from deepen.parallel.processes.environment import read_environment
 
 if TYPE_CHECKING:
     from deepen.formats.manifest import Artifact
-    from deepen.formats.watched import WatchedScores
+    from deepen.formats.training.scores_beside import WatchedScores
 
 STAGE_HELP = {
     "ingest": "Read files of any supported format into documents.",
@@ -58,7 +58,7 @@ def run(
         )
     run_stages(recipe, options, first, last)
     if control:
-        from deepen.workflow.control import run_control
+        from deepen.workflow.commands.control import run_control
 
         loaded = load(recipe, options.machine, options.sets)
         directory = run_directory(recipe, options.runs, loaded)
@@ -73,7 +73,7 @@ def _made(recipe: Path, options: StageOptions, first: str, last: str) -> tuple[P
     """Bring the stages from ``first`` to ``last`` up to date: the run's directory and what there is. None for a process
     that has followed another one."""
     from deepen.workflow.run import RunOptions, parse_share, run_pipeline
-    from deepen.workflow.worker import follow, together
+    from deepen.workflow.training.processes import follow, together
 
     loaded = load(recipe, options.machine, options.sets)
     directory = run_directory(recipe, options.runs, loaded)
@@ -136,7 +136,7 @@ def curate(
     if dry_run is None:
         run_stages(recipe, options, "ingest", "curate")
         return
-    from deepen.workflow.preview import preview_curate
+    from deepen.workflow.commands.preview_curation import preview_curate
 
     loaded = load(recipe, options.machine, options.sets)
     preview = preview_curate(loaded.recipe, run_directory(recipe, options.runs, loaded), dry_run)
@@ -169,7 +169,7 @@ def evaluate(
     if not base_only:
         run_stages(recipe, options, "ingest", "evaluate")
         return
-    from deepen.evaluate.summary_table import baseline_table
+    from deepen.evaluate.compare.summary_table import baseline_table
 
     made = _made(recipe, options, "ingest", "baseline")
     if made is None or "baseline" not in made[1]:  # another process goes on to it
@@ -198,8 +198,8 @@ def _watch(run: Path, options: StageOptions, *, base_only: bool) -> None:
     if not run.is_dir():
         hint = f"give the directory that holds its `recipe.yaml`, such as {options.runs}/NAME"
         raise DeepenError(f"--watch watches a run, and `{run}` is no directory", hint=hint)
-    from deepen.evaluate.summary_table import score_line
-    from deepen.workflow.watching import watch_run
+    from deepen.evaluate.compare.summary_table import score_line
+    from deepen.workflow.commands.watch_training import watch_run
 
     found: list[dict[str, Any]] = []
 
@@ -252,12 +252,12 @@ def tokenize(
         return
     if tokenizer is None or (megatron is None and not report):
         raise DeepenError("--input needs --tokenizer, and --megatron or --report", hint="see `deepen tokenize --help`")
-    from deepen.workflow.tokenize_files import TokenizeFiles, report_files, tokenize_files
+    from deepen.workflow.commands.tokenize_files import TokenizeFiles, report_files, tokenize_files
 
     out = megatron or Path()
     order = TokenizeFiles((*inputs, *(paths or ())), tokenizer, out, text_field, append_eod, workers, options.offline)
     if report:
-        from deepen.tokenize.report_text import rendered
+        from deepen.tokenize.vocabulary.report_text import rendered
 
         found = report_files(order)
         print_json(found) if options.as_json else print(rendered(found))
@@ -275,7 +275,7 @@ def prove(recipe: RecipeArgument, options: StageOptions) -> None:
 
     Data stages that are not done are made first. Exit code 1 when a proof fails.
     """
-    from deepen.workflow.prove import prove_recipe
+    from deepen.workflow.commands.prove import prove_recipe
     from deepen.workflow.run import RunOptions
 
     loaded = load(recipe, options.machine, options.sets)
@@ -300,7 +300,7 @@ def remix(
     as_json: JsonOption = False,
 ) -> None:
     """Change the mixture of a stopped training, from some step on."""
-    from deepen.workflow.remix import Remix, parse_weights, remix_run
+    from deepen.workflow.commands.remix import Remix, parse_weights, remix_run
 
     path, table = remix_run(run, Remix(step, domain_share, parse_weights(weights), reason))
     if as_json:
@@ -321,7 +321,7 @@ def branch(
 ) -> None:
     """Anneal off a checkpoint of a run, as a new run beside it."""
     from deepen.settings import parse_amount
-    from deepen.workflow.branch import Branch, branch_run
+    from deepen.workflow.commands.branch import Branch, branch_run
 
     try:
         length = parse_amount(decay)
@@ -336,7 +336,7 @@ def demo(
     compare: Annotated[bool, typer.Option("--compare", help="Also run without replay.")] = False,
 ) -> None:
     """Run the built-in example: a tiny base, continued on Python code."""
-    from deepen.workflow.demo import run_demo
+    from deepen.workflow.commands.demo import run_demo
 
     for line in run_demo(runs, compare=compare):
         print(line)

@@ -8,22 +8,22 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, field_validator
 
-from deepen.curate.boilerplate_lines import BoilerplateLines
-from deepen.curate.c4 import C4
-from deepen.curate.decontaminate import PROBES, Decontaminate, probe_files
-from deepen.curate.exact_duplicates import ExactDuplicates
-from deepen.curate.fineweb import FineWeb
-from deepen.curate.gopher_quality import GopherQuality
-from deepen.curate.gopher_repetition import GopherRepetition
-from deepen.curate.language import Language
-from deepen.curate.length import LengthStep
-from deepen.curate.limit import Limit
-from deepen.curate.near_duplicates import NearDuplicates
-from deepen.curate.normalize import Normalize
-from deepen.curate.quarantine import Quarantine
+from deepen.curate.contamination.decontaminate import PROBES, Decontaminate, probe_files
+from deepen.curate.duplicates.exact_duplicates import ExactDuplicates
+from deepen.curate.duplicates.near_duplicates import NearDuplicates
+from deepen.curate.rules.boilerplate_lines import BoilerplateLines
+from deepen.curate.rules.c4 import C4
+from deepen.curate.rules.fineweb import FineWeb
+from deepen.curate.rules.gopher_quality import GopherQuality
+from deepen.curate.rules.gopher_repetition import GopherRepetition
+from deepen.curate.rules.language import Language
+from deepen.curate.rules.length import LengthStep
+from deepen.curate.rules.limit import Limit
+from deepen.curate.rules.normalize import Normalize
+from deepen.curate.rules.quarantine import Quarantine
 from deepen.curate.step import CorpusStep, CurateStep, DocumentStep
 from deepen.errors import Problem, SourceError
-from deepen.formats.quarantine import read_quarantine
+from deepen.formats.documents.quarantine import read_quarantine
 from deepen.plug import Plug, plug_from
 from deepen.settings import Count, Many, Settings, Share
 

@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from deepen.curate.config import CurateConfig
-from deepen.curate.corpus import PartFiles
-from deepen.curate.passes import FirstPart, SecondPart, first_pass, second_pass
+from deepen.curate.passes.corpus import PartFiles
+from deepen.curate.passes.parts import FirstPart, SecondPart, first_pass, second_pass
+from deepen.curate.passes.summary import check_counts, print_summary
+from deepen.curate.passes.surveys import SurveyPart, SurveyStep, conclude_survey, survey_part, surveyed
 from deepen.curate.step import Applies
-from deepen.curate.summary import check_counts, print_summary
-from deepen.curate.surveys import SurveyPart, SurveyStep, conclude_survey, survey_part, surveyed
 from deepen.engine.map_parts import clear_ledger, map_parts
-from deepen.formats.atomic import FileEntry, write_bytes
-from deepen.formats.documents import SCHEMA, document_files, num_documents_in, read_tables, write_tables
+from deepen.formats.documents.documents import SCHEMA, document_files, num_documents_in, read_tables, write_tables
+from deepen.formats.files.atomic import FileEntry, write_bytes
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.progress import say
 
@@ -149,7 +149,7 @@ def _decide(
     config: CurateConfig, job: StageJob, sources: dict[str, dict[str, Any]], parts: Sequence[_Part]
 ) -> tuple[str, ...]:
     """Decide about every document that the first pass kept and write it down per part; returns the drop reasons."""
-    from deepen.curate.decisions import decide  # loads numba
+    from deepen.curate.passes.choose import decide  # loads numba
 
     numbers = {name: number for number, name in enumerate(sources)}
     files = [(numbers[part.source], PartFiles(job.out / _PARTIAL, part.name)) for part in parts]
@@ -159,8 +159,8 @@ def _decide(
 
 def _find_pairs(config: CurateConfig, job: StageJob, files: Sequence[PartFiles]) -> list[Path]:
     """Compare what MinHash says may be near-duplicates; returns the files of pairs."""
-    from deepen.curate.decisions import pair_range
-    from deepen.curate.pairs import PairPart, find_pairs, pair_parts
+    from deepen.curate.duplicates.pairs import PairPart, find_pairs, pair_parts
+    from deepen.curate.passes.choose import pair_range
 
     partial = job.out / _PARTIAL
     names = write_bytes(partial / "parts.txt", "".join(f"{own.name}\n" for own in files).encode())

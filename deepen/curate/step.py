@@ -15,10 +15,10 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from deepen.curate.batch import Batch
-from deepen.curate.corpus import Corpus
-from deepen.curate.texts import Texts
-from deepen.formats.documents import Document, table_of
+from deepen.curate.batch.columns import Batch
+from deepen.curate.batch.texts import Texts
+from deepen.curate.passes.corpus import Corpus
+from deepen.formats.documents.documents import Document, table_of
 from deepen.plug import Plug
 
 

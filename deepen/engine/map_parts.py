@@ -17,7 +17,7 @@ import xxhash
 
 from deepen.engine.workers import run_in_workers
 from deepen.errors import DeepenError
-from deepen.formats.atomic import write_json
+from deepen.formats.files.atomic import write_json
 from deepen.formats.workers import Share, Workers, as_workers
 from deepen.progress import track
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepen.evaluate.likelihoods import write_likelihoods
+from deepen.evaluate.documents.likelihoods import write_likelihoods
 from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.tables import table_file, table_mark
+from deepen.formats.files.records import keeps_records
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import keeps_records
 
 
 @dataclass

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepen.errors import DamageError
-from deepen.evaluate.models import Subject
+from deepen.evaluate.models.kept import Subject
 from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.tables import table_file
-from deepen.formats.atomic import hash_file, link_or_copy
-from deepen.formats.checkpoints import CheckpointInfo, read_state
-from deepen.formats.watched import MeasuredTable, identity_of, read_watched
+from deepen.formats.files.atomic import hash_file, link_or_copy
+from deepen.formats.training.checkpoints import CheckpointInfo, read_state
+from deepen.formats.training.scores_beside import MeasuredTable, identity_of, read_watched
 
 
 @dataclass(frozen=True)

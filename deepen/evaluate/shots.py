@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from deepen.evaluate.item_files import Item
+from deepen.evaluate.items.files import Item
 
 
 def shown(item: Item, between: str) -> str:

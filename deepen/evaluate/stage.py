@@ -16,35 +16,35 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepen.evaluate.blends import CHOOSING, REPORTING, half_of, too_few
-from deepen.evaluate.compare import status
-from deepen.evaluate.config import EvaluateConfig
-from deepen.evaluate.contamination import SCRATCH, Contamination, Scanning, look_for_items
-from deepen.evaluate.guard import Failure, attempt
-from deepen.evaluate.in_loop import PROBES, in_loop_counts
-from deepen.evaluate.likelihoods import read_likelihoods, summary, write_likelihoods
-from deepen.evaluate.marked import tables_of_training, watched_tables
-from deepen.evaluate.material import Material, for_the_base, material_of
-from deepen.evaluate.models import Models, Subject
-from deepen.evaluate.probes.held_out import HeldOut
-from deepen.evaluate.probes.item_probe import ItemProbe
-from deepen.evaluate.probes.probe import Probe
-from deepen.evaluate.statistics import RESAMPLES, adjusted
-from deepen.evaluate.summary_table import (
+from deepen.evaluate.compare.documents import status
+from deepen.evaluate.compare.statistics import RESAMPLES, adjusted
+from deepen.evaluate.compare.summary_table import (
     baseline_table,
     blend_table,
     contamination_lines,
     measuring_lines,
     summary_table,
 )
+from deepen.evaluate.config import EvaluateConfig
+from deepen.evaluate.documents.likelihoods import read_likelihoods, summary, write_likelihoods
+from deepen.evaluate.documents.material import Material, for_the_base, material_of
+from deepen.evaluate.during_training.guard import Failure, attempt
+from deepen.evaluate.during_training.in_loop import PROBES, in_loop_counts
+from deepen.evaluate.items.contaminated import SCRATCH, Contamination, Scanning, look_for_items
+from deepen.evaluate.marked import tables_of_training, watched_tables
+from deepen.evaluate.models.blends import CHOOSING, REPORTING, half_of, too_few
+from deepen.evaluate.models.kept import Models, Subject
+from deepen.evaluate.probes.held_out import HeldOut
+from deepen.evaluate.probes.item_probe import ItemProbe
+from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.tables import base_table, checked_table, readable_file, say_not_finite, table_file, table_mark
 from deepen.evaluate.taken_over import MODELS, TABLES, PreviousTables
-from deepen.formats.atomic import FileEntry, entry_of, link_or_copy, write_bytes
-from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
+from deepen.formats.files.atomic import FileEntry, entry_of, link_or_copy, write_bytes
+from deepen.formats.files.records import write_records
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, fingerprint, finish_stage
-from deepen.formats.records import write_records
-from deepen.formats.roles import candidates
-from deepen.formats.scores import ALL_CANDIDATES, CHOOSE_ON, REPORT_ON, SCORES, CheckpointScores, Score
+from deepen.formats.training.checkpoints import CheckpointInfo, list_checkpoints, verify
+from deepen.formats.training.roles import candidates
+from deepen.formats.training.scores import ALL_CANDIDATES, CHOOSE_ON, REPORT_ON, SCORES, CheckpointScores, Score
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.progress import say
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from deepen.evaluate.probes.probe import Measure
-    from deepen.model.loss import LossModel
+    from deepen.model.loss.model import LossModel
 
     Link = Callable[[Probe, Subject, str, Path], bool]
     """Makes the table of a probe (with this mark) for a model appear at a path, if there is one."""
@@ -157,7 +157,7 @@ def _write_blends(work: Evaluation, subjects: Sequence[Subject]) -> list[FileEnt
 
 
 def _open_base(base: ResolvedBase, job: StageJob, compute: Compute) -> LossModel:
-    from deepen.evaluate.subject import open_base, share_scoring
+    from deepen.evaluate.models.subject import open_base, share_scoring
 
     return share_scoring(open_base(base, job.inputs["tokenize"], seed=job.seed, compute=compute), compute)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepen.evaluate.likelihoods import NOT_FINITE, read_likelihoods
+from deepen.evaluate.documents.likelihoods import NOT_FINITE, read_likelihoods
 from deepen.evaluate.probes.probe import Probe
-from deepen.formats.checkpoints import checkpoint_name
 from deepen.formats.manifest import Artifact, fingerprint
+from deepen.formats.training.checkpoints import checkpoint_name
 from deepen.progress import say
 
 _MEASURES = 3

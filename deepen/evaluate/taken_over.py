@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from deepen.evaluate.models import Subject
+from deepen.evaluate.models.kept import Subject
 from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.tables import table_file
-from deepen.formats.atomic import damage, link_or_copy
+from deepen.formats.files.atomic import damage, link_or_copy
 from deepen.formats.manifest import Artifact
 
 TABLES, MODELS = "tables", "models"

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deepen.formats.adapters import Adapters
+from deepen.formats.files.records import read_models
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import read_models
-from deepen.formats.scores import REPORT_ON, SCORES, CheckpointScores, Choice, Score
+from deepen.formats.training.adapters import Adapters
+from deepen.formats.training.scores import REPORT_ON, SCORES, CheckpointScores, Choice, Score
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def open_speaker(folder: Path) -> Speaker:
     import torch
 
     from deepen.model.config import ResolvedBase
-    from deepen.model.load import load_model, load_tokenizer
+    from deepen.model.weights.load import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     base = ResolvedBase(name=str(folder), path=folder, init=None, fingerprint="")

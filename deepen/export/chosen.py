@@ -6,9 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from deepen.errors import DamageError
-from deepen.formats.checkpoints import CheckpointInfo, list_checkpoints, verify
 from deepen.formats.manifest import Artifact, StageJob
-from deepen.formats.scores import Choice
+from deepen.formats.training.checkpoints import CheckpointInfo, list_checkpoints, verify
+from deepen.formats.training.scores import Choice
 from deepen.model.config import ResolvedBase
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def chosen_model(choice: Choice, job: StageJob, base: ResolvedBase) -> PreTraine
     Where the base stays it is the base as it was: tokens that it was never trained on would only harm it.
     """
     from deepen.model.adapters import merge_adapters
-    from deepen.model.blends import blend
-    from deepen.model.load import load_base_model
+    from deepen.model.weights.blends import blend
+    from deepen.model.weights.load import load_base_model
 
     if choice.step is None:
         return load_base_model(base, job.inputs["tokenize"], seed=job.seed)
@@ -38,7 +38,7 @@ def chosen_model(choice: Choice, job: StageJob, base: ResolvedBase) -> PreTraine
 def _load(step: int | None, job: StageJob, base: ResolvedBase) -> PreTrainedModel:
     """The run's model with the weights of a checkpoint; without one as training began with it."""
     from deepen.model.adapters import put_checkpoint
-    from deepen.model.load import load_run_model
+    from deepen.model.weights.load import load_run_model
 
     model = load_run_model(base, job.inputs["tokenize"], seed=job.seed)
     if step is not None:

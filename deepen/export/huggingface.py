@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from deepen.errors import DeepenError
-from deepen.formats.extension import Extension
+from deepen.formats.tokens.extension import Extension
 from deepen.model.config import TOKENIZER_FILES
-from deepen.model.load import load_tokenizer
+from deepen.model.weights.load import load_tokenizer
 
 DTYPES = {"trained": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 

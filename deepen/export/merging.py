@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from deepen.export.huggingface import logits_of, require_equal, rounding_allowance
-from deepen.formats.adapters import Adapters
+from deepen.formats.training.adapters import Adapters
 from deepen.model.adapters import adapters_of, merge_adapters, save_adapters
 from deepen.model.token_tables import token_tables
 

@@ -19,12 +19,12 @@ from deepen.export.card import Export, lineage_record, model_card
 from deepen.export.chosen import chosen_checkpoint, chosen_model
 from deepen.export.config import ExportConfig
 from deepen.export.taken_over import CARD, LINEAGE, MODEL, model_mark, said_of, take_over
-from deepen.formats.atomic import FileEntry, entry_of, sync_directory, write_bytes
-from deepen.formats.documents import read_tables
-from deepen.formats.extension import read_extension
-from deepen.formats.json_text import read_model
+from deepen.formats.documents.documents import read_tables
+from deepen.formats.files.atomic import FileEntry, entry_of, sync_directory, write_bytes
+from deepen.formats.files.json_text import read_model
 from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
-from deepen.formats.scores import Choice
+from deepen.formats.tokens.extension import read_extension
+from deepen.formats.training.scores import Choice
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.progress import say
@@ -139,9 +139,9 @@ def _stream_folder(config: ExportConfig, job: StageJob, choice: Choice, *, base:
     not possible."""
     from deepen.export.huggingface import SpecialIds
     from deepen.export.streamed import Saving, save_streamed
-    from deepen.formats.adapters import read_adapters
-    from deepen.model.load import unique_weights
-    from deepen.model.streaming import placeholders
+    from deepen.formats.training.adapters import read_adapters
+    from deepen.model.weights.load import unique_weights
+    from deepen.model.weights.streaming import placeholders
 
     tokenize = job.inputs["tokenize"]
     info = chosen_checkpoint(job.inputs["train"], choice.step) if choice.step is not None else None

@@ -20,11 +20,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from deepen.errors import DeepenError
 from deepen.export.huggingface import DTYPES, SpecialIds, hand_on_settings
-from deepen.formats.extension import Extension
-from deepen.model.load import unique_weights
-from deepen.model.pieces import StoredTensors
-from deepen.model.streaming import name_in
-from deepen.model.tensor_files import write_streamed
+from deepen.formats.tokens.extension import Extension
+from deepen.model.weights.load import unique_weights
+from deepen.model.weights.pieces import StoredTensors
+from deepen.model.weights.streaming import name_in
+from deepen.model.weights.tensor_files import write_streamed
 
 _WEIGHTS = "model.safetensors"
 _PATTERN = "model{suffix}.safetensors"

@@ -9,12 +9,12 @@ from typing import Any
 
 from deepen.export.card import Export
 from deepen.export.config import ExportConfig
-from deepen.formats.adapters import Adapters
-from deepen.formats.atomic import FileEntry, damage, link_or_copy
-from deepen.formats.checkpoints import list_checkpoints
+from deepen.formats.files.atomic import FileEntry, damage, link_or_copy
 from deepen.formats.manifest import StageJob, fingerprint
-from deepen.formats.scores import Choice
-from deepen.formats.watched import identity_of
+from deepen.formats.training.adapters import Adapters
+from deepen.formats.training.checkpoints import list_checkpoints
+from deepen.formats.training.scores import Choice
+from deepen.formats.training.scores_beside import identity_of
 
 MODEL = "model"
 """In the counts of ``export``: identity of the model, and what else its card says of it."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from deepen.errors import DamageError, RunError
-from deepen.formats.atomic import FileEntry, damage, write_bytes, write_json
-from deepen.formats.json_text import read_model, read_object
+from deepen.formats.files.atomic import FileEntry, damage, write_bytes, write_json
+from deepen.formats.files.json_text import read_model, read_object
 from deepen.formats.workers import Workers
 from deepen.plug import identity
 from deepen.settings import VERSION, Many, Settings

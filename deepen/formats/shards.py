@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deepen.formats.megatron import idx_path
+from deepen.formats.tokens.megatron import idx_path
 
 
 def stage_with_shard(source: str, tokenize: Path, mix: Path) -> Path:

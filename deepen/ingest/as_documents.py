@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Literal
 
 from deepen.errors import SourceError
-from deepen.formats.documents import Document, content_hash, document_id
+from deepen.formats.documents.documents import Document, content_hash, document_id
 from deepen.ingest.config import FieldName, Source
 from deepen.ingest.conversations import (
     CATEGORY_FIELD,
@@ -20,7 +20,7 @@ from deepen.ingest.conversations import (
     looks_like_conversation,
     read_conversation,
 )
-from deepen.ingest.records import Record, Reject
+from deepen.ingest.read.records import Record, Reject
 from deepen.progress import say
 
 _GUESSES = ("text", "content", "body", "article", "document")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.formats.atomic import FileEntry, damage, link_or_copy
+from deepen.formats.files.atomic import FileEntry, damage, link_or_copy
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import StageJob
-from deepen.formats.records import read_records
 from deepen.ingest.config import IngestConfig, Source
 from deepen.plug import identity
 from deepen.progress import say

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deepen.formats.documents import TRAINED_ROLES, Span
+from deepen.formats.documents.documents import TRAINED_ROLES, Span
 
 FIELDS = ("messages", "conversations", "instruction", "input", "output", "system", "history", "source", "target")
 """The fields that may hold a conversation."""

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import xxhash
 
-from deepen.formats.atomic import hash_file, write_json
+from deepen.formats.files.atomic import hash_file, write_json
 
 SUFFIXES = {
     ".txt": "text", ".text": "text",

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from deepen.engine.map_parts import clear_ledger, map_parts
-from deepen.formats.atomic import FileEntry, HashingWriter, writing
-from deepen.formats.documents import Document, write_documents
+from deepen.formats.documents.documents import Document, write_documents
+from deepen.formats.files.atomic import FileEntry, HashingWriter, writing
+from deepen.formats.files.records import read_records, write_records
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
-from deepen.formats.records import read_records, write_records
 from deepen.ingest.as_documents import Contents
 from deepen.ingest.carry_over import Carried, carry_over
 from deepen.ingest.config import Extraction, IngestConfig, Source
 from deepen.ingest.files import InputFile, companions, fingerprint_files, list_files
-from deepen.ingest.read_documents import contents_of, read_documents, up_to
-from deepen.ingest.records import Reject
+from deepen.ingest.read.documents import contents_of, read_documents, up_to
+from deepen.ingest.read.records import Reject
 from deepen.ingest.summary import check_counts, print_summary
 
 FORMAT = 3

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import zstandard
 
-from deepen.ingest.records import MAX_RECORD_BYTES, Reject, brief
+from deepen.ingest.read.records import MAX_RECORD_BYTES, Reject, brief
 
 _CHUNK_BYTES = 1 << 18
 _PACKED_BYTES = 1 << 13

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from deepen.errors import SourceError
-from deepen.formats.records import read_records
+from deepen.formats.files.records import read_records
 from deepen.progress import plain_console, readable
 
 _HINT = "mend or leave out these records, or raise `ingest.max_rejected`"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from deepen.errors import Problem
-from deepen.mix.fixed_config import FixedRows, fixed_problems
+from deepen.mix.fixed.config import FixedRows, fixed_problems
 from deepen.settings import AmountSetting, Count, Many, Settings, Share
 
 WORTHWHILE_EPOCHS = 4.0

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deepen.engine.compiled import njit
-from deepen.formats.order import Order
-from deepen.mix.mixture import Mixture
-from deepen.mix.order import Supply
+from deepen.formats.tokens.order import Order
+from deepen.mix.order.build import Supply
+from deepen.mix.order.mixture import Mixture
 
 Array = npt.NDArray[Any]
 

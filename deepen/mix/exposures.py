@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deepen.formats.new_token_counts import read_new_token_counts
+from deepen.formats.tokens.new_token_counts import read_new_token_counts
 
 Array = npt.NDArray[Any]
 

@@ -13,10 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 from deepen.errors import SourceError
-from deepen.formats.order import rows_in_batch
+from deepen.formats.tokens.order import rows_in_batch
 from deepen.mix.config import DEFAULT_DOMAIN_SHARE, MixConfig, SharePhase
-from deepen.mix.mixture import StoredSupply, Stretch
-from deepen.mix.order import Phase
+from deepen.mix.order.build import Phase
+from deepen.mix.order.mixture import StoredSupply, Stretch
 
 ROLES = ("domain", "replay")
 _REPEATS_WORTH = 15.388

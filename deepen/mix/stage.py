@@ -9,21 +9,21 @@ from typing import Any
 import numpy.typing as npt
 
 from deepen.engine.map_parts import clear_ledger, map_parts
-from deepen.formats.atomic import FileEntry, write_json
-from deepen.formats.documents import document_files
+from deepen.formats.documents.documents import document_files
+from deepen.formats.files.atomic import FileEntry, write_json
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
-from deepen.formats.megatron import IndexedDataset
-from deepen.formats.new_token_counts import count_new_tokens
-from deepen.formats.order import Order, Segments, write_order, write_segments
 from deepen.formats.shards import stage_with_shard
+from deepen.formats.tokens.megatron import IndexedDataset
+from deepen.formats.tokens.new_token_counts import count_new_tokens
+from deepen.formats.tokens.order import Order, Segments, write_order, write_segments
 from deepen.mix.config import MixConfig
 from deepen.mix.counts import mix_counts, tally
 from deepen.mix.exposures import exposure_line, exposures
-from deepen.mix.megatron_order import MegatronPart, blended_blocks, index_source
-from deepen.mix.mixture import MIXTURE, Mixture, Stretch, open_supplies, segments_of, stored_supplies
-from deepen.mix.order import OrderBuilder, Supply
+from deepen.mix.order.build import OrderBuilder, Supply
+from deepen.mix.order.megatron import MegatronPart, blended_blocks, index_source
+from deepen.mix.order.mixture import MIXTURE, Mixture, Stretch, open_supplies, segments_of, stored_supplies
+from deepen.mix.packing.sources import PackPart, pack_source
 from deepen.mix.phases import SourceTokens, length_needs, phases_of, plan_stretches
-from deepen.mix.sources import PackPart, pack_source
 from deepen.mix.summary import exhausted_error, repetition_warnings, summary
 from deepen.progress import say, track
 
@@ -78,7 +78,7 @@ def _fixed_rows(config: MixConfig, job: StageJob) -> dict[str, dict[str, Any]]:
     """Shards made of ``config.fixed_rows``: file entries and counts by name, as ``write_fixed_rows`` returns them."""
     if not config.fixed_rows:
         return {}
-    from deepen.mix.fixed_rows import FixedPart, fixed_line, write_fixed_rows
+    from deepen.mix.fixed.rows import FixedPart, fixed_line, write_fixed_rows
 
     tokenize = job.inputs["tokenize"]
     parts = [

@@ -8,8 +8,8 @@ from typing import Any
 
 from deepen.errors import SourceError
 from deepen.mix.config import WORTHWHILE_EPOCHS, MixConfig
-from deepen.mix.mixture import Stretch
-from deepen.mix.order import OrderBuilder
+from deepen.mix.order.build import OrderBuilder
+from deepen.mix.order.mixture import Stretch
 from deepen.mix.phases import effective_tokens
 from deepen.progress import readable
 

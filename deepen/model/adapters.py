@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deepen.errors import DamageError, DeepenError
-from deepen.formats.adapters import ADAPTERS, ALL_LINEAR, Adapters, read_adapters
-from deepen.formats.checkpoints import CheckpointInfo
+from deepen.formats.training.adapters import ADAPTERS, ALL_LINEAR, Adapters, read_adapters
+from deepen.formats.training.checkpoints import CheckpointInfo
 from deepen.model.config import ResolvedBase
-from deepen.model.load import ADAPTERS_OF_MODEL, is_adapter, load_weights, unique_weights
-from deepen.model.tensor_files import write_tensors
 from deepen.model.token_tables import token_tables
+from deepen.model.weights.load import ADAPTERS_OF_MODEL, is_adapter, load_weights, unique_weights
+from deepen.model.weights.tensor_files import write_tensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deepen.model.copies import shared_out
-from deepen.model.loss import LossModel
+from deepen.model.compute.copies import shared_out
+from deepen.model.loss.model import LossModel
 
 _TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 65_536}
 """Rows x (prompt and answer) whose keys and values are held at a time."""

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from deepen.errors import DeepenError
-from deepen.formats.atomic import FileEntry
-from deepen.formats.extension import NEW_ROWS, Extension, rows_for
-from deepen.model.load import load_token_tables
-from deepen.model.tensor_files import write_tensors
+from deepen.formats.files.atomic import FileEntry
+from deepen.formats.tokens.extension import NEW_ROWS, Extension, rows_for
 from deepen.model.token_tables import mean_name, repaired_name, token_tables
+from deepen.model.weights.load import load_token_tables
+from deepen.model.weights.tensor_files import write_tensors
 
 Init = Literal["subword_mean", "mean", "nearest", "random"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from deepen.errors import DamageError
-from deepen.formats.extension import rows_for
-from deepen.model.pieces import local_box, local_part
+from deepen.formats.tokens.extension import rows_for
+from deepen.model.weights.pieces import local_box, local_part
 
 
 def token_tables(model: PreTrainedModel) -> dict[str, nn.Parameter]:

@@ -7,17 +7,28 @@ does not; reading again is right anywhere, and a token there costs a whole row.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-
-if TYPE_CHECKING:
-    from deepen.model.loss import LossModel
+from transformers import Cache, DynamicCache
 
 Choose = Callable[[Tensor, Sequence[int]], list[int]]
 """One token for each row of logits [B, V]; the numbers say which prompts the rows belong to."""
+
+
+class TellsNext(Protocol):
+    """What writing needs of a model: the logits of what follows, with or without what it has kept."""
+
+    def last_logits(self, tokens_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, V] of what follows the rows, behind what ``cache`` holds."""
+        ...
+
+    def next_tokens(
+        self, tokens_BT: Tensor, positions_BT: Tensor, place_B: Tensor, choose: Callable[[Tensor], list[int]]
+    ) -> list[int]:
+        """What ``choose`` makes of the logits behind one place of each row."""
+        ...
 
 
 class Writer(Protocol):
@@ -33,7 +44,7 @@ class CachedWriter:
 
     def __init__(
         self,
-        model: LossModel,
+        model: TellsNext,
         prompts: Sequence[list[int]],
         choose: Choose,
         places: Sequence[int],
@@ -61,7 +72,7 @@ class RereadingWriter:
     """Reads prompt and answer again for every token, in rows that have room for the whole answer from the start."""
 
     def __init__(
-        self, model: LossModel, prompts: Sequence[list[int]], choose: Choose, places: Sequence[int], room: int,
+        self, model: TellsNext, prompts: Sequence[list[int]], choose: Choose, places: Sequence[int], room: int,
         device: torch.device,
     ) -> None:  # fmt: skip
         self._model, self._choose, self._places = model, choose, places

@@ -13,12 +13,13 @@ import shutil
 import torch
 
 from deepen.errors import DeepenError
-from deepen.model.boundaries import use_attention
-from deepen.model.compiled import compile_layers
-from deepen.model.loss import LossModel, LossSettings
-from deepen.model.loss_kernels import chunk_gradient
-from deepen.model.precision import allow_tf32
-from deepen.model.recompute import add_recompute
+from deepen.model.compute.boundaries import use_attention
+from deepen.model.compute.compiled import compile_layers
+from deepen.model.compute.precision import allow_tf32
+from deepen.model.compute.recompute import add_recompute
+from deepen.model.loss.chunked import LossSettings
+from deepen.model.loss.kernels import chunk_gradient
+from deepen.model.loss.model import LossModel
 from deepen.parallel.config import Compute
 from deepen.parallel.process import Process
 from deepen.progress import say

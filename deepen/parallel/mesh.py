@@ -14,8 +14,8 @@ from typing import Any
 
 from deepen.errors import Problem
 from deepen.formats.architecture import Architecture, architecture_from_config
+from deepen.parallel.axes.families import CONTEXT, PIPELINE, TENSOR
 from deepen.parallel.config import Mesh
-from deepen.parallel.families import CONTEXT, PIPELINE, TENSOR
 
 DIMENSIONS = ("pipeline", "replicate", "shard", "context", "tensor")
 

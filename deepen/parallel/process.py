@@ -18,11 +18,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from deepen.errors import RecipeError, RunError
-from deepen.formats.records import only_read
+from deepen.formats.files.records import only_read
 from deepen.parallel.config import Compute, Mesh
-from deepen.parallel.environment import Started, read_environment
-from deepen.parallel.gang import meeting_store
 from deepen.parallel.mesh import Grid, coordinates, data_index, grid_of, groups_along, problems
+from deepen.parallel.processes.environment import Started, read_environment
+from deepen.parallel.processes.gang import meeting_store
 from deepen.progress import quiet
 
 

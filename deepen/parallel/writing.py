@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from deepen.model.writing import Choose, Writer
+from deepen.parallel.axes.rows import agree, collect, rows_of
 from deepen.parallel.process import Process
-from deepen.parallel.rows import agree, collect, rows_of
 
 OpenWriter = Callable[[Sequence[list[int]], Choose, Sequence[int]], Writer]
 """Who continues some prompts on this process, given their numbers among all."""

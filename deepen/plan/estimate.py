@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from deepen.formats.architecture import ADAMW_BYTES_PER_PARAMETER, Architecture, architecture_from_config
-from deepen.formats.extension import rows_for
+from deepen.formats.tokens.extension import rows_for
 from deepen.ingest.config import Source
 from deepen.ingest.files import list_files
-from deepen.mix.fixed_files import bytes_per_position, fixed_files
+from deepen.mix.fixed.files import bytes_per_position, fixed_files
 from deepen.model.config import BaseRun, RandomInit
 from deepen.parallel.peaks import PEAK_BF16
 from deepen.plan.trained import Trained, trained_of

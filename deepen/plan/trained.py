@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deepen.formats.architecture import ADAMW_BYTES_PER_PARAMETER, Architecture
 from deepen.recipe.models import Recipe
 from deepen.tokenize.config import ExtendVocabulary
-from deepen.train.methods import Start
+from deepen.train.schedule.methods import Start
 
 _FROZEN_BYTES = 4
 """Frozen weights are held in float32, as trained ones are."""

@@ -15,12 +15,12 @@ from deepen.curate import config as curate_config
 from deepen.curate.config import CurateConfig
 from deepen.errors import Problem
 from deepen.evaluate import config as evaluate_config
-from deepen.evaluate import forgetting
 from deepen.evaluate.config import EvaluateConfig
-from deepen.evaluate.forgetting import Circumstances
+from deepen.evaluate.forgetting.config import Circumstances
+from deepen.evaluate.forgetting import config as forgetting
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.export.config import ExportConfig
-from deepen.formats.yaml_text import Key, YamlText
+from deepen.formats.files.yaml_text import Key, YamlText
 from deepen.ingest import config as ingest_config
 from deepen.ingest.config import Source
 from deepen.mix import config as mix_config
@@ -30,9 +30,9 @@ from deepen.recipe.models import Recipe
 from deepen.tokenize import config as tokenize_config
 from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig, TrainVocabulary
 from deepen.train import config as train_config
-from deepen.train import retention
 from deepen.train.config import TrainConfig
-from deepen.train.methods import Full
+from deepen.train.retention import config as retention
+from deepen.train.schedule.methods import Full
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from deepen.errors import Problem
 from deepen.model.config import BaseRun, RandomInit
 from deepen.parallel.mesh import combination_problems, model_problems
 from deepen.recipe.models import Machine, Recipe
-from deepen.train import layouts
+from deepen.train.starting import mesh_limits as layouts
 
 
 def layout_problems(recipe: Recipe, machine: Machine, config: Mapping[str, Any] | None) -> list[Problem]:

@@ -23,9 +23,9 @@ from deepen.plug import plug_from
 from deepen.select.config import RULES, BestNewWithinBudget, SelectRule
 from deepen.settings import Amount, AmountSetting, Many, Settings
 from deepen.tokenize.config import TokenizeConfig
+from deepen.train.beside.tracking import TRACKERS, Tracker
+from deepen.train.beside.watchdog import Watchdog
 from deepen.train.config import TrainConfig
-from deepen.train.tracking import TRACKERS, Tracker
-from deepen.train.watchdog import Watchdog
 
 
 def _is_time(amount: Amount | None) -> Amount | None:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from deepen.errors import Problem, RecipeError, RunError
-from deepen.formats.yaml_text import Key, YamlText, dotted_path, read_yaml, set_value, write_yaml
+from deepen.formats.files.yaml_text import Key, YamlText, dotted_path, read_yaml, set_value, write_yaml
 from deepen.plug import field_names
 from deepen.recipe.checks import check, key_of, salvage, sections_of
 from deepen.recipe.layouts import config_of, layout_problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deepen.errors import DeepenError
-from deepen.formats.atomic import write_bytes
+from deepen.formats.files.atomic import write_bytes
 
 STARTER = """\
 # A first recipe. `deepen explain KEY` says what a key means; `deepen check` finds what is wrong before any work.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deepen.formats.scores import Candidate
+from deepen.formats.training.scores import Candidate
 
 
 def argue_choice(candidates: Sequence[Candidate], index: int, budget: float, because: str = "") -> str:

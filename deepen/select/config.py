@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from deepen.formats.scores import Candidate
+from deepen.formats.training.scores import Candidate
 from deepen.plug import Plug
 
 

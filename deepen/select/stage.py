@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from deepen.errors import RunError
-from deepen.formats.atomic import write_json
+from deepen.formats.files.atomic import write_json
+from deepen.formats.files.records import read_models
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
-from deepen.formats.records import read_models
-from deepen.formats.scores import (
+from deepen.formats.training.scores import (
     ALL_CANDIDATES,
     CHOOSE_ON,
     REPORT_ON,

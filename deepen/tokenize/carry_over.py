@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.formats.atomic import FileEntry, damage, link_or_copy
+from deepen.formats.files.atomic import FileEntry, damage, link_or_copy
 from deepen.formats.manifest import Artifact, StageJob
 from deepen.progress import say
 

@@ -16,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from deepen.formats.arrays import open_array, write_array
-from deepen.formats.document_ids import pack_ids
-from deepen.formats.documents import read_tables, row_groups
-from deepen.formats.megatron import IndexedDataset, IndexedDatasetWriter, token_dtype
-from deepen.formats.trained import TrainedWriter, merge_trained
+from deepen.formats.documents.document_ids import pack_ids
+from deepen.formats.documents.documents import read_tables, row_groups
+from deepen.formats.files.arrays import open_array, write_array
+from deepen.formats.tokens.megatron import IndexedDataset, IndexedDatasetWriter, token_dtype
+from deepen.formats.tokens.trained import TrainedWriter, merge_trained
+from deepen.tokenize.conversations.masked import PartTurns
+from deepen.tokenize.conversations.templates import Template
 from deepen.tokenize.encoder import Encoder, EncoderName
-from deepen.tokenize.masked import PartTurns
 from deepen.tokenize.pieces import Boundary, cut
-from deepen.tokenize.templates import Template
-from deepen.tokenize.vocabulary import Vocabulary
+from deepen.tokenize.vocabulary.tokenizer import Vocabulary
 
 Array = npt.NDArray[Any]
 

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.errors import DeepenError, SourceError
-from deepen.formats.atomic import FileEntry
-from deepen.formats.documents import document_files
+from deepen.formats.documents.documents import document_files
+from deepen.formats.files.atomic import FileEntry
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
-from deepen.formats.new_token_counts import count_new_tokens, write_new_token_counts
+from deepen.formats.tokens.new_token_counts import count_new_tokens, write_new_token_counts
 from deepen.formats.workers import as_workers
 from deepen.model.config import ResolvedBase
 from deepen.progress import readable, say
 from deepen.tokenize.carry_over import MADE_FROM, carry_over, documents_hash
 from deepen.tokenize.config import TokenizeConfig, TrainVocabulary
-from deepen.tokenize.report_text import rendered
+from deepen.tokenize.vocabulary.report_text import rendered
 
 if TYPE_CHECKING:
-    from deepen.tokenize.vocabulary import Vocabulary
+    from deepen.tokenize.vocabulary.tokenizer import Vocabulary
 
 FORMAT = 2
 _TRAINED_ROLES = ("domain", "replay")
@@ -35,7 +35,7 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
     ``documents/SOURCE.npy``. Raises ``DeepenError`` when the vocabulary does not fit the base or cannot end a document,
     ``SourceError`` when there is nothing to train on.
     """
-    from deepen.tokenize.vocabulary import Vocabulary
+    from deepen.tokenize.vocabulary.tokenizer import Vocabulary
 
     begin_stage(job, stage="tokenize", format_number=FORMAT, config=config)
     _check_vocabulary(config, base)
@@ -121,7 +121,7 @@ def _parts_directory(job: StageJob) -> Path:
 def _prepare(
     config: TokenizeConfig, job: StageJob, base: ResolvedBase, files: dict[str, list[Path]], roles: dict[str, str]
 ) -> dict[str, Any]:
-    from deepen.tokenize.prepare import PreparePart, SourceFiles, prepare
+    from deepen.tokenize.vocabulary.prepare import PreparePart, SourceFiles, prepare
 
     sources = tuple(SourceFiles(name, roles[name], tuple(paths)) for name, paths in files.items() if paths)
     part = PreparePart(
@@ -149,8 +149,8 @@ def _encode(
 
     If any sampled document differs from the reference, everything is encoded again by the reference.
     """
+    from deepen.tokenize.conversations.templates import Template
     from deepen.tokenize.parts import EncodePart, encode_part, slices_of
-    from deepen.tokenize.templates import Template
 
     found = prepared["template"]
     template = None if found is None else Template(found["source"], tuple(map(tuple, found["tokens"])))
@@ -205,7 +205,7 @@ def _totals(role: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _extension_counts(extension: dict[str, Any] | None) -> dict[str, Any]:
     """What the manifest says of a grown vocabulary; nothing of one that is the base's own."""
-    from deepen.tokenize.prepare import changed_general, extension_line
+    from deepen.tokenize.vocabulary.prepare import changed_general, extension_line
 
     if extension is None:
         return {}

@@ -9,15 +9,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from deepen.errors import Problem
-from deepen.formats.order import rows_in_batch
+from deepen.formats.tokens.order import rows_in_batch
 from deepen.plug import plug_from
 from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Many, Settings
-from deepen.train.divergence import Divergence
-from deepen.train.learning_rate import BaseRates, PeakRate, RateSetting, resolve_peak
-from deepen.train.methods import METHODS, Full, Method, Plans
-from deepen.train.retention import Retention
-from deepen.train.schedules import SCHEDULES, Cosine, Multiple, Schedule
-from deepen.train.spikes import SkipSpikes
+from deepen.train.faults.divergence import Divergence
+from deepen.train.faults.spikes import SkipSpikes
+from deepen.train.retention.config import Retention
+from deepen.train.schedule.learning_rate import BaseRates, PeakRate, RateSetting, resolve_peak
+from deepen.train.schedule.methods import METHODS, Full, Method, Plans
+from deepen.train.schedule.schedules import SCHEDULES, Cosine, Multiple, Schedule
 
 _LARGEST_BATCH_ROUNDING = 0.01
 

@@ -9,121 +9,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from deepen.errors import TrainingError
-from deepen.formats.decisions import Ledger
-from deepen.formats.records import append_record
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.formats.files.records import append_record
+from deepen.formats.training.scores import SCORES, CheckpointScores, Score
 from deepen.model.adapters import adapters_record
-from deepen.model.compiled import Compilations
-from deepen.parallel.apply import shard_again
-from deepen.train.actions import CHECKPOINTS as CHECKPOINTS
-from deepen.train.actions import METRICS, SCORES, pass_over, remove_rolled_back
-from deepen.train.batches import IGNORED, Batch, Batches
-from deepen.train.counts import SourceCounts, count_batch, counts_to_json
-from deepen.train.deciding import by_scores, diverged, faults
-from deepen.train.divergence import Divergence, LossTrend
-from deepen.train.flops import Flops
-from deepen.train.interrupt import StopRequest, stopped
-from deepen.train.lagging import due_scores, take_scores
-from deepen.train.marks import marks_of
-from deepen.train.memory import step_within_memory
-from deepen.train.new_rows import NewRowsFirst, RowHold
-from deepen.train.prefetch import Prefetch
-from deepen.train.records import speed_record, step_record
-from deepen.train.saving import Saver
-from deepen.train.schedules import Schedule, Shape
-from deepen.train.spikes import RecentSteps, SkipSpikes, spike
-from deepen.train.step import StepResult, Trainee
-from deepen.train.watch import Watch
-from deepen.train.watchdog import Watching
-
-
-@dataclass(frozen=True)
-class Calendar:
-    """When what happens once in a while happens, in steps (None: never) or seconds."""
-
-    log_every: int
-    save_every: int | None
-    save_every_seconds: float | None
-    milestone_every: int | None
-    evaluate_every: int | None
-    evaluated_stay: bool = True
-    """Every scored checkpoint is a milestone."""
-
-
-@dataclass
-class Progress:
-    """How far a run is: what a checkpoint remembers besides tensors."""
-
-    counts: list[SourceCounts]
-    step: int = 0
-    """Finished steps."""
-    batch_index: int = 0
-    """The next batch of the order."""
-    skipped_steps: int = 0
-    skips_in_a_row: int = 0
-    last_loss: float | None = None
-    recent: RecentSteps = field(default_factory=lambda: RecentSteps(0))
-    trend: LossTrend = field(default_factory=LossTrend)
-    rate_factor: float = 1.0
-    """What decisions have multiplied the schedule's learning rate by, for good."""
-    penalty_factors: dict[str, float] = field(default_factory=dict)
-    """And the strengths of penalties on leaving the base."""
-    judged_step: int = 0
-    """Where another process scores: the last step whose scores were taken, or given up."""
-    saved_step: int = 0
-    """The newest checkpoint."""
-    last_save: float = field(default_factory=time.monotonic)
-    elapsed_seconds: float = 0.0
-    """Time spent on training, earlier starts of the run included."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens trained, padding and skipped batches not counted."""
-        return sum(total.tokens for total in self.counts)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is ready to go."""
-
-    out: Path
-    fingerprint: str
-    trainee: Trainee
-    batches: Batches
-    names: tuple[str, ...]
-    """Sources by index."""
-    tokens_per_byte: npt.NDArray[np.float64]
-    """By source index, of the whole shard; turns nats per token into bits per byte."""
-    schedule: Schedule
-    shape: Shape
-    peak_learning_rate: float
-    new_rows: NewRowsFirst
-    skip_spikes: SkipSpikes | None
-    calendar: Calendar
-    progress: Progress
-    watch: Watch
-    flops: Flops
-    ledger: Ledger
-    """What was decided, by earlier starts of the run, too."""
-    mix: Path
-    """Where the training order lies."""
-    divergence: Divergence | None
-    saver: Saver
-    prefetch: Prefetch
-    compilations: Compilations | None = None
-    """Where layers are compiled."""
-    order_changes: tuple[dict[str, Any], ...] = ()
-    """Changes of the mixture that are in force, as ``describe_changes`` gives them."""
+from deepen.parallel.spread import shard_again
+from deepen.train.batches.counts import count_batch, counts_to_json
+from deepen.train.batches.read import IGNORED, Batch
+from deepen.train.beside.interrupt import StopRequest, stopped
+from deepen.train.beside.late_scores import due_scores, take_scores
+from deepen.train.beside.step_records import speed_record, step_record
+from deepen.train.beside.watchdog import Watching
+from deepen.train.checkpoints.marks import marks_of
+from deepen.train.faults.actions import pass_over, remove_rolled_back
+from deepen.train.faults.memory import step_within_memory
+from deepen.train.faults.settle import by_scores, diverged, faults
+from deepen.train.faults.spikes import spike
+from deepen.train.run import CHECKPOINTS, METRICS, Calendar, Progress, Run
+from deepen.train.schedule.new_rows import RowHold
+from deepen.train.step import StepResult
 
 
 def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None) -> Iterator[dict[str, Any]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deepen.formats.atomic import FileEntry, entry_of
-from deepen.formats.checkpoints import list_checkpoints, read_checkpoint
+from deepen.formats.files.atomic import FileEntry, entry_of
 from deepen.formats.manifest import (
     MANIFEST,
     Manifest,
@@ -17,16 +16,15 @@ from deepen.formats.manifest import (
     finish_stage,
     read_manifest,
 )
-from deepen.formats.order import Order, appended_files
+from deepen.formats.tokens.order import Order, appended_files
+from deepen.formats.training.checkpoints import list_checkpoints, read_checkpoint
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute, Mesh
 from deepen.progress import readable, say, track
+from deepen.train.beside.hooks import UNWATCHED, Watch
 from deepen.train.config import Save, TrainConfig
-from deepen.train.resolved import SCHEDULE
-from deepen.train.watch import UNWATCHED, Watch
-
-if TYPE_CHECKING:
-    from deepen.train.loop import Run
+from deepen.train.run import Run
+from deepen.train.starting.resolved import SCHEDULE
 
 FORMAT = 2
 
@@ -51,12 +49,12 @@ def train(
     them writes what is written once, and all return the same manifest.
     """
     from deepen.parallel.process import leave, set_up
-    from deepen.train.interrupt import stop_on_signal
+    from deepen.train.beside.interrupt import stop_on_signal
+    from deepen.train.beside.watchdog import Watching
+    from deepen.train.checkpoints.saving import cannot_write
     from deepen.train.loop import training_steps
-    from deepen.train.saving import cannot_write
-    from deepen.train.setup import prepare_run
-    from deepen.train.start import check_objective
-    from deepen.train.watchdog import Watching
+    from deepen.train.starting.build import prepare_run
+    from deepen.train.starting.model import check_objective
 
     check_unchanged(job.inputs["tokenize"], hashed="tokenizer/")  # another tokenizer would give the ids other meanings
     check_objective(config, job.inputs["tokenize"], job.inputs["mix"])
@@ -85,9 +83,9 @@ def train(
 
 def _check_checkpoints(save: Save, run: Run) -> None:
     """What would be found out when it is late: no room for checkpoints, or one that does not come back as it was."""
-    from deepen.train.actions import CHECKPOINTS
-    from deepen.train.room import check_room, room_needed
-    from deepen.train.self_test import self_test
+    from deepen.train.checkpoints.disk_room import check_room, room_needed
+    from deepen.train.checkpoints.self_test import self_test
+    from deepen.train.run import CHECKPOINTS
 
     check_room(run.out / CHECKPOINTS, room_needed(run, save))
     if save.self_test and run.progress.step == 0:
@@ -106,9 +104,9 @@ def _follow(steps: Iterator[dict[str, Any]], run: Run, tokens_per_step: int) -> 
 
 
 def _counts(config: TrainConfig, run: Run, job: StageJob) -> dict[str, Any]:
-    from deepen.train.changes import ORDER, describe_changes
-    from deepen.train.counts import counts_to_json
-    from deepen.train.start import counts_of_method
+    from deepen.train.batches.counts import counts_to_json
+    from deepen.train.faults.order_changes import ORDER, describe_changes
+    from deepen.train.starting.model import counts_of_method
 
     progress = run.progress
     roles = job.inputs["mix"].counts["sources"]

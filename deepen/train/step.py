@@ -17,21 +17,21 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from deepen.model.closeness import nats_of_rows
-from deepen.model.loss import LossModel
-from deepen.model.precision import bf16_copies
-from deepen.parallel.apply import SpreadModel
+from deepen.model.compute.precision import bf16_copies
+from deepen.model.loss.closeness import nats_of_rows
+from deepen.model.loss.model import LossModel
+from deepen.parallel.axes.pipeline import PipelinedModel
+from deepen.parallel.axes.rows import NO_ROW, agree, collect, rows_of, take
 from deepen.parallel.config import Compute
-from deepen.parallel.gradients import clip_spread
-from deepen.parallel.pipeline import PipelinedModel
 from deepen.parallel.process import Process
-from deepen.parallel.rows import NO_ROW, agree, collect, rows_of, take
-from deepen.train.batches import IGNORED, PADDING_TOKEN, Batch
-from deepen.train.groups import RowRate
-from deepen.train.new_rows import RowHold
-from deepen.train.optimizer import clip_gradients, set_learning_rate
-from deepen.train.penalties import Penalties
-from deepen.train.spikes import not_finite
+from deepen.parallel.shards.gradients import clip_spread
+from deepen.parallel.spread import SpreadModel
+from deepen.train.batches.read import IGNORED, PADDING_TOKEN, Batch
+from deepen.train.faults.spikes import not_finite
+from deepen.train.retention.penalties import Penalties
+from deepen.train.schedule.new_rows import RowHold
+from deepen.train.schedule.optimizer import clip_gradients, set_learning_rate
+from deepen.train.schedule.parts import RowRate
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deepen.formats.atomic import write_json
+from deepen.formats.files.atomic import write_json
 from deepen.formats.manifest import MANIFEST, UNFINISHED
-from deepen.formats.order import begins_with
+from deepen.formats.tokens.order import begins_with
 from deepen.train.config import TrainConfig
 
 _EXTENDABLE = {"train.tokens", "input mix"}
@@ -27,7 +27,7 @@ def continue_training(
 
     Raises ``RunError`` when the schedule cannot be extended.
     """
-    from deepen.train.resolved import prepare_continuation
+    from deepen.train.starting.resolved import prepare_continuation
 
     old = TrainConfig.model_validate(_without_marks(recorded["config"]["train"]))
     prepare_continuation(directory, old, config)

@@ -26,21 +26,21 @@ from deepen.formats.manifest import (
     fingerprint,
     open_artifact,
     read_manifest,
-    read_unfinished,
     refer_to,
 )
 from deepen.formats.workers import Share, Workers
-from deepen.parallel.gang import Gang
+from deepen.parallel.processes.gang import Gang
 from deepen.progress import say
 from deepen.recipe.layouts import layout_problems, read_config_json
 from deepen.recipe.models import Machine, Recipe
 from deepen.recipe.reading import write_machine, write_recipe
+from deepen.runs.directory import record_of, stage_directory
+from deepen.runs.lock import Turn, locked
+from deepen.runs.references import find_neighbour, give_own_copies, refuse_if_referenced
 from deepen.workflow.continuing import can_continue, continue_training, is_extension
-from deepen.workflow.inputs import resolve_setup, without_network
-from deepen.workflow.late_probes import core_of, setup_in_loop
-from deepen.workflow.lock import Turn, locked
-from deepen.workflow.references import find_neighbour, give_own_copies, refuse_if_referenced
-from deepen.workflow.stages import STAGES, Setup, Stage, stage_directory
+from deepen.workflow.inputs.find import resolve_setup, without_network
+from deepen.workflow.setup import Setup, core_of, setup_in_loop
+from deepen.workflow.stages import STAGES, Stage
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,6 @@ def _make(plan: StagePlan, out: Path) -> Artifact:
     made = open_artifact(out)
     assert made is not None, f"stage {plan.stage.name} returned without writing its manifest"
     return made
-
-
-def record_of(directory: Path) -> dict[str, Any] | None:
-    """Fingerprint, config and inputs of the finished or unfinished work in ``directory``; None when there is none."""
-    manifest = read_manifest(directory)
-    if manifest is not None:
-        return manifest.model_dump(mode="json")
-    return read_unfinished(directory)
 
 
 def _resolve_conflict(plan: StagePlan, recorded: dict[str, Any], options: RunOptions, remade: set[str]) -> Artifact:

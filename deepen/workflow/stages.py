@@ -6,49 +6,17 @@ imported only when their stage really runs, so that `status` and friends stay qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deepen.errors import RunError
-from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
-from deepen.formats.scores import SCORES
-from deepen.formats.watched import WATCH
-from deepen.ingest.config import IngestConfig
+from deepen.formats.manifest import Manifest, StageJob
+from deepen.formats.training.scores_beside import WATCH
 from deepen.mix.config import MixConfig
-from deepen.model.config import ResolvedBase
-from deepen.parallel.gang import Gang
 from deepen.plug import identity
-from deepen.recipe.models import Machine, Recipe
-
-if TYPE_CHECKING:
-    from deepen.train.watch import Lag
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Everything a stage may need: the recipe, the machine, and the inputs found on disk."""
-
-    recipe: Recipe
-    machine: Machine
-    base: ResolvedBase
-    sources: IngestConfig
-    """The recipe's sources with hub addresses replaced by the folders they were fetched to."""
-    raw_inputs: Mapping[str, InputEntry]
-    """Identity of what is no stage of this run: ``base``, ``source:NAME``, ``held_out`` (another run's),
-    ``probe:FILE`` (items that curation keeps out), ``probe_files:NAME`` (what a probe reads), ``tokenize:NAME``,
-    ``fixed_rows:NAME`` and ``fixed_rows_tokenizer:NAME``."""
-    gang: Gang | None = None
-    """The processes that a launcher started beside this one, which wait to train with it."""
-
-    @property
-    def num_batches(self) -> int:
-        """Optimizer steps of the run."""
-        from deepen.train.config import num_steps
-
-        return num_steps(self.recipe.train)
+from deepen.recipe.models import Recipe
+from deepen.workflow.setup import Setup
 
 
 @dataclass(frozen=True)
@@ -109,71 +77,14 @@ def _baseline(setup: Setup, job: StageJob) -> Manifest:
 
 
 def _train(setup: Setup, job: StageJob) -> Manifest:
-    from deepen.workflow.worker import train_together
+    from deepen.workflow.training.processes import train_together
 
     return train_together(setup, job)
 
 
-def train_here(setup: Setup, job: StageJob) -> Manifest:
-    """Train in this process, alone or as one of several."""
-    from deepen.evaluate.in_loop import Pace, in_loop_evaluator
-    from deepen.parallel.environment import read_environment
-    from deepen.train.stage import train
-    from deepen.train.tracking import open_trackers
-    from deepen.train.watch import Watch
-    from deepen.workflow.late_probes import recipe_in_loop
-    from deepen.workflow.monitoring import monitor_of
-    from deepen.workflow.remix import replay_changes
-
-    every, lag = setup.recipe.evaluate.every, lag_of(setup, job.out.parent)
-    amounts = {"total_steps": setup.num_batches, "tokens_per_step": setup.recipe.train.batch_tokens}
-    evaluate, full = None, setup.recipe.evaluate.full_every
-    if lag is None:
-        in_steps = None if full is None else full.in_steps(**amounts)
-        pace = Pace(every.every_steps(**amounts), every.every_seconds, setup.num_batches, in_steps)
-        measured = recipe_in_loop(setup.recipe).evaluate
-        evaluate = in_loop_evaluator(measured, job.inputs, base=setup.base, seed=job.seed, out=job.out, pace=pace)
-    started = read_environment()
-    tracking = setup.machine.tracking if started is None or started.rank == 0 else ()
-    return train(
-        setup.recipe.train,
-        job,
-        base=setup.base,
-        compute=setup.machine.compute,
-        watch=Watch(
-            evaluate=evaluate,
-            tables_at=None if evaluate is None else evaluate.tables_at,
-            lag=lag,
-            evaluate_every=setup.recipe.evaluate.every,
-            watchdog=setup.machine.watchdog,
-            decide=monitor_of(setup.recipe.evaluate.forgetting, job.inputs["mix"].path, total_steps=setup.num_batches),
-            remix=replay_changes(job.inputs["mix"].path, job.out / "order"),
-            forgetting_budget=setup.recipe.evaluate.forgetting.budget,
-            log=open_trackers(tracking, job.out, setup.recipe.name),
-            stop_after_seconds=setup.machine.stop_after_seconds,
-        ),
-        mesh=setup.machine.mesh,
-    )
-
-
-def lag_of(setup: Setup, run: Path) -> Lag | None:
-    """Where and when training takes scores of another process; None when it scores by itself."""
-    from deepen.train.watch import Lag
-
-    config = setup.recipe.evaluate
-    if config.lag is None:
-        return None
-    return Lag(
-        steps=config.lag.in_steps(total_steps=setup.num_batches, tokens_per_step=setup.recipe.train.batch_tokens),
-        wait_seconds=config.wait.value,
-        scores=run / WATCH / SCORES,
-        command=f"deepen evaluate {run} --watch",
-    )
-
-
 def _evaluate(setup: Setup, job: StageJob) -> Manifest:
     from deepen.evaluate.stage import evaluate
-    from deepen.workflow.contamination import scanning_of
+    from deepen.workflow.training.contamination import scanning_of
 
     return evaluate(
         setup.recipe.evaluate,
@@ -292,24 +203,3 @@ STAGES: dict[str, Stage] = {
     )
 }  # fmt: skip
 """Every stage by name, in the order in which they run."""
-
-
-def stage_directory(run: Path, name: str) -> Path:
-    """Where a stage of ``run`` keeps its artifact."""
-    return run / name
-
-
-def check_is_run(run: Path) -> None:
-    """Raise ``RunError`` when ``run`` is no run directory, however little was done in it."""
-    if not run.is_dir() or not any((run / name).exists() for name in (*STAGES, "recipe.yaml")):
-        raise RunError(
-            f"`{run}` is no run directory", hint="give the folder that `deepen run` printed, such as runs/NAME"
-        )
-
-
-def finished_stages(run: Path) -> dict[str, Artifact]:
-    """All finished stages of a run directory, in pipeline order."""
-    from deepen.formats.manifest import open_artifact
-
-    found = {name: open_artifact(stage_directory(run, name)) for name in STAGES}
-    return {name: artifact for name, artifact in found.items() if artifact is not None}

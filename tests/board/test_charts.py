@@ -8,7 +8,7 @@ import pytest
 
 from deepen.board.charts import loss_chart, smoothed, timeline_chart
 from deepen.board.decisions import decision_rows
-from deepen.formats.decisions import Decision
+from deepen.formats.training.decisions import Decision
 
 
 def decided(action: str, **details: Any) -> Decision:

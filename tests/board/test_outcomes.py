@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from deepen.board.outcomes import outcome_sections
-from deepen.formats.atomic import write_json
+from deepen.formats.files.atomic import write_json
+from deepen.formats.files.records import write_records
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import write_records
-from deepen.formats.scores import BlendPart, CheckpointScores, Score
+from deepen.formats.training.scores import BlendPart, CheckpointScores, Score
 from deepen.select.config import BestNewWithinBudget
 from deepen.select.stage import candidates_of, chosen
 from tests.board.test_probes import artifact

@@ -7,7 +7,7 @@ import pytest
 
 from deepen.curate.config import CurateConfig
 from deepen.curate.stage import curate
-from deepen.formats.documents import (
+from deepen.formats.documents.documents import (
     Document,
     content_hash,
     document_files,

@@ -5,20 +5,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepen.curate.batch import batches_of
-from deepen.curate.boilerplate_lines import BoilerplateLines
-from deepen.curate.c4 import C4
-from deepen.curate.chain import apply_steps, apply_to_batch
-from deepen.curate.corpus import save_array
-from deepen.curate.fineweb import FineWeb
-from deepen.curate.gopher_quality import GopherQuality
-from deepen.curate.gopher_repetition import GopherRepetition
-from deepen.curate.language import Language
-from deepen.curate.length import LengthStep
-from deepen.curate.normalize import Normalize, normalized
+from deepen.curate.batch.columns import batches_of
+from deepen.curate.passes.chain import apply_steps, apply_to_batch
+from deepen.curate.passes.corpus import save_array
+from deepen.curate.passes.surveys import surveyed
+from deepen.curate.rules.boilerplate_lines import BoilerplateLines
+from deepen.curate.rules.c4 import C4
+from deepen.curate.rules.fineweb import FineWeb
+from deepen.curate.rules.gopher_quality import GopherQuality
+from deepen.curate.rules.gopher_repetition import GopherRepetition
+from deepen.curate.rules.language import Language
+from deepen.curate.rules.length import LengthStep
+from deepen.curate.rules.normalize import Normalize, normalized
 from deepen.curate.step import DocumentStep, Drop
-from deepen.curate.surveys import surveyed
-from deepen.formats.documents import Document, Span, content_hash, document_id, documents_of, read_tables, table_of
+from deepen.formats.documents.documents import (
+    Document,
+    Span,
+    content_hash,
+    document_id,
+    documents_of,
+    read_tables,
+    table_of,
+)
 
 PIECES = st.sampled_from(
     ["The end of it.", " the and of ", "\n", "\n\n", "[12]", "[edit]", "- x", "...", "café ", "cafÃ©", "漢字。", "\r\n"]
@@ -136,7 +144,7 @@ def test_a_step_of_ones_own_needs_no_batch_form(ingested, run, texts):
 
 
 def test_large_texts_are_normalised_piece_by_piece(monkeypatch):
-    monkeypatch.setattr("deepen.curate.normalize._SEGMENT_BYTES", 40)
+    monkeypatch.setattr("deepen.curate.rules.normalize._SEGMENT_BYTES", 40)
     text = "e\u0301a " * 30 + "\u00e9\r\n" * 20 + "plain words " * 9 + "caf\u00c3\u00a9 " * 5
     documents = [document(0, text), document(1, "short e\u0301"), document(2, "\x00 \n" * 50)]
     kept, drops = in_batches((Normalize(),), documents)

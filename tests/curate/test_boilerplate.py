@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from deepen.curate.boilerplate_lines import BoilerplateLines
-from deepen.curate.surveys import SurveyPart, conclude_survey, survey_part
-from deepen.formats.documents import Document, content_hash, write_documents
+from deepen.curate.passes.surveys import SurveyPart, conclude_survey, survey_part
+from deepen.curate.rules.boilerplate_lines import BoilerplateLines
+from deepen.formats.documents.documents import Document, content_hash, write_documents
 
 MENU, FOOTER, NOTICE = "Home | About", "Copyright 2024", "Click here to get our weekly letter by mail"
 STEP = BoilerplateLines(min_documents=5)
@@ -39,8 +39,8 @@ def test_only_boilerplate_goes(found, before, after):
 
 
 def test_lines_are_counted_by_document_over_a_whole_source(tmp_path, monkeypatch):
-    monkeypatch.setattr("deepen.curate.surveys._PENDING_KEYS", 3)
-    monkeypatch.setattr("deepen.curate.surveys._MERGED_KEYS", 4)
+    monkeypatch.setattr("deepen.curate.passes.surveys._PENDING_KEYS", 3)
+    monkeypatch.setattr("deepen.curate.passes.surveys._MERGED_KEYS", 4)
     parts = []
     for number in range(3):
         texts = [

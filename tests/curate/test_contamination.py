@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deepen.curate import contamination
-from deepen.curate.contamination import TrainedDocuments, scan_documents
-from deepen.curate.item_index import MEASURES, index_of
+from deepen.curate.contamination.item_index import MEASURES, index_of
+from deepen.curate.contamination.scan import TrainedDocuments, scan_documents
+from deepen.curate.contamination import scan as contamination
 from deepen.engine.map_parts import clear_ledger
-from deepen.formats.contamination import Hit, ProbeItem, strings_in
-from deepen.formats.document_ids import DocumentIds
-from deepen.formats.documents import Document, document_id, write_documents
+from deepen.formats.documents.document_ids import DocumentIds
+from deepen.formats.documents.documents import Document, document_id, write_documents
+from deepen.formats.documents.found_items import Hit, ProbeItem, strings_in
 from deepen.formats.workers import Workers
 
 # Few words, so that runs recur within a text, across texts and across items.
@@ -49,7 +49,7 @@ def by_hand(item: Sequence[str], document: str) -> tuple[int, float] | None:
 @given(ITEMS, DOCUMENTS)
 @settings(max_examples=300, deadline=None)
 def test_the_index_finds_what_brute_force_finds(items: list[list[str]], documents: list[str]) -> None:
-    from deepen.curate.decontaminate_kernel import word_hashes
+    from deepen.curate.contamination.kernel import word_hashes
 
     index = index_of(items, 5)
     for document in documents:

@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from deepen.curate import pairs
-from deepen.curate.clusters import find_clusters, similarities
-from deepen.curate.corpus import PartFiles, open_corpus
-from deepen.curate.leaks import find_leaks
-from deepen.curate.near_duplicates import NearDuplicates
-from deepen.curate.pairs import SIMILARITY, PairPart, find_pairs, pair_parts
-from deepen.curate.passes import FirstPart, first_pass
-from deepen.curate.shingles import NUM_BANDS, jaccard, sign
-from deepen.curate.texts import texts_of
-from deepen.formats.documents import Document, content_hash, document_id, write_documents
+from deepen.curate.batch.texts import texts_of
+from deepen.curate.duplicates import pairs
+from deepen.curate.duplicates.clusters import find_clusters, similarities
+from deepen.curate.duplicates.leaks import find_leaks
+from deepen.curate.duplicates.near_duplicates import NearDuplicates
+from deepen.curate.duplicates.pairs import SIMILARITY, PairPart, find_pairs, pair_parts
+from deepen.curate.duplicates.shingles import NUM_BANDS, jaccard, sign
+from deepen.curate.passes.corpus import PartFiles, open_corpus
+from deepen.curate.passes.parts import FirstPart, first_pass
+from deepen.formats.documents.documents import Document, content_hash, document_id, write_documents
 
 
 def plain_shingles(text):

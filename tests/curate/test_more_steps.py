@@ -6,14 +6,14 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from deepen.curate.c4 import C4
 from deepen.curate.config import CurateConfig, problems
-from deepen.curate.decontaminate import Decontaminate
-from deepen.curate.language import Language, recognise
-from deepen.curate.limit import Limit
+from deepen.curate.contamination.decontaminate import Decontaminate
+from deepen.curate.rules.c4 import C4
+from deepen.curate.rules.language import Language, recognise
+from deepen.curate.rules.limit import Limit
 from deepen.curate.step import Drop
 from deepen.errors import SourceError
-from deepen.formats.documents import Document
+from deepen.formats.documents.documents import Document
 
 SENTENCES = [f"This is a sentence of text, and number {number}." for number in "one two three four five six".split()]
 ITEM = (

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from deepen.curate.fineweb import FineWeb
-from deepen.curate.gopher_quality import GopherQuality
-from deepen.curate.gopher_repetition import GopherRepetition
-from deepen.curate.stop_words import STOP_WORDS, count_stop_words
-from deepen.curate.text_facts import lines_of, words_at, words_of
-from deepen.curate.words_kernel import split_words
-from deepen.formats.documents import Document
+from deepen.curate.batch.text_facts import lines_of, words_at, words_of
+from deepen.curate.kernels.words import split_words
+from deepen.curate.rules.fineweb import FineWeb
+from deepen.curate.rules.gopher_quality import GopherQuality
+from deepen.curate.rules.gopher_repetition import GopherRepetition
+from deepen.curate.rules.stop_words import STOP_WORDS, count_stop_words
+from deepen.formats.documents.documents import Document
 
 ENGLISH = "It was the best of times, and that is all we have to say with joy. " * 4
 

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepen.curate.boilerplate_lines import BoilerplateLines
-from deepen.curate.c4 import C4
-from deepen.curate.chain import apply_steps
+from deepen.curate.batch.spans import of_pieces
 from deepen.curate.config import CurateConfig
-from deepen.curate.normalize import Normalize, normalized
-from deepen.curate.spans import of_pieces
+from deepen.curate.passes.chain import apply_steps
+from deepen.curate.rules.boilerplate_lines import BoilerplateLines
+from deepen.curate.rules.c4 import C4
+from deepen.curate.rules.normalize import Normalize, normalized
 from deepen.curate.stage import curate
 from deepen.curate.step import DocumentStep, Drop
-from deepen.formats.documents import Document, Span, content_hash, read_documents, write_documents
+from deepen.formats.documents.documents import Document, Span, content_hash, read_documents, write_documents
 from deepen.formats.manifest import StageJob
 
 ROLES = ("user", "assistant")

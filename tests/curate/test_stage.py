@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from deepen.curate.shingles import jaccard, sign
-from deepen.curate.texts import texts_of
+from deepen.curate.batch.texts import texts_of
+from deepen.curate.duplicates.shingles import jaccard, sign
 from deepen.errors import RunError, SourceError
-from deepen.formats.atomic import damage
+from deepen.formats.files.atomic import damage
 from deepen.formats.manifest import read_manifest
 
 FEW = {"at_least": 0, "share": 0.05}
@@ -130,7 +130,7 @@ def test_nothing_left_is_an_error_with_the_reasons(tmp_path, run, ingested, pros
 
 
 def test_scores_and_origin_stay_with_the_documents(tmp_path, run, ingested, prose):
-    from deepen.formats.documents import content_hash, document_id, read_documents
+    from deepen.formats.documents.documents import content_hash, document_id, read_documents
 
     run(ingested({"a": ("domain", [prose(1) + " cafe\u0301"])}))
     (document,) = read_documents(tmp_path / "out/documents/a-00000.parquet")
@@ -144,13 +144,13 @@ EVERYTHING = {"steps": ["normalize", "length", "gopher_repetition", "exact_dupli
 
 def test_any_number_of_workers_gives_the_same_bytes(run, corpus, same_bytes, monkeypatch):
     run(corpus, out="one", **EVERYTHING)
-    monkeypatch.setattr("deepen.curate.pairs._BANDS_TOGETHER_UP_TO", 0)
+    monkeypatch.setattr("deepen.curate.duplicates.pairs._BANDS_TOGETHER_UP_TO", 0)
     run(corpus, out="two", workers=2, **EVERYTHING)
     assert same_bytes("one", "two")
 
 
 def test_drops_name_the_document_that_stays(tmp_path, run, corpus, drops):
-    from deepen.formats.documents import read_documents
+    from deepen.formats.documents.documents import read_documents
 
     counts = run(corpus, held_out=FEW, **EVERYTHING)
     assert counts["web"]["dropped"]["near_duplicate"] > 20 and "near_duplicate" not in counts["papers"]["dropped"]

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from deepen.curate.config import STEPS, CurateConfig
-from deepen.curate.gopher_repetition import GopherRepetition
-from deepen.curate.length import LengthStep
-from deepen.curate.normalize import Normalize, normalized
-from deepen.curate.repetition_kernel import QUANTITIES, measure
+from deepen.curate.kernels.repetition import QUANTITIES, measure
+from deepen.curate.rules.gopher_repetition import GopherRepetition
+from deepen.curate.rules.length import LengthStep
+from deepen.curate.rules.normalize import Normalize, normalized
 from deepen.curate.step import Drop
-from deepen.formats.documents import Document
+from deepen.formats.documents.documents import Document
 
 CODE = 'def café(x):\n\tif x >= 0 and x != "“quoted”":\n\t\treturn x**2  # naïve \\n\n'
 FRENCH = "Âge légal : « l'été » à Noël, où ça — œuvre, Ã est une lettre, £5 et 20 °C…"

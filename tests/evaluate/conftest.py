@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from deepen.evaluate.material import HeldOutSource, Material
-from deepen.formats.atomic import entry_of
-from deepen.formats.checkpoints import OPTIMIZER, STATE, WEIGHTS, CheckpointManifest, checkpoint_name
-from deepen.formats.documents import Document, content_hash, document_id, write_documents
+from deepen.evaluate.documents.material import HeldOutSource, Material
+from deepen.formats.documents.documents import Document, content_hash, document_id, write_documents
+from deepen.formats.files.atomic import entry_of
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest
+from deepen.formats.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, CheckpointManifest, checkpoint_name
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model, unique_weights
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model, unique_weights
 
 BEGIN, END = "<begin>", "<end>"
 TEXTS = {

@@ -9,7 +9,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from deepen.cli import app
-from deepen.evaluate.biographies import people
+from deepen.evaluate.items.biographies import people
 from deepen.evaluate.probes.answers import Facts
 
 

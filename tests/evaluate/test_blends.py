@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from deepen.evaluate.blends import Blends, half_of, planned, problems, too_few
 from deepen.evaluate.config import EvaluateConfig
-from deepen.evaluate.likelihoods import read_likelihoods
+from deepen.evaluate.documents.likelihoods import read_likelihoods
+from deepen.evaluate.models.blends import Blends, half_of, planned, problems, too_few
 from deepen.evaluate.stage import baseline, evaluate
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, StageJob
-from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores, blend_title
+from deepen.formats.training.scores import CheckpointScores, blend_title
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from tests.evaluate.test_stage import CPU, TEXTS

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from deepen.errors import RunError
-from deepen.evaluate.compare import compare, pair, status
-from deepen.evaluate.likelihoods import table_of
-from deepen.formats.scores import Score
+from deepen.evaluate.compare.documents import compare, pair, status
+from deepen.evaluate.documents.likelihoods import table_of
+from deepen.formats.training.scores import Score
 
 ABILITIES = {"papers": "new", "web": "kept", "wiki": "kept"}
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from deepen.evaluate.config import EvaluateConfig, HeldOut, problems
 from deepen.plug import identity
 from deepen.recipe.models import Recipe
-from deepen.workflow.late_probes import recipe_in_loop
+from deepen.workflow.setup import recipe_in_loop
 from deepen.workflow.stages import evaluation_identity
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from deepen.evaluate import stage
+from deepen.evaluate.compare.summary_table import contamination_lines
 from deepen.evaluate.config import EvaluateConfig
-from deepen.evaluate.contamination import Scanning
-from deepen.evaluate.items import Kind, Outcome, compare_items, compare_without, table_of
+from deepen.evaluate.items.contaminated import Scanning
+from deepen.evaluate.items.tables import Kind, Outcome, compare_items, compare_without, table_of
 from deepen.evaluate.stage import evaluate
-from deepen.evaluate.summary_table import contamination_lines
-from deepen.formats.contamination import Found, Hit, ProbeItem
+from deepen.formats.documents.found_items import Found, Hit, ProbeItem
 from deepen.formats.manifest import Artifact, Manifest, StageJob
 from deepen.model.config import ResolvedBase
 from tests.evaluate.test_probes import CPU, ROWS, TEXTS, Run, exam

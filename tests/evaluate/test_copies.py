@@ -13,14 +13,14 @@ import torch
 
 from deepen.evaluate import stage
 from deepen.evaluate.config import EvaluateConfig
-from deepen.evaluate.guard import Failure, attempt
+from deepen.evaluate.during_training.guard import Failure, attempt
 from deepen.evaluate.stage import baseline, evaluate
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, StageJob
-from deepen.formats.records import read_records
+from deepen.model.compute.copies import make_copies, shared_out
 from deepen.model.config import ResolvedBase
-from deepen.model.copies import make_copies, shared_out
 from deepen.model.generate import Decoding, generate
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
 from deepen.parallel.config import Compute
 
 WORDS = "heart blood fever body cell rain cloud river stone light bread winter".split()
@@ -47,7 +47,7 @@ def test_any_number_of_copies_makes_the_same_files(
     tmp_path: Path, base: ResolvedBase, curated: Any, tokenized: Artifact, trained: Any, config: EvaluateConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("deepen.evaluate.held_out._TOKENS_PER_BATCH", {"cpu": 100})
+    monkeypatch.setattr("deepen.evaluate.documents.windows._TOKENS_PER_BATCH", {"cpu": 100})
     monkeypatch.setattr("deepen.model.generate._TOKENS_PER_BATCH", {"cpu": 300})
     monkeypatch.setattr(stage, "RESAMPLES", 100)
     seen: dict[int, set[int]] = {}

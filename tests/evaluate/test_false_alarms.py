@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from deepen.evaluate.statistics import ALPHA, Change, Pairs, clustered, holm, paired, shifted
+from deepen.evaluate.compare.statistics import ALPHA, Change, Pairs, clustered, holm, paired, shifted
 
 pytestmark = [pytest.mark.slow]
 TRIALS, RESAMPLES = 200, 1_000

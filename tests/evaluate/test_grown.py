@@ -13,17 +13,17 @@ import pytest
 from tokenizers import Tokenizer
 
 from deepen.evaluate.config import EvaluateConfig
-from deepen.evaluate.held_out import encode
-from deepen.evaluate.in_loop import in_loop_evaluator
-from deepen.evaluate.likelihoods import read_likelihoods
-from deepen.evaluate.material import for_the_base, material_of
+from deepen.evaluate.documents.likelihoods import read_likelihoods
+from deepen.evaluate.documents.material import for_the_base, material_of
+from deepen.evaluate.documents.windows import encode
+from deepen.evaluate.during_training.in_loop import in_loop_evaluator
 from deepen.evaluate.stage import baseline, evaluate
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, StageJob
-from deepen.formats.records import read_records
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_run_model
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
 from deepen.model.new_rows import write_new_rows
+from deepen.model.weights.load import load_run_model
 from deepen.parallel.config import Compute
 from tests.evaluate.conftest import artifact, write_checkpoint
 from tests.grown_vocabulary import grow_tokenizer

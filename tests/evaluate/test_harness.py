@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from deepen.errors import DeepenError
-from deepen.evaluate.items import summary
-from deepen.evaluate.material import Material
+from deepen.evaluate.documents.material import Material
+from deepen.evaluate.items.tables import summary
 from deepen.evaluate.probes.choices import MultipleChoice
 from deepen.evaluate.probes.harness import LmEval
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
 
 pytestmark = [pytest.mark.slow]
 ROWS = [{"q": f"the cat {n}", "choices": ["sat", "fever", "mat"], "gold": n % 3} for n in range(24)]

@@ -17,7 +17,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from deepen.evaluate.config import HeldOut
-from deepen.evaluate.held_out import (
+from deepen.evaluate.documents.likelihoods import NOT_FINITE
+from deepen.evaluate.documents.material import HeldOutSource, Material
+from deepen.evaluate.documents.windows import (
     NOTHING_TO_SCORE,
     Encoded,
     encode,
@@ -27,12 +29,10 @@ from deepen.evaluate.held_out import (
     prepare,
     windows_of,
 )
-from deepen.evaluate.likelihoods import NOT_FINITE
-from deepen.evaluate.material import HeldOutSource, Material
-from deepen.formats.documents import Document, write_documents
+from deepen.formats.documents.documents import Document, write_documents
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model, load_tokenizer
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model, load_tokenizer
 
 MakeMaterial = Callable[..., Material]
 LONG = "the heart pumps blood through the body, and a fever is a high temperature of it. " * 6

@@ -16,16 +16,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepen.errors import DeepenError, RunError, SourceError
-from deepen.evaluate.answering import Answering, is_right, until_stop
-from deepen.evaluate.generated_items import arithmetic_items, instruction_items
-from deepen.evaluate.item_files import gold_of
-from deepen.evaluate.items import Kind, Outcome, compare_items, smallest, stratified, subset_of, summary, table_of
-from deepen.evaluate.material import Material
+from deepen.evaluate.compare.summary_table import baseline_table
+from deepen.evaluate.documents.material import Material
+from deepen.evaluate.items.answering import Answering, is_right, until_stop
+from deepen.evaluate.items.files import gold_of
+from deepen.evaluate.items.generated import arithmetic_items, instruction_items
+from deepen.evaluate.items.tables import (
+    Kind,
+    Outcome,
+    compare_items,
+    smallest,
+    stratified,
+    subset_of,
+    summary,
+    table_of,
+)
 from deepen.evaluate.probes.answers import ExactAnswer, Facts
 from deepen.evaluate.probes.choices import Cloze, MultipleChoice
-from deepen.evaluate.summary_table import baseline_table
 from deepen.model.generate import Decoding, generate
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
 
 MakeMaterial = Callable[..., Material]
 QUESTIONS = [
@@ -53,7 +62,7 @@ def naive_choice(model: LossModel, tokenizer: Any, prompt: str, choice: str) -> 
 def test_choices_are_scored_as_a_plain_forward_pass_does(
     model: LossModel, material: MakeMaterial, tmp_path: Path, normalise: str
 ) -> None:
-    from deepen.evaluate.held_out import plain_encoder
+    from deepen.evaluate.documents.windows import plain_encoder
 
     made = material(["x"])
     probe = MultipleChoice(path=lines(tmp_path / "q.jsonl", QUESTIONS), normalise=normalise)
@@ -73,7 +82,7 @@ def test_batches_and_neighbours_do_not_change_an_answer(
 ) -> None:
     probe = MultipleChoice(path=lines(tmp_path / "q.jsonl", QUESTIONS))
     together = probe.prepare(material(["x"]))(model, None).to_pylist()
-    monkeypatch.setattr("deepen.evaluate.held_out._TOKENS_PER_BATCH", {"cpu": 1})
+    monkeypatch.setattr("deepen.evaluate.documents.windows._TOKENS_PER_BATCH", {"cpu": 1})
     alone = probe.prepare(material(["x"]))(model, None).to_pylist()
     assert [row["answer"] for row in alone] == [row["answer"] for row in together]
     for one, other in zip(alone, together, strict=True):
@@ -167,7 +176,7 @@ def test_examples_stand_before_every_question(tmp_path: Path) -> None:
 
 
 def test_a_cloze_scores_what_stands_behind_the_blank(model: LossModel, material: MakeMaterial, tmp_path: Path) -> None:
-    from deepen.evaluate.held_out import plain_encoder
+    from deepen.evaluate.documents.windows import plain_encoder
 
     made, row = material(["x"]), {"text": "the _ sat on the mat", "choices": ["cat", "fever"], "answer": "cat"}
     path = lines(tmp_path / "c.jsonl", [row, {**row, "text": "no blank"}, {**row, "text": "_ and _"}])
@@ -258,7 +267,7 @@ def test_written_answers_are_right_when_the_model_writes_them(
     model: LossModel, material: MakeMaterial, tmp_path: Path
 ) -> None:
     made = material(["x"])
-    from deepen.evaluate.texts import texts_of
+    from deepen.evaluate.items.prompts import texts_of
 
     texts = texts_of(made)
     written = texts.decode(greedy(model, texts.encode("the cat"), 4))

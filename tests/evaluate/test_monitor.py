@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepen.evaluate.forgetting import Circumstances, Forgetting, problems
-from deepen.evaluate.items import Kind, Outcome, compare_items, table_of
-from deepen.evaluate.monitor import Plan, decide, readings
-from deepen.evaluate.statistics import adjusted
-from deepen.formats.decisions import Decision
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.evaluate.compare.statistics import adjusted
+from deepen.evaluate.forgetting.config import Circumstances, Forgetting, problems
+from deepen.evaluate.forgetting.monitor import Plan, decide, readings
+from deepen.evaluate.items.tables import Kind, Outcome, compare_items, table_of
+from deepen.formats.training.decisions import Decision
+from deepen.formats.training.scores import CheckpointScores, Score
 
 LADDER = ["more_replay", "lower_learning_rate", "rewind", "stop"]
 PLAN = Plan(total_steps=200, domain_shares=((0, 0.9),))

@@ -12,21 +12,21 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from deepen.evaluate.compare.summary_table import summary_table
 from deepen.evaluate.config import EvaluateConfig, problems
-from deepen.evaluate.guard import Failure, attempt
-from deepen.evaluate.in_loop import Pace, in_loop_evaluator
-from deepen.evaluate.items import Outcome, table_of
+from deepen.evaluate.during_training.guard import Failure, attempt
+from deepen.evaluate.during_training.in_loop import Pace, in_loop_evaluator
+from deepen.evaluate.items.sampling import _beginning, boilerplate, repetition
+from deepen.evaluate.items.tables import Outcome, table_of
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.item_probe import ItemProbe
-from deepen.evaluate.sampling import _beginning, boilerplate, repetition
 from deepen.evaluate.stage import baseline, evaluate
-from deepen.evaluate.summary_table import summary_table
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
-from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores
+from deepen.formats.training.scores import CheckpointScores
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model
 from deepen.parallel.config import Compute
 
 TEXTS = {
@@ -249,7 +249,7 @@ def test_a_probe_that_cannot_compare_fails_alone(run: Run, fresh: LossModel) -> 
 
 
 def test_a_probe_that_swallows_its_limit_is_ended_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepen.evaluate.guard._RAISE_AGAIN_SECONDS", 0.2)
+    monkeypatch.setattr("deepen.evaluate.during_training.guard._RAISE_AGAIN_SECONDS", 0.2)
     swallowed = []
 
     def stubborn() -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from deepen.evaluate.likelihoods import table_of
-from deepen.evaluate.material import HeldOutSource, Material
-from deepen.evaluate.slices import MOST_VALUES, slice_scores
-from deepen.formats.documents import Document, write_documents
-from deepen.formats.scores import Score
+from deepen.evaluate.documents.likelihoods import table_of
+from deepen.evaluate.documents.material import HeldOutSource, Material
+from deepen.evaluate.documents.slices import MOST_VALUES, slice_scores
+from deepen.formats.documents.documents import Document, write_documents
+from deepen.formats.training.scores import Score
 
 ROLES = {"law": "domain", "press": "domain", "web": "replay"}
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from deepen.evaluate.config import EvaluateConfig, HeldOut
-from deepen.evaluate.in_loop import in_loop_evaluator
+from deepen.evaluate.during_training.in_loop import in_loop_evaluator
 from deepen.evaluate.stage import baseline, evaluate
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, Manifest, StageJob
-from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores
+from deepen.formats.training.scores import CheckpointScores
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model
 from deepen.parallel.config import Compute
 
 TEXTS = {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepen.evaluate.statistics import (
+from deepen.evaluate.compare.statistics import (
     Change,
     Pairs,
     adjusted,
@@ -23,7 +23,7 @@ from deepen.evaluate.statistics import (
     shifted,
     standard_error,
 )
-from deepen.formats.scores import Score
+from deepen.formats.training.scores import Score
 
 
 def noisy(generator: np.random.Generator, shift: float, num_documents: int = 60) -> Pairs:
@@ -62,7 +62,7 @@ def test_pairing_finds_a_change_far_smaller_than_the_spread_of_documents() -> No
 def test_redrawing_in_blocks_matches_a_plain_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = noisy(np.random.default_rng(5), 0.02)
     whole = redrawn_changes(pairs, seed=(1, 2), resamples=50)
-    monkeypatch.setattr("deepen.evaluate.statistics._DRAWN_AT_ONCE", 7 * pairs.num_clusters)
+    monkeypatch.setattr("deepen.evaluate.compare.statistics._DRAWN_AT_ONCE", 7 * pairs.num_clusters)
     assert np.array_equal(redrawn_changes(pairs, seed=(1, 2), resamples=50), whole)
 
 

@@ -16,15 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from deepen.export.config import ExportConfig
 from deepen.export.stage import export
-from deepen.formats.atomic import entry_of, write_json
-from deepen.formats.checkpoints import OPTIMIZER, STATE, WEIGHTS, CheckpointManifest, checkpoint_name
-from deepen.formats.documents import Document, content_hash, document_id, write_documents
+from deepen.formats.documents.documents import Document, content_hash, document_id, write_documents
+from deepen.formats.files.atomic import entry_of, write_json
+from deepen.formats.files.records import write_records
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
-from deepen.formats.records import write_records
-from deepen.formats.scores import CheckpointScores, Choice, Score
+from deepen.formats.training.checkpoints import OPTIMIZER, STATE, WEIGHTS, CheckpointManifest, checkpoint_name
+from deepen.formats.training.scores import CheckpointScores, Choice, Score
 from deepen.model.adapters import adapters_record
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model, stored_weights
+from deepen.model.weights.load import load_model, stored_weights
 from deepen.parallel.config import Compute
 
 BEGIN, END = "<begin>", "<end>"

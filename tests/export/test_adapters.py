@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from deepen.errors import DeepenError
 from deepen.export.config import ExportConfig
 from deepen.export.merging import merge
-from deepen.formats.adapters import Adapters
+from deepen.formats.training.adapters import Adapters
 from deepen.model.adapters import adapters_record, add_adapters
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_run_model, stored_weights
 from deepen.model.new_rows import write_new_rows
+from deepen.model.weights.load import load_run_model, stored_weights
 from tests.export.conftest import TEXTS, Run, init, write_checkpoint
 from tests.grown_vocabulary import grow_tokenizer
 

@@ -19,11 +19,11 @@ from deepen.errors import DamageError, DeepenError
 from deepen.export.chat import generate
 from deepen.export.config import ExportConfig
 from deepen.export.huggingface import reload, require_equal
-from deepen.formats.atomic import write_json
+from deepen.formats.files.atomic import write_json
 from deepen.formats.manifest import Artifact
-from deepen.formats.scores import BlendPart, Choice
+from deepen.formats.training.scores import BlendPart, Choice
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model, unique_weights
+from deepen.model.weights.load import load_model, unique_weights
 from tests.export.conftest import TEXTS, VOCABULARY_SIZE, Run, init
 
 

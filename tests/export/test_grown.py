@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepen.export.chat import Sampling, continue_tokens, open_speaker
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_run_model
 from deepen.model.new_rows import write_new_rows
+from deepen.model.weights.load import load_run_model
 from tests.export.conftest import VOCABULARY_SIZE, Run, write_checkpoint
 from tests.grown_vocabulary import grow_tokenizer
 

@@ -10,11 +10,18 @@ from safetensors import safe_open
 
 from deepen.errors import DeepenError
 from deepen.export.config import ExportConfig
-from deepen.formats.atomic import entry_of, write_json
-from deepen.formats.checkpoints import LAYOUT, WEIGHTS, CheckpointInfo, list_checkpoints, read_checkpoint, verify
+from deepen.formats.files.atomic import entry_of, write_json
 from deepen.formats.manifest import MANIFEST
-from deepen.model.pieces import Box, Described, Piece, layout_of
-from deepen.model.tensor_files import write_tensors
+from deepen.formats.training.checkpoints import (
+    LAYOUT,
+    WEIGHTS,
+    CheckpointInfo,
+    list_checkpoints,
+    read_checkpoint,
+    verify,
+)
+from deepen.model.weights.pieces import Box, Described, Piece, layout_of
+from deepen.model.weights.tensor_files import write_tensors
 from tests.export.conftest import Run, init
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from deepen.errors import DamageError
-from deepen.formats.arrays import open_array, write_array
-from deepen.formats.document_ids import pack_ids, read_document_ids
+from deepen.formats.documents.document_ids import pack_ids, read_document_ids
+from deepen.formats.files.arrays import open_array, write_array
 
 
 def test_blocks_give_the_bytes_of_numpy_save(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from deepen.formats.documents import document_files
+from deepen.formats.documents.documents import document_files
 
 
 def test_a_source_is_not_taken_for_another_that_begins_alike(tmp_path: Path) -> None:

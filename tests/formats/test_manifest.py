@@ -1,7 +1,7 @@
 import pytest
 
 from deepen.errors import DamageError, RunError
-from deepen.formats.atomic import damage, entry_of, write_bytes, writing
+from deepen.formats.files.atomic import damage, entry_of, write_bytes, writing
 from deepen.formats.manifest import (
     MANIFEST,
     UNFINISHED,

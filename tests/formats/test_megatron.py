@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepen.errors import DamageError, SourceError
-from deepen.formats.atomic import hash_file
-from deepen.formats.megatron import IndexedDataset, IndexedDatasetWriter, bin_path, idx_path, token_dtype
+from deepen.formats.files.atomic import hash_file
+from deepen.formats.tokens.megatron import IndexedDataset, IndexedDatasetWriter, bin_path, idx_path, token_dtype
 
 HEAD = "4d4d49444944580000" + "0100000000000000"
 COUNTS = "0200000000000000" + "0300000000000000" + "04000000" + "03000000"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepen.formats.megatron import IndexedDataset, IndexedDatasetWriter
+from deepen.formats.tokens.megatron import IndexedDataset, IndexedDatasetWriter
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepen.errors import DamageError
-from deepen.formats.order import (
+from deepen.formats.tokens.order import (  # fmt: skip
     Hole,
     Order,
     Segment,
@@ -17,8 +17,8 @@ from deepen.formats.order import (
     source_of,
     write_order,
     write_segments,
-)  # fmt: skip
-from deepen.formats.packs import Packs, write_packs
+)
+from deepen.formats.tokens.packs import Packs, write_packs
 
 
 def make_order(

@@ -1,5 +1,5 @@
-from deepen.formats.documents import Document, num_documents_in, read_documents, write_documents
-from deepen.formats.records import append_record, keep_records, read_records, write_records
+from deepen.formats.documents.documents import Document, num_documents_in, read_documents, write_documents
+from deepen.formats.files.records import append_record, keep_records, read_records, write_records
 
 
 def test_a_half_written_last_line_is_ignored(tmp_path):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from deepen.errors import DamageError
-from deepen.formats.documents import Document, Span, read_documents, write_documents
-from deepen.formats.megatron import IndexedDatasetWriter
-from deepen.formats.trained import TrainedMask, merge_trained, trained_path
+from deepen.formats.documents.documents import Document, Span, read_documents, write_documents
+from deepen.formats.tokens.megatron import IndexedDatasetWriter
+from deepen.formats.tokens.trained import TrainedMask, merge_trained, trained_path
 
 
 def write_pair(prefix: Path, lengths: list[int], flags: list[int] | None) -> tuple[Path, int]:

@@ -1,4 +1,4 @@
-from deepen.formats.yaml_text import dotted_path, read_yaml, set_value, write_yaml
+from deepen.formats.files.yaml_text import dotted_path, read_yaml, set_value, write_yaml
 
 
 def read(tmp_path, text):

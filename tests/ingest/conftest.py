@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from deepen.formats.documents import document_files, read_documents
+from deepen.formats.documents.documents import document_files, read_documents
 from deepen.formats.manifest import StageJob
 from deepen.ingest.config import IngestConfig
 from deepen.ingest.files import list_files
-from deepen.ingest.readers import READERS
-from deepen.ingest.reading import Reading
-from deepen.ingest.records import Record
+from deepen.ingest.read.options import Reading
+from deepen.ingest.read.records import Record
+from deepen.ingest.read.table import READERS
 from deepen.ingest.stage import ingest
 
 

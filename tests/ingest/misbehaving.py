@@ -22,7 +22,7 @@ HELD = []
 
 def keep(data, options):
     """Take as many MB as the file says and never give them back."""
-    from deepen.ingest.extracted import Extracted
+    from deepen.ingest.extract.result import Extracted
 
     HELD.append(bytearray(b"x") * (int(data) * 1_000_000))
     return Extracted("kept")
@@ -40,7 +40,7 @@ def fail(data, options):
 
 def pid(data, options):
     """Say which process this is."""
-    from deepen.ingest.extracted import Extracted
+    from deepen.ingest.extract.result import Extracted
 
     print("noise on standard output")
     return Extracted(str(os.getpid()))

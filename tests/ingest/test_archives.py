@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deepen.ingest import read_archive
+from deepen.ingest.read import archive as read_archive
 from tests.ingest.made_files import pdf_of
 
 

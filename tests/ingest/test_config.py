@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from deepen.ingest.config import Extraction, IngestConfig, Source, problems
 from deepen.ingest.files import list_files
-from deepen.ingest.read_documents import reading
+from deepen.ingest.read.documents import reading
 from deepen.ingest.stage import source_fingerprint
 
 

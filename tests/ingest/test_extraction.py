@@ -9,7 +9,7 @@ import openpyxl
 import pptx
 import pytest
 
-from deepen.ingest.extract_pdf import join_pages
+from deepen.ingest.extract.pdf import join_pages
 from tests.ingest.made_files import hanging_pdf, pdf_of
 
 ARTICLE = "".join(f"<p>This is paragraph {n} of the story, and it has quite a few words in it.</p>" for n in range(8))

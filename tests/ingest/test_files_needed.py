@@ -6,7 +6,7 @@ import pytest
 
 from deepen.ingest.config import Extraction, Source
 from deepen.ingest.files import list_files
-from deepen.ingest.read_documents import files_needed
+from deepen.ingest.read.documents import files_needed
 
 
 @pytest.fixture

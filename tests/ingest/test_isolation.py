@@ -5,10 +5,10 @@ import time
 import pytest
 
 from deepen.ingest.config import Extraction
-from deepen.ingest.isolation import extract_isolated
+from deepen.ingest.extract.isolation import extract_isolated
 from tests.ingest.made_files import hanging_pdf, pdf_of
 
-PDF = "deepen.ingest.extract_pdf:extract"
+PDF = "deepen.ingest.extract.pdf:extract"
 
 
 def ask(function, data=b"", seconds=20.0, memory_MB=500):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepen.ingest.read_json import _values
+from deepen.ingest.read.json import _values
 from tests.ingest.test_readers import LINES
 
 ROWS = [{"text": f"row {number}", "n": number} for number in range(5)]

@@ -7,12 +7,12 @@ import pytest
 from pydantic import ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from deepen.formats.megatron import IndexedDatasetWriter
+from deepen.formats.tokens.megatron import IndexedDatasetWriter
 from deepen.ingest.config import Source
 from deepen.ingest.files import list_files
-from deepen.ingest.read_megatron import read_megatron
-from deepen.ingest.reading import Reading
-from deepen.ingest.records import Record, Reject
+from deepen.ingest.read.megatron import read_megatron
+from deepen.ingest.read.options import Reading
+from deepen.ingest.read.records import Record, Reject
 from deepen.ingest.stage import source_fingerprint
 
 TEXTS = ["naïve café\n", "हिन्दी", "x = 1  # code\n\n"]

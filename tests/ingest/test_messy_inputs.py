@@ -11,9 +11,9 @@ import pytest
 
 from deepen.ingest.config import Extraction
 from deepen.ingest.files import list_files
-from deepen.ingest.readers import READERS
-from deepen.ingest.reading import Reading
-from deepen.ingest.records import Record
+from deepen.ingest.read.options import Reading
+from deepen.ingest.read.records import Record
+from deepen.ingest.read.table import READERS
 
 pytestmark = pytest.mark.skipif("DEEPEN_TEST_DATA" not in os.environ, reason="needs real messy files")
 MESSY = Path(os.environ.get("DEEPEN_TEST_DATA", "")) / "messy_inputs"

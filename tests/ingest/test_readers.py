@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepen.ingest.files import InputFile, format_of, list_files
-from deepen.ingest.readers import READERS
-from deepen.ingest.reading import Reading
-from deepen.ingest.records import Record, lines_of
+from deepen.ingest.read.options import Reading
+from deepen.ingest.read.records import Record, lines_of
+from deepen.ingest.read.table import READERS
 
 
 def read(path, fields=None):
@@ -81,7 +81,7 @@ def test_a_bad_json_line_costs_itself_only(tmp_path, line, reason):
 
 
 def test_a_line_of_absurd_length_is_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr("deepen.ingest.records.MAX_RECORD_BYTES", 50)
+    monkeypatch.setattr("deepen.ingest.read.records.MAX_RECORD_BYTES", 50)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": "' + "x" * 170 + '"}\n{"text": "b"}\n')
     records, rejects = read(tmp_path / "a.jsonl")
     assert texts(records) == ["a", "b"] and rejects == [("a.jsonl:2", "record_too_long")]

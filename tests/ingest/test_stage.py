@@ -5,9 +5,9 @@ import json
 import pytest
 
 from deepen.errors import SourceError
-from deepen.formats.atomic import damage
-from deepen.formats.documents import document_id
-from deepen.formats.records import read_records
+from deepen.formats.documents.documents import document_id
+from deepen.formats.files.atomic import damage
+from deepen.formats.files.records import read_records
 
 
 def write_jsonl(path, number, prefix="text"):

@@ -64,7 +64,7 @@ def test_a_cut_crawl_keeps_the_pages_before(tmp_path, read):
 
 
 def test_a_page_that_is_a_bomb_costs_itself_only(tmp_path, read, monkeypatch):
-    monkeypatch.setattr("deepen.ingest.read_warc._MAX_PAGE_BYTES", 10_000)
+    monkeypatch.setattr("deepen.ingest.read.warc._MAX_PAGE_BYTES", 10_000)
     bomb = answer(zlib.compress(bytes(1_000_000)), Content_Encoding="deflate")
     (tmp_path / "a.warc").write_bytes(record("response", bomb) + record("response", answer(HTML.encode())))
     records, rejects = read("a.warc")

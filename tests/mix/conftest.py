@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepen.formats.document_ids import pack_ids
-from deepen.formats.documents import Document, document_id, write_documents
+from deepen.formats.documents.document_ids import pack_ids
+from deepen.formats.documents.documents import Document, document_id, write_documents
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
-from deepen.formats.megatron import IndexedDatasetWriter
+from deepen.formats.tokens.megatron import IndexedDatasetWriter
 
 MakeJob = Callable[..., StageJob]
 

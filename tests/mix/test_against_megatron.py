@@ -8,10 +8,10 @@ import warnings
 import numpy as np
 import pytest
 
-from deepen.formats.megatron import IndexedDatasetWriter
+from deepen.formats.tokens.megatron import IndexedDatasetWriter
 from deepen.mix.config import MixConfig
 from deepen.mix.stage import mix
-from deepen.train.batches import Batches
+from deepen.train.batches.read import Batches
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("megatron.core", reason="megatron-core is not installed")

@@ -7,11 +7,11 @@ import pytest
 
 from deepen.errors import SourceError
 from deepen.formats.manifest import StageJob
-from deepen.formats.order import Order, row_of, source_of
-from deepen.formats.packs import Packs
+from deepen.formats.tokens.order import Order, row_of, source_of
+from deepen.formats.tokens.packs import Packs
 from deepen.mix.config import MixConfig
 from deepen.mix.stage import mix
-from deepen.train.batches import Batches
+from deepen.train.batches.read import Batches
 
 LENGTHS = np.random.default_rng(5).integers(3, 60, 120).tolist()
 TWO_LENGTHS = [{"until": "75%", "length": 8}, {"length": 32}]

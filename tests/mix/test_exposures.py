@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepen.formats.megatron import IndexedDatasetWriter
-from deepen.formats.new_token_counts import count_new_tokens, write_new_token_counts
+from deepen.formats.tokens.megatron import IndexedDatasetWriter
+from deepen.formats.tokens.new_token_counts import count_new_tokens, write_new_token_counts
 from deepen.mix.exposures import FLOOR, exposure_line, exposures
 
 SOURCES = {"domain": {"epochs": 2.0}, "replay": {"epochs": 0.5}}

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
 from deepen.errors import SourceError
-from deepen.formats.atomic import damage
-from deepen.formats.document_ids import read_document_ids
-from deepen.formats.documents import document_id
+from deepen.formats.documents.document_ids import read_document_ids
+from deepen.formats.documents.documents import document_id
+from deepen.formats.files.atomic import damage
 from deepen.formats.manifest import open_artifact
-from deepen.formats.megatron import IndexedDataset
-from deepen.formats.order import Order, row_of, source_of
-from deepen.formats.packs import Packs
-from deepen.formats.trained import TrainedMask
+from deepen.formats.tokens.megatron import IndexedDataset
+from deepen.formats.tokens.order import Order, row_of, source_of
+from deepen.formats.tokens.packs import Packs
+from deepen.formats.tokens.trained import TrainedMask
 from deepen.mix.config import MixConfig
-from deepen.mix.fixed_rows import _lengths
+from deepen.mix.fixed.rows import _lengths
 from deepen.mix.stage import mix
 
 DATA = os.environ.get("DEEPEN_TEST_DATA")

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepen.errors import SourceError
-from deepen.formats.order import Order, row_of, source_of
-from deepen.formats.packs import Packs
+from deepen.formats.tokens.order import Order, row_of, source_of
+from deepen.formats.tokens.packs import Packs
 from deepen.mix.config import MixConfig
-from deepen.mix.megatron_order import blend, blend_all, gpt_indices
+from deepen.mix.order.megatron import blend, blend_all, gpt_indices
 from deepen.mix.stage import mix
 
 LENGTHS = np.array([4, 3, 6, 2, 5], dtype=np.int32)

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepen.formats.order import row_of, source_of
-from deepen.mix.order import OrderBuilder, Phase, Supply
+from deepen.formats.tokens.order import row_of, source_of
+from deepen.mix.order.build import OrderBuilder, Phase, Supply
 
 TOKENS = 64
 
@@ -84,7 +84,7 @@ def test_a_longer_order_begins_with_the_shorter(first: int, second: int) -> None
 
 def test_blocks_make_no_difference(monkeypatch) -> None:
     _, whole = build(300)
-    monkeypatch.setattr("deepen.mix.order._BLOCK_ROWS", 7)
+    monkeypatch.setattr("deepen.mix.order.build._BLOCK_ROWS", 7)
     _, pieces = build(300)
     assert np.array_equal(whole, pieces)
 

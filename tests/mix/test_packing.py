@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepen.formats.packs import tokens_per_row
-from deepen.mix.exact_fit import fill_exactly
-from deepen.mix.packing import pack
+from deepen.formats.tokens.packs import tokens_per_row
+from deepen.mix.packing.exact_fit import fill_exactly
+from deepen.mix.packing.pack import pack
 
 LENGTHS = st.lists(st.integers(0, 40), max_size=60)
 METHODS = st.sampled_from(["best_fit", "concatenate"])

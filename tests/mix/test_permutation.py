@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepen.mix.permutation import permuted, source_key
+from deepen.mix.order.permutation import permuted, source_key
 
 KEYS = st.integers(0, 2**64 - 1)
 MASK = 2**64 - 1

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepen.errors import SourceError
-from deepen.formats.order import row_of, source_of
+from deepen.formats.tokens.order import row_of, source_of
 from deepen.mix.config import MixConfig
-from deepen.mix.mixture import StoredSupply, Stretch
-from deepen.mix.order import OrderBuilder, Supply
+from deepen.mix.order.build import OrderBuilder, Supply
+from deepen.mix.order.mixture import StoredSupply, Stretch
 from deepen.mix.phases import SourceTokens, effective_tokens, phases_of, plan_stretches, unimax
 
 SOURCES = [SourceTokens("a", "domain", 300), SourceTokens("b", "domain", 100), SourceTokens("c", "replay", 50)]

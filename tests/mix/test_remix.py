@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepen.errors import DamageError, RunError, SourceError
-from deepen.formats.order import Order, appended_files, check_parents, row_of, source_of
+from deepen.formats.tokens.order import Order, appended_files, check_parents, row_of, source_of
 from deepen.mix.config import MixConfig
-from deepen.mix.mixture import open_supplies, read_mixture
-from deepen.mix.permutation import permuted, source_key
-from deepen.mix.remix import Change, remix
+from deepen.mix.order.mixture import open_supplies, read_mixture
+from deepen.mix.order.permutation import permuted, source_key
+from deepen.mix.order.remix import Change, remix
 from deepen.mix.stage import mix
 
 SOURCES = {

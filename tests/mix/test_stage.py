@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from deepen.errors import SourceError
-from deepen.formats.atomic import damage
+from deepen.formats.files.atomic import damage
 from deepen.formats.manifest import open_artifact
-from deepen.formats.megatron import IndexedDataset
-from deepen.formats.order import Order, begins_with, row_of, source_of
-from deepen.formats.packs import Packs
+from deepen.formats.tokens.megatron import IndexedDataset
+from deepen.formats.tokens.order import Order, begins_with, row_of, source_of
+from deepen.formats.tokens.packs import Packs
 from deepen.mix.config import MixConfig
 from deepen.mix.stage import mix
 

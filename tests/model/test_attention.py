@@ -7,10 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepen.errors import DeepenError
-from deepen.model.attention import check_isolation, leak
+from deepen.model.compute.attention import check_isolation, leak
 from deepen.model.config import Architecture, RandomInit, ResolvedBase
-from deepen.model.load import load_model
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model
 
 
 def random_model(architecture: str) -> LossModel:

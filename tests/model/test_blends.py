@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deepen.errors import DeepenError
-from deepen.model.blends import blend
-from deepen.model.load import unique_weights
+from deepen.model.weights.blends import blend
+from deepen.model.weights.load import unique_weights
 
 
 def model(seed: int, rows: int = 20, tied: bool = True) -> LlamaForCausalLM:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from deepen.errors import DeepenError
-from deepen.model import boundaries as module
-from deepen.model.attention import check_isolation, leak
-from deepen.model.boundaries import (
+from deepen.model.compute import boundaries as module
+from deepen.model.compute.attention import check_isolation, leak
+from deepen.model.compute.boundaries import (
     VARLEN,
     boundaries,
     masked_varlen_attention,
@@ -20,8 +20,8 @@ from deepen.model.boundaries import (
     use_attention,
     varlen_attention,
 )
-from deepen.model.loss import LossModel
-from deepen.model.precision import bf16_copies
+from deepen.model.compute.precision import bf16_copies
+from deepen.model.loss.model import LossModel
 from tests.model.test_packed import FAMILIES, model_of
 
 CPU = torch.device("cpu")
@@ -189,7 +189,7 @@ def leak_without_boundaries(model: LossModel) -> float:
 def test_what_cannot_use_boundaries_is_refused(family: str, wanted: Any) -> None:
     if family == "gpt2":
         from deepen.model.config import RandomInit, ResolvedBase
-        from deepen.model.load import load_model
+        from deepen.model.weights.load import load_model
 
         init = RandomInit(init="random", architecture="gpt2", hidden_size=16, layers=1, heads=2)
         model = LossModel(load_model(ResolvedBase("r", None, init, ""), vocabulary_size=61, seed=1))

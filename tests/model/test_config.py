@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from deepen.formats.architecture import architecture_from_config
 from deepen.model.config import BaseRun, BaseSetting, RandomInit, ResolvedBase
-from deepen.model.load import load_model
+from deepen.model.weights.load import load_model
 
 BASE = TypeAdapter[Any](BaseSetting)
 SMALL = {"init": "random", "hidden_size": 64, "layers": 2, "heads": 4}
@@ -50,6 +50,6 @@ def test_planned_parameters_are_the_models(architecture: str, tied: bool) -> Non
 
 def test_settings_and_stage_import_without_torch() -> None:
     rooms = "deepen.model.config, deepen.parallel.config, deepen.train.config, deepen.train.stage"
-    code = f"import sys, {rooms}, deepen.formats.checkpoints, deepen.train.batches\n"
+    code = f"import sys, {rooms}, deepen.formats.training.checkpoints, deepen.train.batches.read\n"
     code += "assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

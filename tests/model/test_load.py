@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from deepen.errors import DamageError, DeepenError
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model, load_tokenizer, load_weights, unique_weights
+from deepen.model.weights.load import load_model, load_tokenizer, load_weights, unique_weights
 
 INIT = RandomInit(init="random", hidden_size=16, layers=1, heads=2)
 RANDOM = ResolvedBase("random", None, INIT, "")

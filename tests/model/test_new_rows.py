@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepen.errors import DamageError, DeepenError
-from deepen.formats.extension import NEW_ROWS, Extension, NewToken, rows_for
+from deepen.formats.tokens.extension import NEW_ROWS, Extension, NewToken, rows_for
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model
 from deepen.model.new_rows import Init, near_zero_rows, new_rows, rows_line, sparsemax, write_new_rows
 from deepen.model.token_tables import token_tables
+from deepen.model.weights.load import load_model
 
 OLD = 50
 EXTENSION = Extension(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from deepen.model.attention import check_isolation
-from deepen.model.loss import LossModel
+from deepen.model.compute.attention import check_isolation
+from deepen.model.loss.model import LossModel
 
 SHAPE = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from deepen.model.compute.precision import allow_tf32, bf16_copies, keep_in_bf16
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model
-from deepen.model.loss import LossModel
-from deepen.model.precision import allow_tf32, bf16_copies, keep_in_bf16
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model
 
 BATCH = (torch.arange(48).view(2, 24) * 7 % 61, torch.arange(48).view(2, 24) * 5 % 61, torch.arange(24).expand(2, -1))
 

@@ -9,10 +9,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from deepen.errors import DeepenError
+from deepen.model.compute.recompute import Recompute, add_recompute, decoder_layers
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model
-from deepen.model.loss import LossModel
-from deepen.model.recompute import Recompute, add_recompute, decoder_layers
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model
 
 BATCH = (
     torch.arange(64).view(2, 32) * 7 % 61,

@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from deepen.evaluate.held_out import Encoded, likelihoods
-from deepen.formats.adapters import Adapters
+from deepen.evaluate.documents.windows import Encoded, likelihoods
+from deepen.formats.training.adapters import Adapters
 from deepen.model.adapters import add_adapters
-from deepen.model.loss import LossModel
+from deepen.model.compute.precision import keep_in_bf16
+from deepen.model.compute.recompute import add_recompute
+from deepen.model.loss.model import LossModel
 from deepen.model.neftune import add_noise
-from deepen.model.pieces import local_part
-from deepen.model.precision import keep_in_bf16
-from deepen.model.recompute import add_recompute
 from deepen.model.token_tables import token_tables
+from deepen.model.weights.pieces import local_part
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.process import set_up
-from deepen.train.groups import RowRate, freeze, rate_multiples
-from deepen.train.importance import clip_, fisher_diagonal, one_row, read_importance, write_importance
-from deepen.train.new_rows import RowHold
-from deepen.train.optimizer import build_optimizer
-from deepen.train.penalties import Penalties, anchors_of
+from deepen.train.retention.importance import clip_, fisher_diagonal, one_row, read_importance, write_importance
+from deepen.train.retention.penalties import Penalties, anchors_of
+from deepen.train.schedule.new_rows import RowHold
+from deepen.train.schedule.optimizer import build_optimizer
+from deepen.train.schedule.parts import RowRate, freeze, rate_multiples
 from deepen.train.step import Trainee, train_step
 from tests.parallel.networks import CONFIG, VOCABULARY, batch_of, network, trainee_of
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from deepen.model.generate import Decoding, generate
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
 from deepen.parallel.config import Compute, Mesh
-from deepen.parallel.full_precision import in_full_precision
 from deepen.parallel.process import set_up
+from deepen.parallel.shards.full_precision import in_full_precision
 from deepen.train.step import Trainee, train_step
 from tests.parallel.networks import batch_of, network, trainee_of
 

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from deepen.model.loss import IGNORED, LossModel
-from deepen.parallel.apply import spread
+from deepen.model.loss.chunked import IGNORED
+from deepen.model.loss.model import LossModel
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.process import Process, set_up
-from deepen.train.batches import Batch
+from deepen.parallel.spread import spread
+from deepen.train.batches.read import Batch
 from deepen.train.config import TrainConfig
-from deepen.train.learning_rate import PeakRate
-from deepen.train.optimizer import build_optimizer
+from deepen.train.schedule.learning_rate import PeakRate
+from deepen.train.schedule.optimizer import build_optimizer
 from deepen.train.step import Trainee, train_step
 
 VOCABULARY, LENGTH = 96, 32

@@ -14,21 +14,21 @@ import pyarrow as pa
 import torch
 
 from deepen.evaluate.config import EvaluateConfig
-from deepen.evaluate.in_loop import InLoop, in_loop_evaluator
-from deepen.evaluate.items import Outcome, table_of
+from deepen.evaluate.during_training.in_loop import InLoop, in_loop_evaluator
+from deepen.evaluate.items.tables import Outcome, table_of
 from deepen.evaluate.probes.item_probe import ItemProbe
 from deepen.evaluate.stage import baseline
-from deepen.formats.documents import Document, content_hash, document_id, write_documents
+from deepen.formats.documents.documents import Document, content_hash, document_id, write_documents
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, StageJob, open_artifact, read_manifest
-from deepen.formats.records import read_records
-from deepen.formats.scores import Score
+from deepen.formats.training.scores import Score
 from deepen.model.config import RandomInit, ResolvedBase
 from deepen.model.generate import Decoding, generate
-from deepen.model.load import load_model
-from deepen.model.loss import LossModel
-from deepen.parallel.apply import process_of, spread
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.process import set_up
+from deepen.parallel.spread import process_of, spread
 from tests.evaluate.conftest import artifact
 
 CPU = Compute(device="cpu", threads=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deepen.formats.checkpoints import list_checkpoints, verify
+from deepen.formats.training.checkpoints import list_checkpoints, verify
 from tests.parallel.runs import deepen, finish, losses, machine, marked, write_inputs
 
 pytestmark = pytest.mark.slow

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from deepen.parallel.config import Compute, Mesh
-from deepen.parallel.gradients import clip_spread
-from deepen.parallel.overlap import Overlap
 from deepen.parallel.process import set_up
+from deepen.parallel.shards.gradients import clip_spread
+from deepen.parallel.shards.overlap import Overlap
 from tests.parallel.gang import run_gang
 
 

@@ -10,13 +10,13 @@ import pytest
 
 from deepen.errors import RecipeError
 from deepen.model.config import RandomInit
+from deepen.parallel.axes.families import CONTEXT, TENSOR
 from deepen.parallel.config import Mesh
-from deepen.parallel.environment import first_host, read_environment
-from deepen.parallel.families import CONTEXT, TENSOR
 from deepen.parallel.mesh import Grid, coordinates, grid_of, groups_along, model_problems, num_processes, problems
+from deepen.parallel.processes.environment import first_host, read_environment
 from deepen.recipe.reading import load
-from deepen.train import layouts
 from deepen.train.config import TrainConfig
+from deepen.train.starting import mesh_limits as layouts
 
 CONFIG = RandomInit(
     init="random", hidden_size=48, layers=3, heads=6, kv_heads=3, intermediate_size=96, max_length=64
@@ -93,7 +93,7 @@ def test_families_without_a_plan_are_refused_but_may_be_sharded() -> None:
 def test_the_families_have_plans_that_we_know() -> None:
     from transformers import AutoConfig
 
-    from deepen.parallel.tensor import _PARTIAL, _STYLES
+    from deepen.parallel.axes.tensor import _PARTIAL, _STYLES
 
     for family in TENSOR:
         plan = AutoConfig.for_model(family).base_model_tp_plan

@@ -12,8 +12,8 @@ import pytest
 
 from deepen.errors import RecipeError, RunError
 from deepen.parallel.config import Launch, Mesh
-from deepen.parallel.gang import Gang
-from deepen.parallel.jobs import job_problems, processes_per_node, read_hosts
+from deepen.parallel.processes.gang import Gang
+from deepen.parallel.processes.jobs import job_problems, processes_per_node, read_hosts
 from tests.parallel.gang import free_port
 from tests.parallel.runs import deepen, end, finish, losses, machine, marked, started, wait_for_step, write_inputs
 
@@ -144,7 +144,7 @@ def test_host_files(tmp_path: Path) -> None:
 def test_who_waits_for_rank_0_learns_that_there_is_nothing_to_do() -> None:
     from torch.distributed import HashStore
 
-    from deepen.parallel.environment import Started
+    from deepen.parallel.processes.environment import Started
 
     store = HashStore()
     first, second = (Gang(Started(rank, 2, rank, 2, "localhost", 1), store) for rank in (0, 1))

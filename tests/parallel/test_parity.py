@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepen.parallel.families import TENSOR
+from deepen.parallel.axes.families import TENSOR
 from tests.parallel.gang import run_gang
 from tests.parallel.networks import Trained, train_tiny
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from deepen.formats.checkpoints import LAYOUT, OPTIMIZER, WEIGHTS, drop_optimizer, list_checkpoints, verify
-from deepen.model.load import load_weights
-from deepen.model.pieces import Box, StoredTensors
+from deepen.formats.training.checkpoints import LAYOUT, OPTIMIZER, WEIGHTS, drop_optimizer, list_checkpoints, verify
+from deepen.model.weights.load import load_weights
+from deepen.model.weights.pieces import Box, StoredTensors
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.process import set_up
-from deepen.train.checkpoint import Marks, load_checkpoint, snapshot_of
-from deepen.train.saving import Keeping, write_and_prune
-from deepen.train.sharded import Shards, owners
+from deepen.train.checkpoints.files import Keeping, Marks, load_checkpoint, snapshot_of
+from deepen.train.checkpoints.saving import write_and_prune
+from deepen.train.checkpoints.sharded import Shards, owners
 from deepen.train.step import Trainee, train_step
 from tests.parallel.gang import run_gang
 from tests.parallel.networks import batch_of, network, trainee_of
@@ -171,9 +171,9 @@ def test_boxes_that_several_hold_are_shared_out() -> None:
 
 def test_any_box_is_put_together_from_any_pieces(tmp_path: Path) -> None:
     """Against indexing: a 7 x 5 tensor cut unevenly in both directions."""
-    from deepen.formats.atomic import write_json
-    from deepen.model.pieces import Described, Piece, layout_of
-    from deepen.model.tensor_files import write_tensors
+    from deepen.formats.files.atomic import write_json
+    from deepen.model.weights.pieces import Described, Piece, layout_of
+    from deepen.model.weights.tensor_files import write_tensors
 
     tensor = torch.arange(35.0).view(7, 5)
     rows, columns, pieces = (0, 3, 4, 7), (0, 2, 5), []

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import torch
 
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import StageJob
-from deepen.formats.records import read_records
-from deepen.formats.scores import Score
+from deepen.formats.training.scores import Score
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
+from deepen.parallel.axes.rows import NO_ROW, rows_of
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.process import Process
-from deepen.parallel.rows import NO_ROW, rows_of
 from deepen.settings import Amount, Interval
 from deepen.train import step as step_module
-from deepen.train.batches import Batch
+from deepen.train.batches.read import Batch
+from deepen.train.beside.hooks import Watch
 from deepen.train.config import TrainConfig
 from deepen.train.stage import train
 from deepen.train.step import Trainee
-from deepen.train.watch import Watch
 from tests.parallel.gang import run_gang
 from tests.train.conftest import LENGTH, ROWS, make_inputs
 
@@ -122,7 +122,7 @@ def test_many_processes_make_the_run_of_one(
 
 
 def test_rows_are_dealt_out_once_and_evenly() -> None:
-    from deepen.parallel.rows import deal
+    from deepen.parallel.axes.rows import deal
 
     for num_rows in range(1, 12):
         for num_shares in range(1, 6):

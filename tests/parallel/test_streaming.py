@@ -12,18 +12,18 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from deepen.formats.extension import NEW_ROWS
 from deepen.formats.manifest import StageJob
+from deepen.formats.tokens.extension import NEW_ROWS
 from deepen.model.config import ResolvedBase
-from deepen.model.load import load_model
-from deepen.model.loss import LossModel, check_loss
-from deepen.model.pieces import local_box, local_part
-from deepen.model.streaming import can_stream, placeholders, sibling, stream_weights
-from deepen.model.tensor_files import write_tensors
-from deepen.parallel.apply import spread
+from deepen.model.loss.model import LossModel, check_loss
+from deepen.model.weights.load import load_model
+from deepen.model.weights.pieces import local_box, local_part
+from deepen.model.weights.streaming import can_stream, placeholders, sibling, stream_weights
+from deepen.model.weights.tensor_files import write_tensors
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.process import set_up
-from deepen.train.streamed import checked_in_place_of, fill_in
+from deepen.parallel.spread import spread
+from deepen.train.starting.streamed_model import checked_in_place_of, fill_in
 from tests.parallel.gang import run_gang
 from tests.parallel.networks import VOCABULARY, batch_of, network
 

@@ -8,7 +8,7 @@ import pytest
 
 from deepen.errors import RecipeError
 from deepen.recipe.reading import load
-from deepen.train import methods
+from deepen.train.schedule import methods
 
 RECIPE = """\
 name: wrong

@@ -9,7 +9,7 @@ import pytest
 from deepen.errors import RecipeError
 from deepen.parallel.config import Mesh
 from deepen.recipe.reading import load
-from deepen.train import layouts
+from deepen.train.starting import mesh_limits as layouts
 
 RECIPE = """\
 name: held

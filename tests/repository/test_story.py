@@ -107,8 +107,8 @@ LIGHT = [
     "import deepen",
     "from deepen.cli import main; import sys; sys.argv = ['deepen', '--help']; main()",
     "from deepen.cli import main; import sys; sys.argv = ['deepen', 'explain', 'train']; main()",
-    "import deepen.recipe.reading, deepen.plan.estimate, deepen.workflow.lineage, deepen.workflow.account",
-    "import deepen.workflow.verify, deepen.workflow.show, deepen.workflow.batches, deepen.board.report",
+    "import deepen.recipe.reading, deepen.plan.estimate, deepen.runs.lineage, deepen.runs.account",
+    "import deepen.runs.verify, deepen.runs.show.artifact, deepen.runs.order.rows, deepen.board.report",
     "import deepen.workflow.run, deepen.ingest.stage, deepen.curate.stage, deepen.mix.stage, deepen.select.stage",
 ]
 

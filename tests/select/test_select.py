@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepen.errors import RunError
+from deepen.formats.files.records import write_records
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
-from deepen.formats.records import write_records
-from deepen.formats.scores import BlendPart, Candidate, CheckpointScores, Choice, Score
+from deepen.formats.training.scores import BlendPart, Candidate, CheckpointScores, Choice, Score
 from deepen.select.config import RULES, BestNewWithinBudget, Composite, Last, ParetoKnee, SelectRule
 from deepen.select.stage import candidates_of, chosen, dominates, select, side_by_side
 

@@ -7,10 +7,10 @@ import gigatoken
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from deepen.formats.documents import Document, document_id, write_documents
+from deepen.formats.documents.documents import Document, document_id, write_documents
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.tokenize.vocabulary import train_tokenizer
+from deepen.tokenize.vocabulary.tokenizer import train_tokenizer
 
 MakeJob = Callable[..., StageJob]
 

@@ -27,7 +27,7 @@ def encoded(monkeypatch):
 
 def with_hashes(job):
     """The job, with the hashes of its documents in the manifest of curate, as curate writes them."""
-    from deepen.formats.atomic import entry_of
+    from deepen.formats.files.atomic import entry_of
 
     curate = job.inputs["curate"]
     entries = tuple(entry_of(path, curate.path) for path in sorted(curate.path.rglob("*.parquet")))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from deepen.formats.yaml_text import YamlText
+from deepen.formats.files.yaml_text import YamlText
 from deepen.model.config import RandomInit
 from deepen.recipe.checks import Sections, check
 from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig, TrainVocabulary, problems

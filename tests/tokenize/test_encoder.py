@@ -16,7 +16,7 @@ from deepen.tokenize import encoder as encoder_module
 from deepen.tokenize.encoder import Encoder, choose_boundary, choose_encoder
 from deepen.tokenize.parts import CHECK_CHARACTERS, Sampled, first_differing
 from deepen.tokenize.pieces import cut
-from deepen.tokenize.vocabulary import keep_tokenizer, read_vocabulary
+from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer, read_vocabulary
 
 from .conftest import NOTES, PAPERS, write_base
 

@@ -16,18 +16,18 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from deepen.errors import DeepenError
-from deepen.formats.extension import read_extension
-from deepen.formats.megatron import IndexedDataset
-from deepen.formats.new_token_counts import read_new_token_counts
+from deepen.formats.tokens.extension import read_extension
+from deepen.formats.tokens.megatron import IndexedDataset
+from deepen.formats.tokens.new_token_counts import read_new_token_counts
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model
-from deepen.tokenize.base_model import BaseModel
+from deepen.model.weights.load import load_model
 from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig
-from deepen.tokenize.extend import changes, extended, extension_of, prove_grown, write_grown
-from deepen.tokenize.given_words import grow_by_words, read_words
-from deepen.tokenize.growth import Growth, grow
 from deepen.tokenize.stage import tokenize
-from deepen.tokenize.vocabulary import keep_tokenizer
+from deepen.tokenize.vocabulary.base_model import BaseModel
+from deepen.tokenize.vocabulary.extend import changes, extended, extension_of, prove_grown, write_grown
+from deepen.tokenize.vocabulary.given_words import grow_by_words, read_words
+from deepen.tokenize.vocabulary.growth import Growth, grow
+from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer
 
 from .conftest import NOTES, PAPERS
 

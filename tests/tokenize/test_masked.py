@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from deepen.tokenize.conversations.masked import MaskCounts, TurnEncoder, frame_flags
+from deepen.tokenize.conversations.templates import BUILT_IN, Template, choose_template
 from deepen.tokenize.encoder import Encoder
-from deepen.tokenize.masked import MaskCounts, TurnEncoder, frame_flags
 from deepen.tokenize.parts import frame
-from deepen.tokenize.templates import BUILT_IN, Template, choose_template
-from deepen.tokenize.vocabulary import keep_tokenizer, read_vocabulary
+from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer, read_vocabulary
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from deepen.formats.architecture import architecture_from_config
-from deepen.tokenize.base_model import BaseModel
 from deepen.tokenize.config import TokenizeConfig
-from deepen.tokenize.growth import Growth
-from deepen.tokenize.report import EXPOSURES, Report, Sample, cost_of, measure, report_of
-from deepen.tokenize.report_text import rendered
 from deepen.tokenize.stage import tokenize
+from deepen.tokenize.vocabulary.base_model import BaseModel
+from deepen.tokenize.vocabulary.growth import Growth
+from deepen.tokenize.vocabulary.report import EXPOSURES, Report, Sample, cost_of, measure, report_of
+from deepen.tokenize.vocabulary.report_text import rendered
 
 from .conftest import NOTES, PAPERS
 
@@ -57,7 +57,7 @@ def test_what_costs_twice_the_english_is_extended(byte_level) -> None:
 
 
 def test_english_is_kept(byte_level, monkeypatch) -> None:
-    monkeypatch.setattr("deepen.tokenize.report.HIGH_FERTILITY", 9.0)  # 300 tokens hold little English
+    monkeypatch.setattr("deepen.tokenize.vocabulary.report.HIGH_FERTILITY", 9.0)  # 300 tokens hold little English
     found = report(byte_level, Sample("papers", "domain", "en", ENGLISH))
     assert (found.verdict, found.english, found.gains, found.cost) == ("keep", "papers", {}, {})
 
@@ -106,8 +106,8 @@ def test_a_vocabulary_that_is_no_bpe_has_no_report(make_job, word_level, capsys)
 
 
 def test_the_sample_is_small_even_and_the_same(tmp_path: Path) -> None:
-    from deepen.formats.documents import Document, write_documents
-    from deepen.tokenize.samples import sample_source
+    from deepen.formats.documents.documents import Document, write_documents
+    from deepen.tokenize.vocabulary.samples import sample_source
 
     documents = [Document(str(at), f"text {at} " * 9, "s", language="en" if at % 2 else "de") for at in range(4000)]
     write_documents(tmp_path / "s-00000.parquet", documents, tmp_path)

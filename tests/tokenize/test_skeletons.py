@@ -2,9 +2,9 @@
 
 import pytest
 
-from deepen.tokenize.skeletons import Mark, Marks, Run, make_skeleton, without_template
-from deepen.tokenize.templates import BUILT_IN, RefusedError, Template
-from deepen.tokenize.vocabulary import Vocabulary
+from deepen.tokenize.conversations.skeletons import Mark, Marks, Run, make_skeleton, without_template
+from deepen.tokenize.conversations.templates import BUILT_IN, RefusedError, Template
+from deepen.tokenize.vocabulary.tokenizer import Vocabulary
 
 MARKS = Marks({"<s>": 1, "</s>": 2, "<|u|>": 3, "<|a|>": 4, "<|e|>": 5}, frozenset(), frozenset({"<|e|>"}))
 TOKENS = (("bos_token", "<s>"), ("eos_token", "</s>"))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from deepen.errors import DeepenError, SourceError
-from deepen.formats.atomic import damage
-from deepen.formats.document_ids import read_document_ids
-from deepen.formats.documents import document_id
+from deepen.formats.documents.document_ids import read_document_ids
+from deepen.formats.documents.documents import document_id
+from deepen.formats.files.atomic import damage
 from deepen.formats.manifest import open_artifact
-from deepen.formats.megatron import IndexedDataset
+from deepen.formats.tokens.megatron import IndexedDataset
 from deepen.tokenize import parts as parts_module
 from deepen.tokenize.config import TokenizeConfig, TrainVocabulary
 from deepen.tokenize.parts import num_words, slices_of
@@ -195,7 +195,7 @@ def test_a_tokenizer_that_cannot_end_a_document_is_refused(make_job, byte_level,
 
 def test_large_vocabularies_are_stored_in_four_bytes(make_job, byte_level, tmp_path: Path) -> None:
     from deepen.tokenize.parts import frame
-    from deepen.tokenize.vocabulary import Vocabulary
+    from deepen.tokenize.vocabulary.tokenizer import Vocabulary
 
     small, large = (frame(np.array([5, 6]), np.array([2, 0]), Vocabulary(size, 1, 3))[0] for size in (65_499, 65_500))
     assert (small.dtype, large.dtype) == (np.dtype("<u2"), np.dtype("<i4"))

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from deepen.errors import DeepenError, SourceError
-from deepen.formats.atomic import damage
-from deepen.formats.document_ids import read_document_ids
-from deepen.formats.documents import Document, Span, document_id, roles_in, write_documents
+from deepen.formats.documents.document_ids import read_document_ids
+from deepen.formats.documents.documents import Document, Span, document_id, roles_in, write_documents
+from deepen.formats.files.atomic import damage
 from deepen.formats.manifest import open_artifact
-from deepen.formats.megatron import IndexedDataset
-from deepen.formats.trained import TrainedMask, trained_path
+from deepen.formats.tokens.megatron import IndexedDataset
+from deepen.formats.tokens.trained import TrainedMask, trained_path
 from deepen.tokenize.config import TokenizeConfig
+from deepen.tokenize.conversations.masked import MaskCounts, TurnEncoder
+from deepen.tokenize.conversations.templates import BUILT_IN, Template
 from deepen.tokenize.encoder import Encoder
-from deepen.tokenize.masked import MaskCounts, TurnEncoder
 from deepen.tokenize.stage import tokenize
-from deepen.tokenize.templates import BUILT_IN, Template
-from deepen.tokenize.vocabulary import read_vocabulary
+from deepen.tokenize.vocabulary.tokenizer import read_vocabulary
 
 from .test_stage import files, stop_after_one_part
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deepen.errors import DeepenError
 from deepen.tokenize.parts import num_words
-from deepen.tokenize.vocabulary import keep_tokenizer, sampled, train_tokenizer
+from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer, sampled, train_tokenizer
 
 from .conftest import NOTES, PAPERS
 

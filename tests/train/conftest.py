@@ -11,20 +11,20 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from deepen.formats.document_ids import pack_ids
-from deepen.formats.documents import document_id
+from deepen.formats.documents.document_ids import pack_ids
+from deepen.formats.documents.documents import document_id
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
-from deepen.formats.megatron import IndexedDatasetWriter
-from deepen.formats.order import Segment, Segments, row_ids, write_order, write_segments
-from deepen.formats.packs import write_packs
-from deepen.formats.records import read_records
-from deepen.formats.scores import Score
+from deepen.formats.tokens.megatron import IndexedDatasetWriter
+from deepen.formats.tokens.order import Segment, Segments, row_ids, write_order, write_segments
+from deepen.formats.tokens.packs import write_packs
+from deepen.formats.training.scores import Score
 from deepen.model.config import RandomInit, ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
+from deepen.train.beside.hooks import Watch
 from deepen.train.config import TrainConfig
 from deepen.train.stage import train
-from deepen.train.watch import Watch
 
 VOCABULARY = 97
 LENGTH = 16

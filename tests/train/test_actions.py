@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from deepen.errors import RunError
-from deepen.formats.decisions import Decision, Ledger, open_ledger, read_decisions
-from deepen.formats.order import Order, Segment, Segments, row_ids, source_of, write_order, write_segments
-from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.formats.files.records import read_records
+from deepen.formats.tokens.order import Order, Segment, Segments, row_ids, source_of, write_order, write_segments
+from deepen.formats.training.decisions import Decision, Ledger, open_ledger, read_decisions
+from deepen.formats.training.scores import CheckpointScores, Score
 from deepen.settings import Amount, Interval
-from deepen.train import actions
-from deepen.train.resolved import prepare_continuation
-from deepen.train.watch import Watch
+from deepen.train.beside.hooks import Watch
+from deepen.train.faults import actions
+from deepen.train.starting.resolved import prepare_continuation
 from tests.train.conftest import CrashError, read_metrics, read_tensors
 
 Run = Callable[..., Any]
@@ -104,7 +104,8 @@ POINTS = ["decided", "set aside", "loaded", "passed over", "saved"]
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, point: str) -> None:
     """The process ends at this point of the first decision that is carried out."""
-    from deepen.train import deciding, loop
+    from deepen.train import loop
+    from deepen.train.faults import settle as deciding
 
     def crash(*_args: Any, **_named: Any) -> Any:
         raise CrashError

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from deepen.formats.manifest import Artifact
-from deepen.formats.order import row_of, source_of
-from deepen.train.batches import IGNORED, Batches
-from deepen.train.counts import SourceCounts, count_batch
+from deepen.formats.tokens.order import row_of, source_of
+from deepen.train.batches.counts import SourceCounts, count_batch
+from deepen.train.batches.read import IGNORED, Batches
 
 
 @pytest.fixture

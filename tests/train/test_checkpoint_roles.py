@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deepen.errors import RunError
-from deepen.formats.checkpoints import (
+from deepen.formats.training.checkpoints import (
     CheckpointManifest,
     checkpoint_before,
     drop_optimizer,
@@ -16,10 +16,10 @@ from deepen.formats.checkpoints import (
     read_checkpoint,
     verify,
 )
-from deepen.formats.roles import candidates, role_records, roles
-from deepen.formats.scores import Ability, Score
+from deepen.formats.training.roles import candidates, role_records, roles
+from deepen.formats.training.scores import Ability, Score
 from deepen.settings import Amount, Interval
-from deepen.train.watch import Watch
+from deepen.train.beside.hooks import Watch
 from tests.train.conftest import read_metrics, read_tensors
 
 Run = Callable[..., Any]
@@ -193,7 +193,7 @@ def test_a_way_back_is_the_newest_intact_one_before_and_good_if_asked(
 
 
 def test_branch_refuses_weights_alone(run: Run, settings: Configure, tmp_path: Path) -> None:
-    from deepen.workflow.branch import _checkpoint
+    from deepen.workflow.commands.branch import _checkpoint
 
     run(settings(save={"every": "4 steps", "milestones": None}))
     drop_optimizer(list_checkpoints(tmp_path / "train/checkpoints")[0])

@@ -12,13 +12,13 @@ import torch
 from safetensors import safe_open
 
 from deepen.errors import DeepenError
-from deepen.formats.records import read_records
-from deepen.model import boundaries, recompute
+from deepen.formats.files.records import read_records
+from deepen.model.compute import boundaries, recompute
 from deepen.parallel import kernels
 from deepen.parallel.config import Compute
 from deepen.parallel.kernels import compiles
 from deepen.parallel.process import Process
-from deepen.train.optimizer import StochasticAdamW
+from deepen.train.schedule.optimizer import StochasticAdamW
 from tests.train.conftest import read_metrics, read_tensors
 
 Run = Callable[..., Any]

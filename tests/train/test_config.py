@@ -7,7 +7,15 @@ from pydantic import ValidationError
 
 from deepen.settings import parse_interval
 from deepen.train.config import TrainConfig, num_steps, problems, rows_per_batch
-from deepen.train.learning_rate import BASE_FINALS, BASE_PEAKS, BaseRates, PeakRate, parse_rate, published, resolve_peak
+from deepen.train.schedule.learning_rate import (
+    BASE_FINALS,
+    BASE_PEAKS,
+    BaseRates,
+    PeakRate,
+    parse_rate,
+    published,
+    resolve_peak,
+)
 
 GOOD: dict[str, Any] = {"tokens": "10k tokens", "batch_tokens": 1000, "learning_rate": 3e-5}
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from deepen.errors import RunError
-from deepen.formats.checkpoints import list_checkpoints
-from deepen.train.resolved import prepare_continuation, read_resolved
+from deepen.formats.training.checkpoints import list_checkpoints
+from deepen.train.starting.resolved import prepare_continuation, read_resolved
 from tests.train.conftest import read_metrics, read_tensors
 
 Configure = Callable[..., Any]

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from deepen.errors import TrainingError
-from deepen.formats.decisions import Decision, read_decisions
+from deepen.formats.training.decisions import Decision, read_decisions
 from deepen.settings import Amount, Interval
-from deepen.train.divergence import Divergence, LossTrend, divergence_actions
-from deepen.train.loop import Progress
-from deepen.train.watch import Watch
+from deepen.train.beside.hooks import Watch
+from deepen.train.faults.divergence import Divergence, LossTrend
+from deepen.train.faults.settle import divergence_actions
+from deepen.train.run import Progress
 from tests.train.conftest import CrashError, read_metrics, read_tensors
 
 Configure = Callable[..., Any]

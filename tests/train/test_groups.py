@@ -11,10 +11,11 @@ from deepen.errors import TrainingError
 from deepen.formats.manifest import StageJob
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
-from deepen.train.groups import RowRate
-from deepen.train.interrupt import StopRequest
-from deepen.train.loop import Run, training_steps
-from deepen.train.setup import prepare_run
+from deepen.train.beside.interrupt import StopRequest
+from deepen.train.loop import training_steps
+from deepen.train.run import Run
+from deepen.train.schedule.parts import RowRate
+from deepen.train.starting.build import prepare_run
 from tests.train.test_resume import EVERY_TWO, same_result
 
 Configure = Callable[..., Any]

@@ -12,19 +12,21 @@ from typing import Any
 import pytest
 
 from deepen.errors import DamageError, TrainingError
-from deepen.formats.checkpoints import list_checkpoints, read_checkpoint
-from deepen.formats.decisions import Decision, read_decisions
-from deepen.formats.records import append_record, read_records
-from deepen.formats.roles import candidates
-from deepen.formats.scores import SCORES, CheckpointScores, Score
-from deepen.formats.watched import WatchedScores, identity_of
+from deepen.formats.files.records import append_record, read_records
+from deepen.formats.training.checkpoints import list_checkpoints, read_checkpoint
+from deepen.formats.training.decisions import Decision, read_decisions
+from deepen.formats.training.roles import candidates
+from deepen.formats.training.scores import SCORES, CheckpointScores, Score
+from deepen.formats.training.scores_beside import WatchedScores, identity_of
 from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
-from deepen.train import actions, deciding, lagging
-from deepen.train.interrupt import StoppedError, StopRequest
-from deepen.train.room import room_needed
-from deepen.train.setup import prepare_run
-from deepen.train.watch import Lag, Watch
+from deepen.train.beside import late_scores as lagging
+from deepen.train.beside.hooks import Lag, Watch
+from deepen.train.beside.interrupt import StoppedError, StopRequest
+from deepen.train.checkpoints.disk_room import room_needed
+from deepen.train.faults import actions
+from deepen.train.faults import settle as deciding
+from deepen.train.starting.build import prepare_run
 from tests.train.conftest import CrashError, read_metrics, read_tensors
 
 Run = Callable[..., Any]

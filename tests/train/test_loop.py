@@ -10,18 +10,19 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from deepen.errors import RunError, TrainingError
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, StageJob
-from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores, Score
+from deepen.formats.training.scores import CheckpointScores, Score
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
-from deepen.train.batches import Batches
-from deepen.train.interrupt import StopRequest
-from deepen.train.loop import Run, training_steps
-from deepen.train.setup import prepare_run
+from deepen.train.batches.read import Batches
+from deepen.train.beside.hooks import Watch
+from deepen.train.beside.interrupt import StopRequest
+from deepen.train.loop import training_steps
+from deepen.train.run import Run
+from deepen.train.starting.build import prepare_run
 from deepen.train.step import train_step
-from deepen.train.watch import Watch
 from tests.train.conftest import read_metrics
 
 Configure = Callable[..., Any]
@@ -158,7 +159,7 @@ def test_scored_models_are_kept_and_their_scores_written(run: Any, settings: Con
 def test_holes_of_the_order_are_passed_over(prepare: Callable[..., Run]) -> None:
     from dataclasses import replace
 
-    from deepen.formats.order import Hole
+    from deepen.formats.tokens.order import Hole
 
     run = prepare()
     order = replace(run.batches.order, holes=(Hole(first_batch=1, num_batches=3),))

@@ -8,13 +8,13 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from deepen.formats.manifest import Artifact, StageJob
-from deepen.formats.megatron import IndexedDataset
-from deepen.formats.trained import trained_path
+from deepen.formats.tokens.megatron import IndexedDataset
+from deepen.formats.tokens.trained import trained_path
 from deepen.parallel.config import Compute
-from deepen.train.batches import IGNORED, Batches
-from deepen.train.counts import SourceCounts, count_batch
-from deepen.train.setup import prepare_run
+from deepen.train.batches.counts import SourceCounts, count_batch
+from deepen.train.batches.read import IGNORED, Batches
 from deepen.train.stage import train
+from deepen.train.starting.build import prepare_run
 from deepen.train.step import train_step
 
 

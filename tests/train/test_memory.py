@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from deepen.errors import TrainingError
-from deepen.formats.decisions import read_decisions
+from deepen.formats.training.decisions import read_decisions
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
+from deepen.model.weights.load import load_model
 from deepen.parallel.config import Compute
-from deepen.train.memory import is_out_of_memory
-from deepen.train.watch import Watch
+from deepen.train.beside.hooks import Watch
+from deepen.train.faults.memory import is_out_of_memory
 from tests.train.conftest import CrashError, read_metrics, read_tensors
 
 Configure = Callable[..., Any]
@@ -114,7 +114,7 @@ import resource, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from deepen.formats.manifest import StageJob
-from deepen.formats.order import Segment, Segments, row_ids, write_order, write_segments
+from deepen.formats.tokens.order import Segment, Segments, row_ids, write_order, write_segments
 import numpy as np
 from tests.train import conftest
 from deepen.train import setup

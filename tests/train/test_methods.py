@@ -12,19 +12,20 @@ import torch
 from safetensors.torch import load_file
 
 from deepen.errors import DamageError, DeepenError, TrainingError
-from deepen.evaluate.subject import open_run_model, put_weights
-from deepen.formats.adapters import Adapters, read_adapters
-from deepen.formats.checkpoints import list_checkpoints
+from deepen.evaluate.models.subject import open_run_model, put_weights
 from deepen.formats.manifest import Artifact, StageJob
+from deepen.formats.training.adapters import Adapters, read_adapters
+from deepen.formats.training.checkpoints import list_checkpoints
 from deepen.model.adapters import add_adapters, merge_adapters
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model
+from deepen.model.weights.load import load_model
 from deepen.parallel.config import Compute
-from deepen.train.interrupt import StopRequest
-from deepen.train.loop import Run, training_steps
-from deepen.train.methods import Full, Lora, Plans, Start
-from deepen.train.setup import prepare_run
-from deepen.train.start import check_objective
+from deepen.train.beside.interrupt import StopRequest
+from deepen.train.loop import training_steps
+from deepen.train.run import Run
+from deepen.train.schedule.methods import Full, Lora, Plans, Start
+from deepen.train.starting.build import prepare_run
+from deepen.train.starting.model import check_objective
 from deepen.train.step import train_step
 from tests.train.conftest import VOCABULARY, artifact
 from tests.train.test_resume import EVERY_TWO, same_result

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deepen.model.load import load_run_model
+from deepen.model.weights.load import load_run_model
 from tests.train.conftest import read_metrics
 
 Run = Callable[..., Any]
@@ -20,7 +20,7 @@ STEPS = 20
 @pytest.fixture
 def in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights in fp64, so that only the order of additions is left of any difference."""
-    monkeypatch.setattr("deepen.train.start.load_run_model", lambda *a, **k: load_run_model(*a, **k).double())
+    monkeypatch.setattr("deepen.train.starting.model.load_run_model", lambda *a, **k: load_run_model(*a, **k).double())
 
 
 def test_a_run_resumed_three_times_with_other_micro_batches_is_the_same(

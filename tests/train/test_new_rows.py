@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepen.formats.extension import NEW_ROWS, Extension, NewToken
 from deepen.formats.manifest import Artifact, StageJob
+from deepen.formats.tokens.extension import NEW_ROWS, Extension, NewToken
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model, load_run_model, unique_weights
 from deepen.model.new_rows import write_new_rows
+from deepen.model.weights.load import load_model, load_run_model, unique_weights
 from deepen.train.config import TrainConfig, problems
-from deepen.train.new_rows import NewRowsFirst
-from deepen.train.resolved import prepare_continuation, read_resolved
-from deepen.train.schedules import Shape
+from deepen.train.schedule.new_rows import NewRowsFirst
+from deepen.train.schedule.schedules import Shape
+from deepen.train.starting.resolved import prepare_continuation, read_resolved
 from tests.train.conftest import LENGTH, ROWS, VOCABULARY, make_inputs, read_metrics, read_tensors
 
 OLD = 80

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model
-from deepen.train import optimizer as optimizer_module
+from deepen.model.weights.load import load_model
 from deepen.train.config import TrainConfig
-from deepen.train.optimizer import (
+from deepen.train.schedule import optimizer as optimizer_module
+from deepen.train.schedule.optimizer import (
     StochasticAdamW,
     build_optimizer,
     clip_gradients,

@@ -19,8 +19,8 @@ from deepen.model.config import RandomInit, ResolvedBase
 from deepen.parallel.config import Compute, Mesh
 from deepen.settings import Settings
 from deepen.train.config import TrainConfig
-from deepen.train.divergence import Divergence, LossTrend
-from deepen.train.spikes import RecentSteps, SkipSpikes, spike
+from deepen.train.faults.divergence import Divergence, LossTrend
+from deepen.train.faults.spikes import RecentSteps, SkipSpikes, spike
 from tests.train.conftest import LENGTH, ROWS, read_metrics, read_tensors
 
 ROOT = Path(__file__).parents[2]

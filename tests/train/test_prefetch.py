@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact
-from deepen.formats.records import read_records
 from deepen.model.config import RandomInit, ResolvedBase
 from deepen.parallel.config import Compute
-from deepen.train.batches import Batch, Batches
-from deepen.train.prefetch import Prefetch
+from deepen.train.batches.prefetch import Prefetch
+from deepen.train.batches.read import Batch, Batches
 from tests.train.conftest import read_metrics, read_tensors
 
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from deepen.errors import RunError, TrainingError
-from deepen.formats.checkpoints import list_checkpoints, newest_intact, verify
-from deepen.formats.records import read_records
-from deepen.formats.scores import Score
+from deepen.formats.files.records import read_records
+from deepen.formats.training.checkpoints import list_checkpoints, newest_intact, verify
+from deepen.formats.training.scores import Score
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.model.load import load_model
+from deepen.model.weights.load import load_model
 from deepen.settings import Amount, Interval
-from deepen.train.interrupt import StoppedError
-from deepen.train.watch import Watch
+from deepen.train.beside.hooks import Watch
+from deepen.train.beside.interrupt import StoppedError
 from tests.train.conftest import read_metrics, read_tensors
 
 Run = Callable[..., Any]

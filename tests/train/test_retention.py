@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from deepen.errors import DamageError, TrainingError
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, StageJob
-from deepen.formats.records import read_records
-from deepen.model.closeness import compare_with
-from deepen.model.loss import LossModel
+from deepen.model.loss.base_comparison import compare_with
+from deepen.model.loss.model import LossModel
 from deepen.parallel.config import Compute
 from deepen.parallel.process import set_up
-from deepen.train.importance import clip_, fisher_diagonal, one_row
-from deepen.train.penalties import Penalties, anchors_of
-from deepen.train.setup import prepare_run
+from deepen.train.retention.importance import clip_, fisher_diagonal, one_row
+from deepen.train.retention.penalties import Penalties, anchors_of
+from deepen.train.starting.build import prepare_run
 from deepen.train.step import gradients, train_step
 from tests.parallel.networks import batch_of, network, trainee_of
 from tests.train.conftest import ROWS, CrashError, read_metrics, read_tensors
@@ -157,7 +157,7 @@ def test_divergence_is_that_of_whole_logits_and_leaves_the_loss_alone() -> None:
 
 
 def test_divergence_in_chunks_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from deepen.model import loss_kernels
+    from deepen.model.loss import kernels as loss_kernels
 
     base, model = LossModel(network("llama")).eval(), LossModel(network("llama"))
     model.model.get_output_embeddings().weight.data *= 1.1

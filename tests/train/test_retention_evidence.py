@@ -16,15 +16,15 @@ import torch
 import zstandard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deepen.model.loss import LossModel
+from deepen.model.loss.model import LossModel
 from deepen.parallel.config import Compute
 from deepen.parallel.process import set_up
-from deepen.train.batches import IGNORED, Batch
+from deepen.train.batches.read import IGNORED, Batch
 from deepen.train.config import TrainConfig
-from deepen.train.importance import clip_, fisher_diagonal, one_row
-from deepen.train.learning_rate import PeakRate
-from deepen.train.optimizer import build_optimizer
-from deepen.train.penalties import Penalties, anchors_of
+from deepen.train.retention.importance import clip_, fisher_diagonal, one_row
+from deepen.train.retention.penalties import Penalties, anchors_of
+from deepen.train.schedule.learning_rate import PeakRate
+from deepen.train.schedule.optimizer import build_optimizer
 from deepen.train.step import Trainee, train_step
 
 STEPS, LENGTH = 40, 128

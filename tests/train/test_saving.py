@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from deepen.errors import TrainingError
-from deepen.formats.records import read_records
+from deepen.formats.files.records import read_records
 from deepen.parallel.config import Compute
-from deepen.train import saving, staging
-from deepen.train.checkpoint import Marks, Snapshot
-from deepen.train.optimizer import StochasticAdamW
-from deepen.train.saving import Saver
-from deepen.train.watch import Watch
+from deepen.train.beside.hooks import Watch
+from deepen.train.checkpoints import copying as staging
+from deepen.train.checkpoints import saving
+from deepen.train.checkpoints.files import Marks, Snapshot
+from deepen.train.checkpoints.saving import Saver
+from deepen.train.schedule.optimizer import StochasticAdamW
 from tests.train.conftest import read_metrics, read_tensors
 
 Run = Callable[..., Any]
@@ -227,7 +228,7 @@ sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from deepen.formats.manifest import StageJob
 from deepen.train import checkpoint
-from deepen.train.watch import Watch
+from deepen.train.beside.hooks import Watch
 from tests.train import conftest
 write_tensors, begun = checkpoint.write_tensors, threading.Event()
 def write_half(path, tensors):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepen.settings import parse_amount
-from deepen.train.schedules import Constant, Cosine, Infinite, Linear, Schedule, Shape, WarmupStableDecay
+from deepen.train.schedule.schedules import Constant, Cosine, Infinite, Linear, Schedule, Shape, WarmupStableDecay
 
 
 def rates(schedule: Schedule, total_steps: int) -> list[float]:

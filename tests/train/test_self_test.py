@@ -9,21 +9,22 @@ import pytest
 import torch
 
 from deepen.errors import TrainingError
-from deepen.formats.checkpoints import list_checkpoints
-from deepen.formats.scores import Score
+from deepen.formats.training.checkpoints import list_checkpoints
+from deepen.formats.training.scores import Score
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
-from deepen.train import room as room_module
-from deepen.train import self_test as tested
-from deepen.train.checkpoint import Marks, snapshot_of
+from deepen.train.beside.hooks import Watch
+from deepen.train.beside.interrupt import StopRequest
+from deepen.train.checkpoints import disk_room as room_module
+from deepen.train.checkpoints import self_test as tested
+from deepen.train.checkpoints.disk_room import Room, check_room, room_needed
+from deepen.train.checkpoints.files import Marks, snapshot_of
+from deepen.train.checkpoints.self_test import digests, self_test
 from deepen.train.config import Save
-from deepen.train.interrupt import StopRequest
-from deepen.train.loop import Run, training_steps
-from deepen.train.room import Room, check_room, room_needed
-from deepen.train.self_test import digests, self_test
-from deepen.train.setup import prepare_run
-from deepen.train.watch import Watch
+from deepen.train.loop import training_steps
+from deepen.train.run import Run
+from deepen.train.starting.build import prepare_run
 from tests.train.conftest import read_tensors
 
 Prepare = Callable[..., Run]

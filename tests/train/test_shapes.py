@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from deepen.formats.manifest import Artifact, StageJob
-from deepen.formats.order import row_of, source_of
+from deepen.formats.tokens.order import row_of, source_of
 from deepen.mix.config import MixConfig
-from deepen.mix.megatron_order import gpt_indices
+from deepen.mix.order.megatron import gpt_indices
 from deepen.mix.stage import mix
-from deepen.train.batches import IGNORED, Batches
+from deepen.train.batches.read import IGNORED, Batches
 
 Make = Callable[..., Batches]
 

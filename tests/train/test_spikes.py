@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from deepen.train.spikes import RecentSteps, SkipSpikes, spike
+from deepen.train.faults.spikes import RecentSteps, SkipSpikes, spike
 
 
 def steps(number: int, loss: float = 2.0) -> RecentSteps:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import pytest
 
-from deepen.formats.scores import Score
-from deepen.train.tracking import TensorBoard, Tracker, WeightsAndBiases, open_trackers
-from deepen.train.watch import Watch
+from deepen.formats.training.scores import Score
+from deepen.train.beside.hooks import Watch
+from deepen.train.beside.tracking import TensorBoard, Tracker, WeightsAndBiases, open_trackers
 
 SENT: list[tuple[int, dict[str, float]]] = []
 

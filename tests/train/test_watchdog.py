@@ -11,17 +11,17 @@ import pytest
 from pydantic import ValidationError
 
 from deepen.settings import Amount
-from deepen.train.watchdog import STUCK_EXIT_CODE, Watchdog, Watching
+from deepen.train.beside.watchdog import STUCK_EXIT_CODE, Watchdog, Watching
 
 STUCK_RUN = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from deepen.train.interrupt import StopRequest
+from deepen.train.beside.interrupt import StopRequest
 from deepen.formats.manifest import StageJob
 from deepen.settings import Amount
-from deepen.train.watch import Watch
-from deepen.train.watchdog import Watchdog
+from deepen.train.beside.hooks import Watch
+from deepen.train.beside.watchdog import Watchdog
 from tests.train import conftest
 
 root = Path({folder!r})
@@ -32,7 +32,7 @@ config = conftest.TrainConfig.model_validate(
     {{"tokens": 512, "batch_tokens": 64, "learning_rate": 1e-2, "save": {{"every": "2 steps", "milestones": None}}}}
 )
 
-from deepen.model.loss import LossModel
+from deepen.model.loss.chunked import LossModel
 forward, calls = LossModel.forward, []
 
 def hangs_in_the_sixth_forward(self, *inputs):

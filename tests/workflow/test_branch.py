@@ -6,7 +6,7 @@ import pytest
 
 from deepen.errors import RunError
 from deepen.settings import parse_amount
-from deepen.workflow.branch import Branch, branch_run
+from deepen.workflow.commands.branch import Branch, branch_run
 from tests.workflow.test_continue import run, weights
 
 CONSTANT = "train.schedule={use: constant, warmup: 2 steps}"

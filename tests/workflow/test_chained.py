@@ -23,17 +23,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deepen.errors import RecipeError, TrainingError
-from deepen.formats.checkpoints import list_checkpoints
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import open_artifact
-from deepen.formats.records import read_records
+from deepen.formats.training.checkpoints import list_checkpoints
 from deepen.recipe.reading import load
+from deepen.runs.account import account
+from deepen.runs.show.artifact import ShowOptions, show
+from deepen.runs.verify import verify
 from deepen.settings import parse_amount
-from deepen.workflow.account import account
-from deepen.workflow.branch import Branch, branch_run
-from deepen.workflow.prove import prove_recipe
+from deepen.workflow.commands.branch import Branch, branch_run
+from deepen.workflow.commands.prove import prove_recipe
 from deepen.workflow.run import RunOptions, run_pipeline
-from deepen.workflow.show import ShowOptions, show
-from deepen.workflow.verify import verify
 from tests.workflow.conftest import sentences, write_jsonl
 
 DATA = os.environ.get("DEEPEN_TEST_DATA")

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from deepen.errors import RunError
-from deepen.formats.checkpoints import list_checkpoints, read_checkpoint
-from deepen.formats.records import read_records
-from deepen.formats.roles import candidates
+from deepen.formats.files.records import read_records
+from deepen.formats.training.checkpoints import list_checkpoints, read_checkpoint
+from deepen.formats.training.roles import candidates
 from deepen.recipe.reading import load
+from deepen.runs.account import account
+from deepen.runs.verify import verify
 from deepen.settings import Amount
-from deepen.workflow.account import account
-from deepen.workflow.branch import Branch, branch_run
+from deepen.workflow.commands.branch import Branch, branch_run
 from deepen.workflow.run import RunOptions, run_pipeline
-from deepen.workflow.verify import verify
 
 SAVE = (
     "train.save={every: 1 steps, keep: 1, milestones: 30%, milestones_weights_only: true, evaluated: best}",

@@ -11,9 +11,9 @@ from deepen.board.report import write_report
 from deepen.cli import app
 from deepen.errors import RunError
 from deepen.recipe.reading import load
-from deepen.workflow.comparison import compare_runs
-from deepen.workflow.control import control_recipe
-from deepen.workflow.stages import finished_stages
+from deepen.runs.compare import compare_runs
+from deepen.runs.directory import finished_stages
+from deepen.workflow.commands.control import control_recipe
 from tests.workflow.conftest import TINY, sentences, write_jsonl
 from tests.workflow.test_continue import run
 

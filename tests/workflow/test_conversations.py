@@ -7,11 +7,11 @@ import random
 import pytest
 
 from deepen.formats.manifest import open_artifact
-from deepen.formats.trained import TrainedMask
+from deepen.formats.tokens.trained import TrainedMask
 from deepen.recipe.reading import load
-from deepen.workflow.account import account
+from deepen.runs.account import account
+from deepen.runs.show.artifact import ShowOptions, show
 from deepen.workflow.run import RunOptions, run_pipeline
-from deepen.workflow.show import ShowOptions, show
 
 DATA = os.environ.get("DEEPEN_TEST_DATA")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA, reason="DEEPEN_TEST_DATA is not set")]

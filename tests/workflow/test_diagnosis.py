@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepen.formats.scores import CheckpointScores, Score
-from deepen.workflow.case import Case
-from deepen.workflow.diagnosis import diagnose
-from deepen.workflow.forecast import Forecast
+from deepen.formats.training.scores import CheckpointScores, Score
+from deepen.runs.diagnose.evidence import Case
+from deepen.runs.diagnose.findings import diagnose
+from deepen.runs.diagnose.forecast import Forecast
 
 STEPS = 200
 

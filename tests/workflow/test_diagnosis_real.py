@@ -22,8 +22,8 @@ import pytest
 import zstandard
 
 from deepen.recipe.reading import load
-from deepen.workflow.case import Case, Finding, case_of
-from deepen.workflow.diagnosis import diagnose
+from deepen.runs.diagnose.evidence import Case, Finding, case_of
+from deepen.runs.diagnose.findings import diagnose
 from deepen.workflow.run import RunOptions, run_pipeline
 
 DATA = os.environ.get("DEEPEN_TEST_DATA", "")

@@ -13,13 +13,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from deepen.errors import RecipeError, RunError
-from deepen.formats.documents import document_id
+from deepen.formats.documents.documents import document_id
 from deepen.formats.manifest import open_artifact
 from deepen.recipe.reading import load
-from deepen.workflow.account import account
+from deepen.runs.account import account
+from deepen.runs.order.trace import trace
+from deepen.runs.show.artifact import ShowOptions, show
 from deepen.workflow.run import RunOptions, run_pipeline
-from deepen.workflow.show import ShowOptions, show
-from deepen.workflow.trace import trace
 from tests.workflow.conftest import sentences, write_jsonl
 
 RECIPE = """\

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deepen.evaluate.likelihoods import SCHEMA
-from deepen.train.schedules import Constant, Cosine, WarmupStableDecay
-from deepen.workflow.forecast import forecast
+from deepen.evaluate.documents.likelihoods import SCHEMA
+from deepen.runs.diagnose.forecast import forecast
+from deepen.train.schedule.schedules import Constant, Cosine, WarmupStableDecay
 
 STEPS, DOCUMENTS = 200, 150
 

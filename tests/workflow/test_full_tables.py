@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from deepen.evaluate import stage
-from deepen.evaluate.likelihoods import read_likelihoods
-from deepen.formats.checkpoints import list_checkpoints, read_state
+from deepen.evaluate.documents.likelihoods import read_likelihoods
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import open_artifact
-from deepen.formats.records import read_records
+from deepen.formats.training.checkpoints import list_checkpoints, read_state
 from deepen.recipe.reading import load
 from deepen.workflow.run import RunOptions, run_pipeline
 from tests.parallel.runs import deepen, finish, machine, write_inputs

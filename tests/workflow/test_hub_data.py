@@ -1,7 +1,7 @@
 import pytest
 
 from deepen.errors import SourceError
-from deepen.workflow.hub_data import pattern_in_card, read_card
+from deepen.workflow.inputs.hub import pattern_in_card, read_card
 
 CARD = """---
 license: mit

@@ -13,25 +13,25 @@ from typer.testing import CliRunner
 
 from deepen.board.report import write_report
 from deepen.cli import app
-from deepen.curate.decontaminate import Decontaminate
+from deepen.curate.contamination.decontaminate import Decontaminate
 from deepen.errors import RunError
 from deepen.evaluate import stage
-from deepen.evaluate.likelihoods import read_likelihoods
-from deepen.formats.checkpoints import list_checkpoints, remove_checkpoint
-from deepen.formats.document_ids import pack_ids
-from deepen.formats.documents import Document, document_files, read_documents
+from deepen.evaluate.documents.likelihoods import read_likelihoods
+from deepen.formats.documents.document_ids import pack_ids
+from deepen.formats.documents.documents import Document, document_files, read_documents
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import open_artifact
-from deepen.formats.records import read_records
-from deepen.formats.scores import CheckpointScores
-from deepen.formats.watched import read_watched
+from deepen.formats.training.checkpoints import list_checkpoints, remove_checkpoint
+from deepen.formats.training.scores import CheckpointScores
+from deepen.formats.training.scores_beside import read_watched
 from deepen.recipe.reading import load
-from deepen.workflow import contamination
-from deepen.workflow.inputs import with_probe_items
+from deepen.runs.order.trace import Visit, trace
+from deepen.runs.order.trained_documents import trained_among
+from deepen.runs.verify import verify
+from deepen.workflow.inputs.find import with_probe_items
 from deepen.workflow.run import RunOptions, run_pipeline
 from deepen.workflow.stages import STAGES
-from deepen.workflow.trace import Visit, trace
-from deepen.workflow.trained_documents import trained_among
-from deepen.workflow.verify import verify
+from deepen.workflow.training import contamination
 
 BEFORE = ("ingest", "curate", "tokenize", "mix", "train")
 AFTER = ("baseline", "evaluate", "select", "export")
@@ -242,7 +242,7 @@ def test_a_search_that_fails_fails_alone_and_can_be_left_out(
     def broken(*_arguments: Any, **_more: Any) -> Callable[..., Any]:
         raise ZeroDivisionError("no words")
 
-    monkeypatch.setattr("deepen.curate.contamination.scan_documents", broken)
+    monkeypatch.setattr("deepen.curate.contamination.scan.scan_documents", broken)
     directory = run(recipe, last="evaluate")
     counts = open_artifact(directory / "evaluate").counts["contamination"]  # type: ignore[union-attr]
     assert counts["failed"] == {"exam": "ZeroDivisionError: no words"} and counts["probes"] == {}

@@ -8,12 +8,12 @@ import time
 import pytest
 
 from deepen.errors import RunError
-from deepen.workflow.lock import locked
+from deepen.runs.lock import locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from deepen.workflow.lock import locked
+from deepen.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

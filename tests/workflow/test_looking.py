@@ -13,15 +13,15 @@ import pytest
 
 from deepen.board.report import write_report
 from deepen.errors import RunError
-from deepen.formats.documents import document_files, read_documents, read_tables
+from deepen.formats.documents.documents import document_files, read_documents, read_tables
 from deepen.formats.manifest import MANIFEST
-from deepen.formats.megatron import IndexedDataset
-from deepen.train.batches import IGNORED, Batches
-from deepen.workflow.account import account
-from deepen.workflow.batches import open_order, shares_over_time
-from deepen.workflow.show import ShowOptions, show
-from deepen.workflow.trace import trace
-from deepen.workflow.verify import verify
+from deepen.formats.tokens.megatron import IndexedDataset
+from deepen.runs.account import account
+from deepen.runs.order.rows import open_order, shares_over_time
+from deepen.runs.order.trace import trace
+from deepen.runs.show.artifact import ShowOptions, show
+from deepen.runs.verify import verify
+from deepen.train.batches.read import IGNORED, Batches
 
 
 @pytest.fixture

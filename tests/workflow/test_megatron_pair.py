@@ -3,10 +3,10 @@
 import pytest
 
 from deepen.recipe.reading import load
-from deepen.tokenize.vocabulary import train_tokenizer
-from deepen.workflow.account import account
+from deepen.runs.account import account
+from deepen.tokenize.vocabulary.tokenizer import train_tokenizer
+from deepen.workflow.commands.tokenize_files import TokenizeFiles, tokenize_files
 from deepen.workflow.run import RunOptions, run_pipeline
-from deepen.workflow.tokenize_files import TokenizeFiles, tokenize_files
 
 
 @pytest.mark.slow

@@ -4,9 +4,9 @@ import pytest
 
 from deepen.board.report import write_report
 from deepen.recipe.reading import load
-from deepen.workflow.account import account
+from deepen.runs.account import account
+from deepen.runs.show.artifact import ShowOptions, show
 from deepen.workflow.run import RunOptions, run_pipeline
-from deepen.workflow.show import ShowOptions, show
 
 CURRICULUM = [
     "mix.sequence_length=[{until: 50%, length: 16}, {length: 32}]",

@@ -9,9 +9,9 @@ import pytest
 from deepen.board.masking import masked
 from deepen.board.report import write_report
 from deepen.recipe.reading import load
-from deepen.workflow.preview import preview_curate
+from deepen.runs.show.artifact import ShowOptions, show
+from deepen.workflow.commands.preview_curation import preview_curate
 from deepen.workflow.run import RunOptions, run_pipeline
-from deepen.workflow.show import ShowOptions, show
 
 STEPS = "curate.steps=[normalize, {use: length, min: 100}, exact_duplicates, near_duplicates]"
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from deepen.cli import app
 from deepen.errors import DeepenError, RunError, SourceError
+from deepen.formats.files.records import read_records
 from deepen.formats.manifest import open_artifact
-from deepen.formats.records import read_records
 from deepen.recipe.reading import load
 from deepen.workflow.run import RunOptions, run_pipeline
 

@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer, models
 
 from deepen.recipe.reading import load
-from deepen.train import proofs as train_proofs
-from deepen.workflow import prove as proving
-from deepen.workflow.inputs import resolve_setup
+from deepen.train.starting import proofs as train_proofs
+from deepen.workflow.commands import prove as proving
+from deepen.workflow.inputs.find import resolve_setup
 from deepen.workflow.run import RunOptions, run_pipeline
 from tests.workflow.test_continue import run
 

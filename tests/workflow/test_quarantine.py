@@ -8,11 +8,11 @@ from typer.testing import CliRunner
 
 from deepen.cli import app
 from deepen.errors import RecipeError
-from deepen.formats.decisions import read_decisions
-from deepen.formats.documents import document_files, read_documents
+from deepen.formats.documents.documents import document_files, read_documents
 from deepen.formats.manifest import open_artifact
+from deepen.formats.training.decisions import read_decisions
 from deepen.recipe.reading import load
-from deepen.workflow.account import account
+from deepen.runs.account import account
 from deepen.workflow.run import RunOptions, run_pipeline
 
 

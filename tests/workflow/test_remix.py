@@ -10,9 +10,9 @@ from deepen.cli import app
 from deepen.errors import DamageError, RunError
 from deepen.formats.manifest import MANIFEST, UNFINISHED
 from deepen.recipe.reading import load
-from deepen.workflow.account import account
-from deepen.workflow.batches import open_order
-from deepen.workflow.remix import Remix, parse_weights, remix_run
+from deepen.runs.account import account
+from deepen.runs.order.rows import open_order
+from deepen.workflow.commands.remix import Remix, parse_weights, remix_run
 from deepen.workflow.run import RunOptions, run_pipeline
 
 

@@ -14,7 +14,7 @@ import pytest
 from deepen.errors import OfflineError, SourceError
 from deepen.ingest.config import IngestConfig, problems
 from deepen.ingest.files import list_files
-from deepen.workflow.inputs import Pins, resolve_sources
+from deepen.workflow.inputs.find import Pins, resolve_sources
 
 
 @pytest.fixture

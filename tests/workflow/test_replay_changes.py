@@ -8,13 +8,13 @@ import pytest
 
 from deepen.board.report import write_report
 from deepen.errors import RunError
-from deepen.formats.decisions import Decision, read_decisions
-from deepen.formats.order import Order, appended_files, read_segment_file, source_of
+from deepen.formats.tokens.order import Order, appended_files, read_segment_file, source_of
+from deepen.formats.training.decisions import Decision, read_decisions
 from deepen.recipe.reading import load
+from deepen.runs.account import account
+from deepen.runs.order.rows import open_order
 from deepen.train import stage
-from deepen.workflow.account import account
-from deepen.workflow.batches import open_order
-from deepen.workflow.remix import replay_changes
+from deepen.workflow.commands.remix import replay_changes
 from deepen.workflow.run import RunOptions, run_pipeline
 
 

@@ -6,7 +6,7 @@ import pytest
 from deepen.errors import RunError
 from deepen.formats.manifest import open_artifact
 from deepen.recipe.reading import load
-from deepen.workflow.lineage import remove, status
+from deepen.runs.lineage import remove, status
 from deepen.workflow.run import RunOptions, recover_swap, run_pipeline
 from deepen.workflow.stages import STAGES
 from tests.workflow.conftest import sentences, write_jsonl

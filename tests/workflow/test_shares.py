@@ -8,7 +8,7 @@ import pytest
 
 from deepen.errors import RunError
 from deepen.recipe.reading import load
-from deepen.workflow.lock import Turn, locked
+from deepen.runs.lock import Turn, locked
 from deepen.workflow.run import RunOptions, parse_share, run_pipeline
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from deepen.formats.document_ids import pack_ids
-from deepen.formats.documents import Document, Span, document_id
+from deepen.formats.documents.document_ids import pack_ids
+from deepen.formats.documents.documents import Document, Span, document_id
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest
-from deepen.formats.megatron import IndexedDatasetWriter
-from deepen.formats.trained import TrainedWriter
-from deepen.workflow.show_turns import document_record, masked_documents
+from deepen.formats.tokens.megatron import IndexedDatasetWriter
+from deepen.formats.tokens.trained import TrainedWriter
+from deepen.runs.show.turns import document_record, masked_documents
 
 WORDS = ["why", "because", "it", "is", "<end>"]
 

@@ -2,7 +2,7 @@
 
 from deepen.recipe.reading import load
 from deepen.tokenize.config import TokenizeConfig, problems
-from deepen.workflow.inputs import resolve_setup
+from deepen.workflow.inputs.find import resolve_setup
 
 
 def test_a_missing_template_is_a_problem(tmp_path):

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from deepen.errors import RecipeError, RunError
-from deepen.formats.megatron import IndexedDataset, IndexedDatasetWriter
-from deepen.tokenize.vocabulary import train_tokenizer
-from deepen.workflow.tokenize_files import TokenizeFiles, report_files, tokenize_files
+from deepen.formats.tokens.megatron import IndexedDataset, IndexedDatasetWriter
+from deepen.tokenize.vocabulary.tokenizer import train_tokenizer
+from deepen.workflow.commands.tokenize_files import TokenizeFiles, report_files, tokenize_files
 
 TEXTS = {
     "zebra.jsonl": ["Stripes all over.", "A second one."],

@@ -4,12 +4,12 @@ from itertools import islice
 from pathlib import Path
 
 from deepen.board.report import _vocabulary_section
-from deepen.formats.atomic import FileEntry, write_json
+from deepen.formats.files.atomic import FileEntry, write_json
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, write_manifest
 from deepen.recipe.models import Recipe
+from deepen.runs.show.artifact import ShowOptions, show
 from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig
-from deepen.workflow.inputs import _tokenize_files
-from deepen.workflow.show import ShowOptions, show
+from deepen.workflow.inputs.find import _tokenize_files
 
 REPORT = {
     "verdict": "extend by 500",

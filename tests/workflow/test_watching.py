@@ -20,12 +20,12 @@ from deepen.cli import app
 from deepen.errors import RunError
 from deepen.evaluate import stage
 from deepen.evaluate.marked import watched_tables
-from deepen.formats.checkpoints import list_checkpoints, remove_checkpoint
-from deepen.formats.decisions import read_decisions
-from deepen.formats.records import append_record, read_records
+from deepen.formats.files.records import append_record, read_records
+from deepen.formats.training.checkpoints import list_checkpoints, remove_checkpoint
+from deepen.formats.training.decisions import read_decisions
 from deepen.recipe.reading import load
-from deepen.workflow import watching
-from deepen.workflow.lock import locked
+from deepen.runs.lock import locked
+from deepen.workflow.commands import watch_training as watching
 from deepen.workflow.run import RunOptions, run_pipeline
 from tests.train.conftest import read_metrics, read_tensors
 

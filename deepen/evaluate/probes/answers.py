@@ -10,8 +10,8 @@ from deepen.evaluate.probes.item_probe import FileProbe
 from deepen.settings import Count, Many
 
 if TYPE_CHECKING:
-    from deepen.evaluate.item_files import Item
-    from deepen.evaluate.material import Material
+    from deepen.evaluate.documents.material import Material
+    from deepen.evaluate.items.files import Item
     from deepen.evaluate.probes.probe import Measure
 
 
@@ -28,7 +28,7 @@ class ExactAnswer(FileProbe):
 
     def parse(self, row: dict[str, Any]) -> Item:
         """A row as a question with its accepted answers."""
-        from deepen.evaluate.item_files import EMPTY, BadRowError, Item, answers_of, field_of, fill
+        from deepen.evaluate.items.files import EMPTY, BadRowError, Item, answers_of, field_of, fill
 
         prompt = fill(self.prompt, row)
         if not prompt.strip():
@@ -37,7 +37,7 @@ class ExactAnswer(FileProbe):
 
     def prepare(self, material: Material) -> Measure:
         """Encode questions and accepted answers; see ``Probe.prepare``."""
-        from deepen.evaluate.answering import Answering, prepare_answers
+        from deepen.evaluate.items.answering import Answering, prepare_answers
 
         return prepare_answers(self.items(), Answering(self.max_tokens, self.stop, self.extract), material)
 
@@ -61,7 +61,7 @@ class Facts(FileProbe):
 
     def parse(self, row: dict[str, Any]) -> Item:
         """A row as a fact with its accepted completions."""
-        from deepen.evaluate.item_files import EMPTY, BadRowError, Item, answers_of, field_of, fill
+        from deepen.evaluate.items.files import EMPTY, BadRowError, Item, answers_of, field_of, fill
 
         prompt = fill(self.prompt, row)
         if not prompt.strip():
@@ -70,6 +70,6 @@ class Facts(FileProbe):
 
     def prepare(self, material: Material) -> Measure:
         """Encode prompts and completions; see ``Probe.prepare``."""
-        from deepen.evaluate.answering import Answering, prepare_answers
+        from deepen.evaluate.items.answering import Answering, prepare_answers
 
         return prepare_answers(self.items(), Answering(self.max_tokens, self.stop, begins_with=True), material)

@@ -9,8 +9,8 @@ from deepen.evaluate.probes.item_probe import FileProbe
 from deepen.settings import Many
 
 if TYPE_CHECKING:
-    from deepen.evaluate.item_files import Item
-    from deepen.evaluate.material import Material
+    from deepen.evaluate.documents.material import Material
+    from deepen.evaluate.items.files import Item
     from deepen.evaluate.probes.probe import Measure
 
 
@@ -40,7 +40,7 @@ class MultipleChoice(FileProbe):
 
     def parse(self, row: dict[str, Any]) -> Item:
         """A row as a question with choices."""
-        from deepen.evaluate.item_files import Item, choices_of, field_of, fill, gold_of
+        from deepen.evaluate.items.files import Item, choices_of, field_of, fill, gold_of
 
         choices = choices_of(row, self.choices, self.options)
         gold = gold_of(field_of(row, self.answer), choices)
@@ -48,7 +48,7 @@ class MultipleChoice(FileProbe):
 
     def prepare(self, material: Material) -> Measure:
         """Encode every choice behind its question; see ``Probe.prepare``."""
-        from deepen.evaluate.choosing import Choosing, prepare_choices
+        from deepen.evaluate.items.choosing import Choosing, prepare_choices
 
         return prepare_choices(self.items(), Choosing(self.normalise, self.separator), material)
 
@@ -77,7 +77,7 @@ class Cloze(FileProbe):
 
     def parse(self, row: dict[str, Any]) -> Item:
         """A row as a sentence cut at its blank."""
-        from deepen.evaluate.item_files import EMPTY, BadRowError, Item, choices_of, field_of, fill, gold_of
+        from deepen.evaluate.items.files import EMPTY, BadRowError, Item, choices_of, field_of, fill, gold_of
 
         parts = fill(self.prompt, row).split(self.blank)
         if len(parts) != 2:
@@ -90,7 +90,7 @@ class Cloze(FileProbe):
 
     def prepare(self, material: Material) -> Measure:
         """Encode the sentence with every choice in its blank; see ``Probe.prepare``."""
-        from deepen.evaluate.choosing import Choosing, prepare_choices
+        from deepen.evaluate.items.choosing import Choosing, prepare_choices
 
         return prepare_choices(self.items(), Choosing(self.normalise, "", self.scored == "rest"), material)
 

@@ -12,7 +12,7 @@ from deepen.evaluate.probes.probe import Probe
 from deepen.settings import Count
 
 if TYPE_CHECKING:
-    from deepen.evaluate.material import Material
+    from deepen.evaluate.documents.material import Material
     from deepen.evaluate.probes.probe import Measure
 
 
@@ -29,8 +29,8 @@ class Arithmetic(ItemProbe):
 
     def prepare(self, material: Material) -> Measure:
         """Make the items; see ``Probe.prepare``."""
-        from deepen.evaluate.answering import Answering, prepare_answers
-        from deepen.evaluate.generated_items import arithmetic_items
+        from deepen.evaluate.items.answering import Answering, prepare_answers
+        from deepen.evaluate.items.generated import arithmetic_items
 
         answering = Answering(8, ("\n",), extract="first_number")
         return prepare_answers(arithmetic_items(self.count, self.seed), answering, material)
@@ -49,8 +49,8 @@ class Instructions(ItemProbe):
 
     def prepare(self, material: Material) -> Measure:
         """Make the items; see ``Probe.prepare``."""
-        from deepen.evaluate.answering import Answering, prepare_answers
-        from deepen.evaluate.generated_items import instruction_items
+        from deepen.evaluate.items.answering import Answering, prepare_answers
+        from deepen.evaluate.items.generated import instruction_items
 
         answering = Answering(16, ("\n",), to_the_letter=True)
         return prepare_answers(instruction_items(self.count, self.seed), answering, material)

@@ -15,10 +15,10 @@ from deepen.evaluate.probes.item_probe import ItemProbe
 from deepen.settings import Count, Many
 
 if TYPE_CHECKING:
-    from deepen.evaluate.harness_tasks import Wanted
-    from deepen.evaluate.material import Material
+    from deepen.evaluate.documents.material import Material
+    from deepen.evaluate.harness.tasks import Wanted
     from deepen.evaluate.probes.probe import Measure
-    from deepen.formats.contamination import ProbeItem
+    from deepen.formats.documents.found_items import ProbeItem
 
 _YAML = (".yaml", ".yml")
 _DATA = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
@@ -47,13 +47,13 @@ class LmEval(ItemProbe):
 
     def prepare(self, material: Material) -> Measure:
         """Load the tasks and make all prompts; see ``Probe.prepare``."""
-        from deepen.evaluate.harness_tasks import prepare_tasks
+        from deepen.evaluate.harness.tasks import prepare_tasks
 
         return prepare_tasks(self._wanted, material)
 
     @property
     def _wanted(self) -> Wanted:
-        from deepen.evaluate.harness_tasks import Wanted
+        from deepen.evaluate.harness.tasks import Wanted
 
         return Wanted(self.tasks, self.include, self.shots, self.limit, self.metric, self.filter)
 
@@ -80,7 +80,7 @@ class LmEval(ItemProbe):
 
     def items_to_scan(self) -> list[ProbeItem]:
         """The documents of the tasks that are asked; loads the harness."""
-        from deepen.evaluate.harness_tasks import items_of
+        from deepen.evaluate.harness.tasks import items_of
 
         return items_of(self._wanted, self.label)
 

@@ -13,9 +13,9 @@ from deepen.settings import Count, Share
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from deepen.evaluate.material import Material
+    from deepen.evaluate.documents.material import Material
     from deepen.evaluate.probes.probe import Measure
-    from deepen.formats.scores import Score
+    from deepen.formats.training.scores import Score
 
 
 class HeldOut(Probe):
@@ -33,30 +33,30 @@ class HeldOut(Probe):
 
     def prepare(self, material: Material) -> Measure:
         """Encode the held-out documents; see ``Probe.prepare``."""
-        from deepen.evaluate.held_out import prepare
+        from deepen.evaluate.documents.windows import prepare
 
         return prepare(material, context=self.context, stride=self.stride)
 
     def subset(self, material: Material, baseline: pa.Table) -> Mapping[str, Sequence[str]]:
         """Documents with the smallest content hashes, per source until ``in_loop_tokens`` is reached."""
-        from deepen.evaluate.material import smallest_hashes
+        from deepen.evaluate.documents.material import smallest_hashes
 
         return smallest_hashes(material, baseline, tokens_per_source=self.in_loop_tokens)
 
     def compare(self, base: pa.Table, model: pa.Table, material: Material, *, seed: int, resamples: int) -> list[Score]:
         """One score per source, then one per ability."""
-        from deepen.evaluate.compare import compare
+        from deepen.evaluate.compare.documents import compare
 
         return compare(base, model, material.abilities, probe=self.label, seed=seed, resamples=resamples)
 
     def slices(self, base: pa.Table, model: pa.Table, material: Material, *, seed: int, resamples: int) -> list[Score]:
         """One score per category and language, and ability."""
-        from deepen.evaluate.slices import slice_scores
+        from deepen.evaluate.documents.slices import slice_scores
 
         return slice_scores(base, model, material, probe=self.label, seed=seed, resamples=resamples)
 
     def summary(self, table: pa.Table) -> dict[str, Any]:
         """Documents, documents scored and bits per byte of all sources together."""
-        from deepen.evaluate.likelihoods import summary
+        from deepen.evaluate.documents.likelihoods import summary
 
         return summary(table, None)

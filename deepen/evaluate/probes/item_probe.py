@@ -17,10 +17,10 @@ from deepen.settings import Count
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from deepen.evaluate.item_files import Item
-    from deepen.evaluate.material import Material
-    from deepen.formats.contamination import ProbeItem
-    from deepen.formats.scores import Score
+    from deepen.evaluate.documents.material import Material
+    from deepen.evaluate.items.files import Item
+    from deepen.formats.documents.found_items import ProbeItem
+    from deepen.formats.training.scores import Score
 
 
 class ItemProbe(Probe):
@@ -34,13 +34,13 @@ class ItemProbe(Probe):
 
     def subset(self, material: Material, baseline: pa.Table) -> Mapping[str, Sequence[str]]:
         """Usable items with the smallest hashes, in proportion to the sizes of the tasks."""
-        from deepen.evaluate.items import subset_of
+        from deepen.evaluate.items.tables import subset_of
 
         return subset_of(baseline, num_items=self.in_loop_items)
 
     def compare(self, base: pa.Table, model: pa.Table, material: Material, *, seed: int, resamples: int) -> list[Score]:
         """A score per task, and their mean."""
-        from deepen.evaluate.items import Kind, compare_items
+        from deepen.evaluate.items.tables import Kind, compare_items
 
         return compare_items(base, model, Kind(self.label, self.ability), seed=seed, resamples=resamples)
 
@@ -48,14 +48,14 @@ class ItemProbe(Probe):
         self, base: pa.Table, model: pa.Table, left_out: Collection[tuple[str, str]], *, seed: int, resamples: int
     ) -> list[Score]:
         """The scores that change when the items ``left_out`` (task, id) do not count; see ``items.compare_without``."""
-        from deepen.evaluate.items import Kind, compare_without
+        from deepen.evaluate.items.tables import Kind, compare_without
 
         kind = Kind(self.label, self.ability)
         return compare_without(base, model, kind, left_out, seed=seed, resamples=resamples)
 
     def summary(self, table: pa.Table) -> dict[str, Any]:
         """Items, items used, items not used by reason, and the value of every task."""
-        from deepen.evaluate.items import summary
+        from deepen.evaluate.items.tables import summary
 
         return summary(table)
 
@@ -98,20 +98,20 @@ class FileProbe(ItemProbe):
 
     def items_to_scan(self) -> list[ProbeItem]:
         """The usable items with all texts of their rows; examples are none of them."""
-        from deepen.formats.contamination import ProbeItem
+        from deepen.formats.documents.found_items import ProbeItem
 
         usable = [item for item in self._own_items() if item.reason is None]
         return [ProbeItem(self.label, item.task, item.id, item.texts) for item in usable]
 
     def _own_items(self) -> list[Item]:
-        from deepen.evaluate.item_files import Layout, limited, read_items
+        from deepen.evaluate.items.files import Layout, limited, read_items
 
         layout = Layout(self.label, self.by, self.id, self.group)
         return limited(read_items(Path(self.path).expanduser(), layout, self.parse), self.limit)
 
     def items(self) -> list[Item]:
         """All items, examples put before their prompts; raises ``DeepenError`` when none can be used."""
-        from deepen.evaluate.item_files import Layout, read_items
+        from deepen.evaluate.items.files import Layout, read_items
         from deepen.evaluate.shots import shown, with_shots
 
         found = self._own_items()

@@ -19,10 +19,10 @@ from deepen.settings import Amount, AmountSetting
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from deepen.evaluate.material import Material
-    from deepen.formats.contamination import ProbeItem
-    from deepen.formats.scores import Score
-    from deepen.model.loss import LossModel
+    from deepen.evaluate.documents.material import Material
+    from deepen.formats.documents.found_items import ProbeItem
+    from deepen.formats.training.scores import Score
+    from deepen.model.loss.model import LossModel
 
     Measure = Callable[[LossModel, str | None], pa.Table]
 

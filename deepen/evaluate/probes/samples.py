@@ -13,10 +13,10 @@ from deepen.settings import Count, Many
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from deepen.evaluate.material import Material
+    from deepen.evaluate.documents.material import Material
+    from deepen.evaluate.items.sampling import Prompts
     from deepen.evaluate.probes.probe import Measure
-    from deepen.evaluate.sampling import Prompts
-    from deepen.formats.scores import Score
+    from deepen.formats.training.scores import Score
 
 GENERAL = (
     "Once upon a time, there was",
@@ -49,7 +49,7 @@ class Samples(Probe):
 
     def prepare(self, material: Material) -> Measure:
         """Encode the prompts; see ``Probe.prepare``."""
-        from deepen.evaluate.sampling import prepare_samples
+        from deepen.evaluate.items.sampling import prepare_samples
         from deepen.model.generate import Decoding
 
         decoding = Decoding(self.max_tokens, temperature=self.temperature, seed=self.seed)
@@ -63,9 +63,9 @@ class Samples(Probe):
         """The rates of domain texts and of general texts beside the base's."""
         import pyarrow.compute as pc
 
-        from deepen.evaluate.items import Kind, compare_items
-        from deepen.evaluate.sampling import prompts_of
-        from deepen.formats.scores import Ability
+        from deepen.evaluate.items.sampling import prompts_of
+        from deepen.evaluate.items.tables import Kind, compare_items
+        from deepen.formats.training.scores import Ability
 
         abilities: dict[Ability, list[str]] = {"new": [], "kept": []}
         for prompt in prompts_of(self._prompts, material):
@@ -79,19 +79,19 @@ class Samples(Probe):
 
     @property
     def _prompts(self) -> Prompts:
-        from deepen.evaluate.sampling import Prompts
+        from deepen.evaluate.items.sampling import Prompts
 
         return Prompts(self.domain, self.general, self.per_source)
 
     def summary(self, table: pa.Table) -> dict[str, Any]:
         """Prompts, and the rates of their texts."""
-        from deepen.evaluate.items import summary
+        from deepen.evaluate.items.tables import summary
 
         return summary(table)
 
     def readable(self, table: pa.Table, baseline: pa.Table | None) -> str | None:
         """The texts, beside the base's."""
-        from deepen.evaluate.sampling import as_markdown
+        from deepen.evaluate.items.sampling import as_markdown
 
         return as_markdown(table, baseline)
 

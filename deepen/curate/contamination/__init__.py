@@ -1,0 +1,1 @@
+"""Test items in documents: found, and taken out before training."""

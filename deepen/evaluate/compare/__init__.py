@@ -1,0 +1,1 @@
+"""A model against the base: statistics, documents, tables for people."""

@@ -1,0 +1,1 @@
+"""Held-out documents: which are scored, in which windows, and their likelihoods."""

@@ -1,0 +1,1 @@
+"""The models that are measured: the base, kept checkpoints, blends of them."""

@@ -1,0 +1,1 @@
+"""Token shards and rows: Megatron pairs, masks of targets, packs, the training order."""

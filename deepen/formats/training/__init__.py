@@ -1,0 +1,1 @@
+"""What a training leaves: checkpoints and their roles, decisions, scores."""

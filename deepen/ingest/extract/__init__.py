@@ -1,0 +1,1 @@
+"""Text out of office files, PDFs and web pages, in a guarded process."""

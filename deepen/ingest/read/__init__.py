@@ -1,0 +1,1 @@
+"""Readers: one file format each, found in one table."""

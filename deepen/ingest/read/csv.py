@@ -1,0 +1,133 @@
+"""CSV with a header line. Delimiter comma, semicolon, tab or bar, whichever the header has most of.
+
+Python's lenient mode hides two faults that swallow text: a quote that is never closed eats the rest of the file, and
+a stray delimiter cuts a field. So the strict mode reads record by record; after a fault reading goes on with the line
+after the one where the faulty record began, and a row with more or fewer fields than the header is rejected.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import BinaryIO
+
+from deepen.ingest.encodings import UTF_8, as_utf_8
+from deepen.ingest.read.options import Reading
+from deepen.ingest.read.records import Record, Reject, brief, decode, lines_of
+from deepen.ingest.streams import FAULTS, Input, open_stream, stream_reject
+
+_DELIMITERS = ",;\t|"
+_MAX_RECORD_CHARACTERS = 64 << 20
+_MAX_OPEN_QUOTES = 100
+"""Each open quote costs reading ahead to the limit above; a file with more of them is not quoted as CSV is."""
+
+
+def read_csv(file: Input, reading: Reading) -> Iterator[Record | Reject]:
+    """One record per row after the header; a damaged row costs that row only."""
+    csv.field_size_limit(sys.maxsize)  # the default, 128 kB, is shorter than many a document
+    lines: _Lines | None = None
+    try:
+        with open_stream(file) as packed:
+            stream, encoding = as_utf_8(packed, reading.encoding)
+            lines = _Lines(stream)
+            for found in _rows(lines, file, reading):
+                if isinstance(found, Record) and encoding != UTF_8:
+                    yield replace(found, meta={"encoding": encoding})
+                else:
+                    yield found
+    except FAULTS as error:
+        yield stream_reject(f"{file.location}:{lines.number + 1 if lines else 1}", error)
+
+
+class _Lines:
+    """The lines of a file for ``csv.reader``, remembering those of the present record to be able to go back."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._source = lines_of(stream)
+        self._ahead: deque[str] = deque()
+        self._record: list[str] = []
+        self._num_characters = 0
+        self.number = 0
+        """How many lines were handed out."""
+        self.too_long = False
+        """The present record holds a line that was too long to be read."""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if self._num_characters > _MAX_RECORD_CHARACTERS:
+            raise StopIteration
+        line = self._ahead.popleft() if self._ahead else self._read()
+        self.number += 1
+        self._record.append(line)
+        self._num_characters += len(line)
+        return line
+
+    def _read(self) -> str:
+        _, data = next(self._source)
+        self.too_long = self.too_long or data is None
+        return (data or b"").decode("utf-8", "surrogateescape") + "\n"
+
+    def peek(self) -> str:
+        """The next line without taking it; empty at the end."""
+        if not self._ahead:
+            try:
+                self._ahead.append(self._read())
+            except StopIteration:
+                return ""
+        return self._ahead[0]
+
+    def begin_record(self) -> int:
+        """Forget the record before; returns the number of the first line of the next one."""
+        self._record, self._num_characters, self.too_long = [], 0, False
+        return self.number + 1
+
+    def go_back(self) -> None:
+        """Make the lines after the present record's first one the next to be read."""
+        self._ahead.extendleft(reversed(self._record[1:]))
+        self.number -= len(self._record) - 1
+
+
+def _rows(lines: _Lines, file: Input, reading: Reading) -> Iterator[Record | Reject]:
+    reader = csv.reader(lines, delimiter=_delimiter(file, lines.peek()), strict=True)
+    header: list[str] | None = None
+    open_quotes = 0
+    while lines.peek():
+        location = f"{file.location}:{lines.begin_record()}"
+        try:
+            row = next(reader)
+        except csv.Error as error:
+            yield Reject(location, "invalid_csv", brief(error))
+            open_quotes += "unexpected end" in str(error)
+            if header is None or open_quotes > _MAX_OPEN_QUOTES:
+                yield Reject(location, "invalid_csv", "the rest of the file was not read: header or quotes are damaged")
+                return
+            lines.go_back()
+            continue
+        if lines.too_long:
+            yield Reject(location, "record_too_long", "a line is too long to be read")
+        elif row and header is None:
+            header = row
+        elif row and header is not None:
+            yield _record(location, header, row, reading)
+
+
+def _record(location: str, header: list[str], row: list[str], reading: Reading) -> Record | Reject:
+    if len(row) != len(header):
+        return Reject(location, "ragged_row", f"{len(row)} fields, the header has {len(header)}")
+    values = dict(zip(reversed(header), reversed(row), strict=True))  # of equal names the first counts
+    for name in values if reading.fields is None else reading.fields:
+        data = values.get(name, "").encode("utf-8", "surrogateescape")
+        text = decode(data, location)
+        if isinstance(text, Reject):
+            return text
+    return Record(location, values)
+
+
+def _delimiter(file: Input, header: str) -> str:
+    names = file.location.lower().split("/")[-1].split(".")
+    return "\t" if "tsv" in names[1:] else max(_DELIMITERS, key=header.count)

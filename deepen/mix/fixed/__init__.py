@@ -1,0 +1,1 @@
+"""Rows from elsewhere: token ids that another tool has packed."""

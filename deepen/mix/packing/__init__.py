@@ -1,0 +1,1 @@
+"""Documents into rows: packed by best fit, filled exactly, or one per row."""

@@ -1,0 +1,1 @@
+"""Sharded and copied weights: summing gradients, clipping, measuring in full precision."""

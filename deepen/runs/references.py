@@ -1,0 +1,59 @@
+"""Reuse between runs: equal finished work is referred to by path, and what is referred to is not taken away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deepen.errors import RunError
+from deepen.formats.files.atomic import link_or_copy
+from deepen.formats.manifest import Artifact, open_artifact, read_manifest, write_manifest
+from deepen.progress import say
+from deepen.runs.lock import locked
+
+
+def find_neighbour(run: Path, stage: str, fingerprint: str) -> Artifact | None:
+    """A finished artifact of ``stage`` with this fingerprint in another run under the same root."""
+    for directory in sorted(run.parent.glob(f"*/{stage}")):
+        manifest = read_manifest(directory) if directory.parent != run else None
+        if manifest is None or manifest.location is not None or manifest.fingerprint != fingerprint:
+            continue
+        if not manifest.counts.get("order_changes"):  # a change of mixture on the way is not in the fingerprint
+            return Artifact(directory, manifest)
+    return None
+
+
+def references_to(target: Path) -> list[Path]:
+    """Stage directories of neighbouring runs that refer to ``target`` or to a stage inside it."""
+    target = target.resolve()
+    referring = []
+    for directory in sorted(target.parents[0].glob("*/*")) + sorted(target.parents[1].glob("*/*")):
+        manifest = read_manifest(directory) if directory.is_dir() else None
+        if manifest is None or manifest.location is None:
+            continue
+        place = (directory / manifest.location).resolve()
+        if (place == target or target in place.parents) and target not in directory.resolve().parents:
+            referring.append(directory)
+    return sorted(set(referring))
+
+
+def refuse_if_referenced(target: Path) -> None:
+    """Raise ``RunError`` when other runs refer to ``target`` or to a stage inside it."""
+    if referring := references_to(target):
+        names = ", ".join(f"`{directory}`" for directory in referring)
+        raise RunError(f"`{target}` is referred to by {names}", hint="remove those first, with `deepen rm`")
+
+
+def give_own_copies(target: Path) -> None:
+    """Make every reference to the stage directory ``target`` a result of its own, by hard links where possible.
+
+    For results that are about to be replaced by others that do not suit those runs. Raises ``RunError`` when one of
+    them is at work.
+    """
+    for directory in references_to(target):
+        with locked(directory.parent):
+            artifact = open_artifact(directory)
+            assert artifact is not None, "a reference that was just found is gone"
+            for entry in artifact.manifest.files:
+                link_or_copy(artifact.path / entry.path, directory / entry.path)
+            write_manifest(directory, artifact.manifest)
+        say(f"{directory}: has its own copy now, since `{target}` is replaced")

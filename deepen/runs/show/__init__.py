@@ -1,0 +1,1 @@
+"""Any artifact, shown: documents, drops, rows, batches, scores."""

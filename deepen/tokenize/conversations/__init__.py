@@ -1,0 +1,1 @@
+"""Turns and answers: the base's own template, and which tokens are learned."""

@@ -1,0 +1,1 @@
+"""The vocabulary: does it fit, how it grows, and what that brings."""

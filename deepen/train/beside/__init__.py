@@ -1,0 +1,1 @@
+"""Beside the updates: scores, trackers, signals, the watchdog, the record of a step."""

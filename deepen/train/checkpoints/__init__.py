@@ -1,0 +1,1 @@
+"""Saving and loading: whole or sharded, behind training, tested before the first step."""

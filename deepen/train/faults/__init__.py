@@ -1,0 +1,1 @@
+"""When training goes wrong: spikes, divergence, no memory; what is decided, written down and done."""

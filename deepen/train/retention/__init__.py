@@ -1,0 +1,1 @@
+"""Staying near the base: penalties, their settings, and how much each weight matters."""

@@ -1,0 +1,1 @@
+"""What moves how fast: learning rates over time, the optimizer, parts of the model, methods."""

@@ -1,0 +1,1 @@
+"""Commands that make something besides a plain run."""

@@ -1,0 +1,1 @@
+"""The training of a run: in this process, in several, on several nodes."""
