@@ -10,10 +10,10 @@ from plotly.offline import get_plotlyjs
 
 from deepen.board import charts
 from deepen.board.console import outcomes_of
+from deepen.board.decisions import timeline_sections
 from deepen.board.masking import masked
 from deepen.board.outcomes import choice_cards, outcome_sections, read_choice
 from deepen.board.page import Card, Section, fold, preformatted, render, table
-from deepen.board.timeline import timeline_sections
 from deepen.errors import RunError
 from deepen.formats.files.atomic import write_bytes
 from deepen.formats.files.json_text import read_object

@@ -10,8 +10,8 @@ from pydantic import Field
 
 from deepen.errors import Problem
 from deepen.evaluate.forgetting.config import Forgetting
-from deepen.evaluate.models.blends import Blends
 from deepen.evaluate.models import blends
+from deepen.evaluate.models.blends import Blends
 from deepen.evaluate.probes.answers import ExactAnswer, Facts
 from deepen.evaluate.probes.choices import Cloze, MultipleChoice
 from deepen.evaluate.probes.generated import PANELS, Arithmetic, Instructions

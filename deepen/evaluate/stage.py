@@ -31,14 +31,24 @@ from deepen.evaluate.documents.material import Material, for_the_base, material_
 from deepen.evaluate.during_training.guard import Failure, attempt
 from deepen.evaluate.during_training.in_loop import PROBES, in_loop_counts
 from deepen.evaluate.items.contaminated import SCRATCH, Contamination, Scanning, look_for_items
-from deepen.evaluate.marked import tables_of_training, watched_tables
 from deepen.evaluate.models.blends import CHOOSING, REPORTING, half_of, too_few
 from deepen.evaluate.models.kept import Models, Subject
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.item_probe import ItemProbe
 from deepen.evaluate.probes.probe import Probe
-from deepen.evaluate.tables import base_table, checked_table, readable_file, say_not_finite, table_file, table_mark
-from deepen.evaluate.taken_over import MODELS, TABLES, PreviousTables
+from deepen.evaluate.tables import (
+    MODELS,
+    TABLES,
+    PreviousTables,
+    base_table,
+    checked_table,
+    readable_file,
+    say_not_finite,
+    table_file,
+    table_mark,
+    tables_of_training,
+    watched_tables,
+)
 from deepen.formats.files.atomic import FileEntry, entry_of, link_or_copy, write_bytes
 from deepen.formats.files.records import write_records
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, fingerprint, finish_stage

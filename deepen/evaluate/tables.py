@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from deepen.errors import DamageError
 from deepen.evaluate.documents.likelihoods import NOT_FINITE, read_likelihoods
+from deepen.evaluate.models.kept import Subject
 from deepen.evaluate.probes.probe import Probe
+from deepen.formats.files.atomic import damage, hash_file, link_or_copy
 from deepen.formats.manifest import Artifact, fingerprint
-from deepen.formats.training.checkpoints import checkpoint_name
+from deepen.formats.training.checkpoints import CheckpointInfo, checkpoint_name, read_state
+from deepen.formats.training.scores_beside import MeasuredTable, identity_of, read_watched
 from deepen.progress import say
 
 _MEASURES = 3
@@ -56,3 +64,79 @@ def say_not_finite(table: pa.Table, step: int) -> None:
 
 def _whole(what: str) -> str:
     return "source" if what == "documents" else "task"
+
+
+@dataclass(frozen=True)
+class MarkedTables:
+    """What lies in a directory for the checkpoints that are evaluated."""
+
+    directory: Path
+    by_step: Mapping[int, Mapping[str, MeasuredTable]]
+    """By step and probe, those that are of the checkpoints as they are."""
+
+    def link(self, probe: Probe, subject: Subject, mark: str, path: Path) -> bool:
+        """Make the table of ``probe`` for ``subject`` appear at ``path``; False when there is none, or a damaged one.
+
+        ``mark`` is the probe's identity now.
+        """
+        known = {} if subject.blend else self.by_step.get(subject.step, {})
+        table, source = known.get(probe.label), self.directory / table_file(probe, subject.key)
+        if table is None or table.mark != mark or not source.is_file() or hash_file(source) != table.hash:
+            return False
+        link_or_copy(source, path)
+        return True
+
+
+def watched_tables(directory: Path, checkpoints: Iterable[CheckpointInfo]) -> MarkedTables:
+    """What ``--watch`` left in ``directory`` for ``checkpoints``; nothing when there is no such directory."""
+    known, found = read_watched(directory), dict[int, Mapping[str, MeasuredTable]]()
+    for info in checkpoints if known else ():
+        try:
+            scores = known.get((info.step, identity_of(info)))
+        except DamageError:
+            continue
+        if scores is not None:
+            found[info.step] = scores.tables
+    return MarkedTables(directory, found)
+
+
+def tables_of_training(directory: Path, checkpoints: Iterable[CheckpointInfo]) -> MarkedTables:
+    """What training measured in full into ``directory`` right before it saved ``checkpoints``."""
+    named = {info.step: read_state(info).get("tables", {}) for info in checkpoints}
+    return MarkedTables(
+        directory,
+        {
+            step: {label: MeasuredTable.model_validate(one) for label, one in tables.items()}
+            for step, tables in named.items()
+        },
+    )
+
+
+TABLES = "tables"
+"""In the counts of ``evaluate``: by probe, the identity of what was measured."""
+
+
+MODELS = "models"
+"""The same by step or name of a blend."""
+
+
+@dataclass(frozen=True)
+class PreviousTables:
+    """A finished evaluation of the same run."""
+
+    artifact: Artifact
+
+    def link(self, probe: Probe, subject: Subject, mark: str, path: Path) -> bool:
+        """Make the table of ``probe`` for ``subject`` appear at ``path``; False when there is none, or a damaged one.
+
+        ``mark`` is the probe's identity now.
+        """
+        counts, name = self.artifact.counts, table_file(probe, subject.key)
+        same_probe = counts.get(TABLES, {}).get(probe.label) == mark
+        if not same_probe or counts.get(MODELS, {}).get(str(subject.key)) != subject.identity:
+            return False
+        entry = next((one for one in self.artifact.manifest.files if one.path == name), None)
+        if entry is None or damage(entry, self.artifact.path) is not None:
+            return False
+        link_or_copy(self.artifact.path / name, path)
+        return True

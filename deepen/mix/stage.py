@@ -12,10 +12,10 @@ from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.formats.documents.documents import document_files
 from deepen.formats.files.atomic import FileEntry, write_json
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
-from deepen.formats.shards import stage_with_shard
 from deepen.formats.tokens.megatron import IndexedDataset
 from deepen.formats.tokens.new_token_counts import count_new_tokens
 from deepen.formats.tokens.order import Order, Segments, write_order, write_segments
+from deepen.formats.tokens.packs import stage_with_shard
 from deepen.mix.config import MixConfig
 from deepen.mix.counts import mix_counts, tally
 from deepen.mix.exposures import exposure_line, exposures

@@ -16,8 +16,8 @@ from deepen.curate.config import CurateConfig
 from deepen.errors import Problem
 from deepen.evaluate import config as evaluate_config
 from deepen.evaluate.config import EvaluateConfig
-from deepen.evaluate.forgetting.config import Circumstances
 from deepen.evaluate.forgetting import config as forgetting
+from deepen.evaluate.forgetting.config import Circumstances
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.export.config import ExportConfig
 from deepen.formats.files.yaml_text import Key, YamlText

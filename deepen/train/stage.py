@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepen.formats.files.atomic import FileEntry, entry_of
 from deepen.formats.manifest import (
@@ -23,8 +23,10 @@ from deepen.parallel.config import Compute, Mesh
 from deepen.progress import readable, say, track
 from deepen.train.beside.hooks import UNWATCHED, Watch
 from deepen.train.config import Save, TrainConfig
-from deepen.train.run import Run
 from deepen.train.starting.resolved import SCHEDULE
+
+if TYPE_CHECKING:
+    from deepen.train.run import Run
 
 FORMAT = 2
 

@@ -18,7 +18,9 @@ from typing import Any
 
 from deepen.engine.map_parts import SharePendingError
 from deepen.errors import RecipeError, RunError
+from deepen.formats.files.atomic import write_json
 from deepen.formats.manifest import (
+    MANIFEST,
     UNFINISHED,
     Artifact,
     InputEntry,
@@ -28,6 +30,7 @@ from deepen.formats.manifest import (
     read_manifest,
     refer_to,
 )
+from deepen.formats.tokens.order import begins_with
 from deepen.formats.workers import Share, Workers
 from deepen.parallel.processes.gang import Gang
 from deepen.progress import say
@@ -37,7 +40,7 @@ from deepen.recipe.reading import write_machine, write_recipe
 from deepen.runs.directory import record_of, stage_directory
 from deepen.runs.lock import Turn, locked
 from deepen.runs.references import find_neighbour, give_own_copies, refuse_if_referenced
-from deepen.workflow.continuing import can_continue, continue_training, is_extension
+from deepen.train.config import TrainConfig
 from deepen.workflow.inputs.find import resolve_setup, without_network
 from deepen.workflow.setup import Setup, core_of, setup_in_loop
 from deepen.workflow.stages import STAGES, Stage
@@ -297,3 +300,41 @@ def recover_swap(directory: Path) -> None:
         (aside if read_manifest(aside) is not None else old).rename(directory)
     if old.exists():
         shutil.rmtree(old)
+
+
+_EXTENDABLE = {"train.tokens", "input mix"}
+
+
+def can_continue(identity: Mapping[str, Any], recorded: Mapping[str, Any], changes: Mapping[str, str]) -> bool:
+    """Whether training differs from what was recorded by nothing but a larger ``train.tokens``."""
+    before, after = recorded["config"].get("train", {}), identity.get("train", {})
+    return set(changes) <= _EXTENDABLE and after.get("tokens", 0) > before.get("tokens", 0)
+
+
+def continue_training(
+    directory: Path, recorded: Mapping[str, Any], identity: Mapping[str, Any], fingerprint: str, config: TrainConfig
+) -> None:
+    """Turn finished training into unfinished training of the longer run; safe to repeat after a kill.
+
+    Raises ``RunError`` when the schedule cannot be extended.
+    """
+    from deepen.train.starting.resolved import prepare_continuation
+
+    old = TrainConfig.model_validate(_without_marks(recorded["config"]["train"]))
+    prepare_continuation(directory, old, config)
+    mark = {"config": dict(identity), "fingerprint": fingerprint}
+    write_json(directory / UNFINISHED, {key: recorded[key] for key in ("stage", "format", "inputs", "started")} | mark)
+    (directory / MANIFEST).unlink(missing_ok=True)
+
+
+def _without_marks(value: Any) -> Any:
+    """Settings as they were given, without the versions and sources that identify plugs."""
+    if isinstance(value, dict):
+        marks = {"version", "source"} if "use" in value else set()
+        return {key: _without_marks(item) for key, item in value.items() if key not in marks}
+    return [_without_marks(item) for item in value] if isinstance(value, list) else value
+
+
+def is_extension(old: Path, new: Path) -> bool:
+    """Whether the training order in ``new`` begins with the whole order in ``old``."""
+    return begins_with(new, old)

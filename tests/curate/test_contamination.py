@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deepen.curate.contamination import scan as contamination
 from deepen.curate.contamination.item_index import MEASURES, index_of
 from deepen.curate.contamination.scan import TrainedDocuments, scan_documents
-from deepen.curate.contamination import scan as contamination
 from deepen.engine.map_parts import clear_ledger
 from deepen.formats.documents.document_ids import DocumentIds
 from deepen.formats.documents.documents import Document, document_id, write_documents

@@ -8,8 +8,8 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deepen.errors import DeepenError
-from deepen.model.loss.chunked import IGNORED, LinearCrossEntropy, LogitRules, LossSettings
 from deepen.model.loss import kernels as loss_kernels
+from deepen.model.loss.chunked import IGNORED, LinearCrossEntropy, LogitRules, LossSettings
 from deepen.model.loss.model import LossModel, check_loss
 
 RULES = [

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from deepen.errors import DeepenError
-from deepen.model.loss.chunked import LinearCrossEntropy, LossSettings
 from deepen.model.loss import kernels as loss_kernels
+from deepen.model.loss.chunked import LinearCrossEntropy, LossSettings
 from deepen.model.loss.kernels import (
     IGNORED,
     ChunkGradient,

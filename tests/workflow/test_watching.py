@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from deepen.cli import app
 from deepen.errors import RunError
 from deepen.evaluate import stage
-from deepen.evaluate.marked import watched_tables
+from deepen.evaluate.tables import watched_tables
 from deepen.formats.files.records import append_record, read_records
 from deepen.formats.training.checkpoints import list_checkpoints, remove_checkpoint
 from deepen.formats.training.decisions import read_decisions

@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from deepen.evaluate.compare.statistics import adjusted
 from deepen.evaluate.config import EvaluateConfig
+from deepen.evaluate.documents.likelihoods import write_likelihoods
 from deepen.evaluate.documents.material import Material, material_of
 from deepen.evaluate.during_training.guard import Failure, attempt
-from deepen.evaluate.full_tables import FullTables, part_of
 from deepen.evaluate.probes.probe import Probe
-from deepen.evaluate.tables import base_table, checked_table, say_not_finite
+from deepen.evaluate.tables import base_table, checked_table, say_not_finite, table_file, table_mark
 from deepen.formats.files.atomic import write_bytes, write_json
 from deepen.formats.files.records import append_record, keeps_records, read_records
 from deepen.formats.manifest import Artifact
@@ -329,3 +332,36 @@ def in_loop_evaluator(
     """What the training loop calls; see ``InLoop``. ``inputs``: ``curate``, ``tokenize``, ``baseline``."""
     material = material_of(inputs["curate"], inputs["tokenize"], base)
     return InLoop(config, material, inputs["baseline"], seed=seed, out=out, pace=pace)
+
+
+@dataclass
+class FullTables:
+    """Keeps the tables of whole probes in ``directory``; without one, and outside rank 0, nothing is written."""
+
+    directory: Path | None
+    baseline: Artifact
+    _step: int = 0
+    _named: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def begin(self, step: int) -> None:
+        """Forget what was measured before, of this step too: it may be reached a second time, with other weights."""
+        self._step, self._named = step, {}
+
+    def keep(self, probe: Probe, table: pa.Table) -> None:
+        """Write a table of the step that was begun."""
+        if self.directory is None or not keeps_records():
+            return
+        path = self.directory / table_file(probe, self._step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entry = write_likelihoods(path, table, self.directory)
+        mark = table_mark(self.baseline.counts["probes"][probe.label]["mark"])
+        self._named[probe.label] = {"mark": mark, "hash": entry.hash}
+
+    def at(self, step: int) -> dict[str, dict[str, str]]:
+        """By probe what was kept of ``step``, as its checkpoint is to name it; nothing if another step was the last."""
+        return dict(self._named) if step == self._step else {}
+
+
+def part_of(table: pa.Table, ids: frozenset[str]) -> pa.Table:
+    """The rows of a subset."""
+    return table.filter(pc.is_in(table["id"], value_set=pa.array(sorted(ids), pa.string())))

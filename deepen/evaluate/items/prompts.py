@@ -9,7 +9,7 @@ vocabulary would join its end with what follows. Both are conventions of the lm-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from deepen.evaluate.documents.material import Material
 from deepen.evaluate.documents.windows import Encoded, plain_encoder
+from deepen.evaluate.items.files import Item
 from deepen.model.weights.load import load_tokenizer
 
 
@@ -80,3 +81,15 @@ def cut_left(document: Encoded, context: int) -> Encoded | None:
     if document.first_scored - surplus < 1:
         return None
     return Encoded(document.tokens[surplus:], document.first_scored - surplus, document.num_bytes)
+
+
+def shown(item: Item, between: str) -> str:
+    """A solved item as text."""
+    answer = item.choices[item.gold] if item.choices else item.answers[0]
+    return item.prompt.rstrip() + between + answer + item.rest
+
+
+def with_shots(items: Sequence[Item], examples: Sequence[str]) -> list[Item]:
+    """The items with the examples before their prompts."""
+    before = "".join(f"{example}\n\n" for example in examples)
+    return [replace(item, prompt=before + item.prompt) for item in items]

@@ -112,7 +112,7 @@ class FileProbe(ItemProbe):
     def items(self) -> list[Item]:
         """All items, examples put before their prompts; raises ``DeepenError`` when none can be used."""
         from deepen.evaluate.items.files import Layout, read_items
-        from deepen.evaluate.shots import shown, with_shots
+        from deepen.evaluate.items.prompts import shown, with_shots
 
         found = self._own_items()
         if not any(item.reason is None for item in found):

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from deepen.errors import DamageError
 from deepen.formats.files.arrays import open_array, write_array
 from deepen.formats.files.atomic import FileEntry
+from deepen.formats.tokens.megatron import idx_path
 
 Array = npt.NDArray[Any]
 _BLOCK = 1 << 20
@@ -90,3 +91,8 @@ def write_packs(directory: Path, source: str, rows: Array, segments: Array) -> l
             packs / f"{source}.segments.npy", [segments], shape=segments.shape, dtype=segments.dtype, root=directory
         ),
     ]
+
+
+def stage_with_shard(source: str, tokenize: Path, mix: Path) -> Path:
+    """The stage directory with ``shards/SOURCE`` and ``documents/SOURCE.npy``; fixed rows are in ``mix``."""
+    return mix if idx_path(mix / "shards" / source).is_file() else tokenize

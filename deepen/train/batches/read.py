@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from deepen.formats.documents.document_ids import DocumentIds, read_document_ids
-from deepen.formats.shards import stage_with_shard
 from deepen.formats.tokens.megatron import IndexedDataset
 from deepen.formats.tokens.order import Order, row_of, source_of
-from deepen.formats.tokens.packs import Packs
+from deepen.formats.tokens.packs import Packs, stage_with_shard
 from deepen.formats.tokens.trained import TrainedMask
 
 Array = npt.NDArray[Any]
