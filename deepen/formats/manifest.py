@@ -197,6 +197,14 @@ def read_manifest(directory: Path) -> Manifest | None:
     return read_model(path, Manifest, hint="remove this file and run again: its stage is then not finished")
 
 
+def record_of(directory: Path) -> dict[str, Any] | None:
+    """Fingerprint, config and inputs of the finished or unfinished work in ``directory``; None when there is none."""
+    manifest = read_manifest(directory)
+    if manifest is not None:
+        return manifest.model_dump(mode="json")
+    return read_unfinished(directory)
+
+
 def open_artifact(directory: Path) -> Artifact | None:
     """The finished artifact at ``directory``, following a reference; None when the stage is not finished."""
     manifest = read_manifest(directory)

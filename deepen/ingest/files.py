@@ -7,9 +7,7 @@ relative paths, so a corpus can be moved.
 from __future__ import annotations
 
 import glob
-import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -17,7 +15,7 @@ from typing import BinaryIO
 
 import xxhash
 
-from deepen.formats.files.atomic import hash_file, write_json
+from deepen.formats.files.hashes import HashCache
 
 SUFFIXES = {
     ".txt": "text", ".text": "text",
@@ -45,8 +43,6 @@ TABLES = ("jsonl", "json", "csv", "parquet", "arrow")
 """Formats whose records have named fields, one of which is the text."""
 CONTAINERS = ("zip", "tar", "warc")
 """Formats that hold files of other formats; a source's ``format`` is that of the files inside."""
-_SETTLED_SECONDS = 2.0
-"""A file changed less than this before it was hashed could change again without a new time stamp: not cached."""
 
 
 @dataclass(frozen=True)
@@ -151,41 +147,12 @@ def _fixed_folder(pattern: str) -> str:
 
 def fingerprint_files(files: Sequence[InputFile], cache: Path) -> str:
     """Identity of files by location and content (xxh3-128); ``cache`` remembers hashes by size and time stamp."""
-    known = _read_cache(cache)
-    added: dict[str, list[object]] = {}
-    digest = xxhash.xxh3_128()
+    known, digest = HashCache(cache), xxhash.xxh3_128()
     for file in files:
-        key = os.fsencode(os.path.realpath(file.path)).decode("utf-8", "backslashreplace")
-        stamp = _stamp(file.path)
-        entry = known.get(key)
-        if entry is None or entry[:2] != stamp:
-            entry = [*stamp, _hash_or_error(file.path)]
-            if time.time() - stamp[1] / 1e9 > _SETTLED_SECONDS:
-                added[key] = entry
-        digest.update(f"{file.location}\0{entry[2]}\n".encode())
-    if added:
-        write_json(cache, {**known, **added})
+        try:
+            mark = known.hash(Path(file.path))
+        except OSError as error:
+            mark = f"unreadable: {error.strerror}"  # its reader will reject it; readable again means another identity
+        digest.update(f"{file.location}\0{mark}\n".encode())
+    known.save()
     return digest.hexdigest()
-
-
-def _stamp(path: str) -> list[int]:
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        return [0, time.time_ns()]
-    return [stat.st_size, stat.st_mtime_ns]
-
-
-def _hash_or_error(path: str) -> str:
-    try:
-        return hash_file(Path(path))
-    except OSError as error:
-        return f"unreadable: {error.strerror}"  # its reader will reject it; readable again means another identity
-
-
-def _read_cache(cache: Path) -> dict[str, list[object]]:
-    try:
-        known = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}

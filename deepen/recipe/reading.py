@@ -167,6 +167,8 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
     write_yaml(path, recipe.model_dump(mode="json", by_alias=True), header)
 
 
-def write_machine(path: Path, machine: Machine) -> None:
-    """Write the machine file with every default visible."""
-    write_yaml(path, machine.model_dump(mode="json", by_alias=True), "Machine on which the run was last started.")
+def write_settings(run: Path, recipe: Recipe, machine: Machine) -> None:
+    """Write recipe and machine file of a run, with every default visible."""
+    write_recipe(run / "recipe.yaml", recipe)
+    described = machine.model_dump(mode="json", by_alias=True)
+    write_yaml(run / "machine.yaml", described, "Machine on which the run was last started.")

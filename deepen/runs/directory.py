@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from deepen.errors import RunError
-from deepen.formats.manifest import Artifact, open_artifact, read_manifest, read_unfinished
+from deepen.formats.manifest import Artifact, open_artifact
 
 STAGE_NAMES = ("ingest", "curate", "tokenize", "mix", "baseline", "train", "evaluate", "select", "export")
 """All stages in the order in which they run; each is a folder of the run."""
@@ -29,11 +28,3 @@ def finished_stages(run: Path) -> dict[str, Artifact]:
     """All finished stages of a run directory, in pipeline order."""
     found = {name: open_artifact(stage_directory(run, name)) for name in STAGE_NAMES}
     return {name: artifact for name, artifact in found.items() if artifact is not None}
-
-
-def record_of(directory: Path) -> dict[str, Any] | None:
-    """Fingerprint, config and inputs of the finished or unfinished work in ``directory``; None when there is none."""
-    manifest = read_manifest(directory)
-    if manifest is not None:
-        return manifest.model_dump(mode="json")
-    return read_unfinished(directory)

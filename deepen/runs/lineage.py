@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from deepen.errors import RunError
 from deepen.formats.files.records import read_records
-from deepen.formats.manifest import InputEntry, open_artifact, read_manifest
+from deepen.formats.manifest import InputEntry, open_artifact, read_manifest, record_of
 from deepen.formats.training.roles import role_records
-from deepen.runs.directory import STAGE_NAMES, check_is_run, record_of, stage_directory
+from deepen.runs.directory import STAGE_NAMES, check_is_run, stage_directory
 from deepen.runs.lock import locked
 from deepen.runs.references import refuse_if_referenced
 from deepen.train.config import Save

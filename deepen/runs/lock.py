@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deepen.errors import RunError
+from deepen.formats.workers import Share
 from deepen.progress import say
 
 _HEARTBEAT_SECONDS = 10.0
@@ -40,6 +41,17 @@ def locked(run: Path, *, shares: bool = False) -> Iterator[None]:
                 _flocked(run / _PARTS / "all", fcntl.LOCK_EX, f"shares of a job array are at work in `{run}`")
             )
         yield
+
+
+@contextmanager
+def hold(run: Path, share: tuple[int, int] | None) -> Iterator[Share | None]:
+    """Hold the lock of ``run``: alone, or (share 2 of 8: ``(2, 8)``) in turns with the other shares of a job array."""
+    if share is None:
+        with locked(run):
+            yield None
+    else:
+        with Turn(run, *share) as turn:
+            yield Share(*share, turn.leave, turn.come_back)
 
 
 class Turn:

@@ -14,7 +14,8 @@ import pytest
 from deepen.errors import OfflineError, SourceError
 from deepen.ingest.config import IngestConfig, problems
 from deepen.ingest.files import list_files
-from deepen.workflow.inputs.find import Pins, resolve_sources
+from deepen.workflow.inputs.pins import Pins
+from deepen.workflow.inputs.sources import resolve_sources
 
 
 @pytest.fixture

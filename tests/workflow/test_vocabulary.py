@@ -4,12 +4,13 @@ from itertools import islice
 from pathlib import Path
 
 from deepen.board.report import _vocabulary_section
+from deepen.curate.config import CurateConfig
 from deepen.formats.files.atomic import FileEntry, write_json
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, write_manifest
 from deepen.recipe.models import Recipe
 from deepen.runs.show.artifact import ShowOptions, show
 from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig
-from deepen.workflow.inputs.find import _tokenize_files
+from deepen.workflow.inputs.find import identify_files, single_files
 
 REPORT = {
     "verdict": "extend by 500",
@@ -40,8 +41,8 @@ def test_the_words_that_are_given_identify_the_run(tmp_path: Path) -> None:
     for text in ("aspirin\n", "heparin\n"):
         file.write_text(text)
         vocabulary = ExtendVocabulary(extend=0, words=str(file))
-        recipe = Recipe.model_construct(tokenize=TokenizeConfig(vocabulary=vocabulary))
-        found.append(_tokenize_files(recipe, tmp_path / "runs" / "one"))
+        recipe = Recipe.model_construct(curate=CurateConfig(), tokenize=TokenizeConfig(vocabulary=vocabulary))
+        found.append(identify_files(single_files(recipe), tmp_path / "runs" / "one"))
     assert set(found[0]) == {"tokenize:words"}
     assert found[0] != found[1]
 

@@ -29,7 +29,8 @@ from deepen.progress import say
 from deepen.recipe.models import Recipe
 from deepen.runs.directory import stage_directory
 from deepen.settings import Amount
-from deepen.workflow.inputs.find import Pins, resolve_sources
+from deepen.workflow.inputs.pins import Pins
+from deepen.workflow.inputs.sources import resolve_sources
 from deepen.workflow.stages import without_paths
 
 _MOST_ROW_GROUPS = 24

@@ -73,7 +73,8 @@ def tokenize_files(order: TokenizeFiles) -> Manifest:
     """
     from deepen.ingest.stage import ingest
     from deepen.tokenize.stage import tokenize
-    from deepen.workflow.inputs.find import Pins, resolve_sources, without_network
+    from deepen.workflow.inputs.pins import Pins, without_network
+    from deepen.workflow.inputs.sources import resolve_sources
 
     started = time.monotonic()
     with without_network(order.offline):
@@ -107,7 +108,8 @@ def report_files(order: TokenizeFiles) -> dict[str, Any]:
     """
     from deepen.ingest.stage import ingest
     from deepen.tokenize.vocabulary.prepare import PreparePart, SourceFiles, prepare
-    from deepen.workflow.inputs.find import Pins, resolve_sources, without_network
+    from deepen.workflow.inputs.pins import Pins, without_network
+    from deepen.workflow.inputs.sources import resolve_sources
 
     with tempfile.TemporaryDirectory(prefix="deepen-report-") as name, without_network(order.offline):
         folder = Path(name)

@@ -26,17 +26,18 @@ from deepen.evaluate.tables import readable_file, table_file, table_mark
 from deepen.formats.files.atomic import hash_file, write_json
 from deepen.formats.files.json_text import read_object
 from deepen.formats.files.records import append_record, keep_records
-from deepen.formats.manifest import MANIFEST, Artifact, InputEntry, StageJob, open_artifact
+from deepen.formats.manifest import MANIFEST, Artifact, InputEntry, StageJob, open_artifact, record_of
 from deepen.formats.training.checkpoints import CheckpointInfo, read_checkpoint, verify
 from deepen.formats.training.roles import candidates
 from deepen.formats.training.scores import SCORES
 from deepen.formats.training.scores_beside import WATCH, MeasuredTable, WatchedScores, identity_of, read_watched
 from deepen.progress import say
 from deepen.recipe.reading import Loaded, load
-from deepen.runs.directory import record_of, stage_directory
+from deepen.runs.directory import stage_directory
 from deepen.runs.lock import locked
 from deepen.train.beside.interrupt import StoppedError
-from deepen.workflow.inputs.find import Pins, probe_files_of, resolve_base, without_network
+from deepen.workflow.inputs.find import identify_files, probe_files_of, resolve_base
+from deepen.workflow.inputs.pins import Pins, without_network
 from deepen.workflow.setup import recipe_in_loop
 from deepen.workflow.stages import evaluation_identity
 
@@ -305,7 +306,7 @@ def open_scorer(run: Path, loaded: Loaded) -> Scorer:
     base = resolve_base(recipe.base, Pins(run / "pins.json", offline=True), out)
     inputs = {name: artifact for name in _INPUTS if (artifact := open_artifact(stage_directory(run, name))) is not None}
     raw_inputs = {"base": InputEntry(path=str(base.path or "random weights"), fingerprint=base.fingerprint)}
-    raw_inputs |= probe_files_of(recipe, out)
+    raw_inputs |= identify_files(probe_files_of(recipe), out)
     job = StageJob(out=out, fingerprint="", inputs=inputs, raw_inputs=raw_inputs, seed=recipe.seed)
     marks = {probe.label: table_mark(probe_mark(probe, job)) for probe in recipe.evaluate.all_probes}
     material = material_of(inputs["curate"], inputs["tokenize"], base)
