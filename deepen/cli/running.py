@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,49 +57,50 @@ def run(
             "a control is another training, and this launcher started its processes for one",
             hint="start it without the launcher: with `launch` in the machine file each training starts its own",
         )
-    run_stages(recipe, options, first, last)
-    if control:
-        from deepen.workflow.commands.control import run_control
-
-        loaded = load(recipe, options.machine, options.sets)
-        directory = run_directory(recipe, options.runs, loaded)
-        made, _ = run_control(loaded.recipe, loaded.machine, directory, offline=options.offline)
-        if (directory / "report.html").is_file():
-            write_report(directory)  # its plane shows the control
+    main = None
+    for directory, artifacts in _made(recipe, options, first, last, control=control):
+        if main is None:
+            main = directory
+            _tell(directory, artifacts, options)
+            continue
+        if (main / "report.html").is_file():
+            write_report(main)  # its plane shows the control
         if not options.as_json:
-            print(f"control: {made} (`deepen compare {directory} {made}`)")
+            print(f"control: {directory} (`deepen compare {main} {directory}`)")
 
 
-def _made(recipe: Path, options: StageOptions, first: str, last: str) -> tuple[Path, dict[str, Artifact]] | None:
-    """Bring the stages from ``first`` to ``last`` up to date: the run's directory and what there is. None for a process
-    that has followed another one."""
+def _made(
+    recipe: Path, options: StageOptions, first: str, last: str, *, control: bool = False
+) -> Iterator[tuple[Path, dict[str, Artifact]]]:
+    """Bring the stages from ``first`` to ``last`` up to date, then those of the control if there is to be one: each
+    run's directory and what there is. Nothing in a process that has followed another one."""
+    from deepen.workflow.commands.control import control_of
     from deepen.workflow.run import RunOptions, parse_share, run_pipeline
-    from deepen.workflow.training.processes import follow, together
+    from deepen.workflow.training.processes import together
 
     loaded = load(recipe, options.machine, options.sets)
     directory = run_directory(recipe, options.runs, loaded)
+    how = RunOptions(first, last, options.redo, options.extend, options.offline, parse_share(options.part))
+    wanted = [(loaded.recipe, directory, how)]
+    if control:
+        wanted.append((*control_of(loaded.recipe, directory), RunOptions(last="evaluate", offline=options.offline)))
     with together(directory) as gang:
         if gang is not None and gang.started.rank > 0:
+            from deepen.workflow.training.worker import follow
+
             follow(gang)
-            return None
-        how = RunOptions(
-            first=first,
-            last=last,
-            redo=options.redo,
-            extend=options.extend,
-            offline=options.offline,
-            share=parse_share(options.part),
-            gang=gang,
-        )
-        return directory, run_pipeline(loaded.recipe, loaded.machine, directory, how)
+            return
+        for one, place, how in wanted:
+            yield place, run_pipeline(one, loaded.machine, place, replace(how, gang=gang))
 
 
 def run_stages(recipe: Path, options: StageOptions, first: str, last: str) -> None:
     """Bring the stages from ``first`` to ``last`` up to date and print where everything is."""
-    made = _made(recipe, options, first, last)
-    if made is None:
-        return
-    directory, artifacts = made
+    for directory, artifacts in _made(recipe, options, first, last):
+        _tell(directory, artifacts, options)
+
+
+def _tell(directory: Path, artifacts: Mapping[str, Artifact], options: StageOptions) -> None:
     report_path = write_report(directory) if "export" in artifacts else None
     if options.as_json:
         stages = {
@@ -171,14 +173,14 @@ def evaluate(
         return
     from deepen.evaluate.compare.summary_table import baseline_table
 
-    made = _made(recipe, options, "ingest", "baseline")
-    if made is None or "baseline" not in made[1]:  # another process goes on to it
-        return
-    directory, counts = made[0], made[1]["baseline"].counts
-    if options.as_json:
-        print_json({"run": str(directory), **counts})
-    else:
-        print(baseline_table({"probes": {}, "failed": {}, **counts}))
+    for directory, artifacts in _made(recipe, options, "ingest", "baseline"):
+        if "baseline" not in artifacts:  # another process goes on to it
+            continue
+        counts = artifacts["baseline"].counts
+        if options.as_json:
+            print_json({"run": str(directory), **counts})
+        else:
+            print(baseline_table({"probes": {}, "failed": {}, **counts}))
 
 
 def _watch(run: Path, options: StageOptions, *, base_only: bool) -> None:

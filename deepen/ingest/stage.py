@@ -54,7 +54,8 @@ class Part:
 def source_fingerprint(source: Source, cache: Path) -> str:
     """Identity of a source: relative paths and contents of its files; the file ``cache`` spares reading them again."""
     files = list_files(source.path, source.format)
-    return fingerprint_files([*files, *companions(files, source.tokenizer)], cache)
+    files += companions(files, source.tokenizer)
+    return fingerprint_files(files, cache)
 
 
 def ingest(config: IngestConfig, job: StageJob) -> Manifest:

@@ -43,12 +43,15 @@ def refuse_if_referenced(target: Path) -> None:
         raise RunError(f"`{target}` is referred to by {names}", hint="remove those first, with `deepen rm`")
 
 
-def give_own_copies(target: Path) -> None:
-    """Make every reference to the stage directory ``target`` a result of its own, by hard links where possible.
+def make_unreferenced(target: Path, *, give_copies: bool) -> None:
+    """See that nothing refers to the stage directory ``target``, which is about to be replaced.
 
-    For results that are about to be replaced by others that do not suit those runs. Raises ``RunError`` when one of
-    them is at work.
+    With ``give_copies`` (the replacement does not suit those runs) every reference becomes a result of its own, by hard
+    links where possible. Raises ``RunError`` for a reference otherwise, and when a referring run is at work.
     """
+    if not give_copies:
+        refuse_if_referenced(target)
+        return
     for directory in references_to(target):
         with locked(directory.parent):
             artifact = open_artifact(directory)

@@ -29,12 +29,12 @@ from deepen.train.beside.step_records import speed_record, step_record
 from deepen.train.beside.watchdog import Watching
 from deepen.train.checkpoints.marks import marks_of
 from deepen.train.faults.actions import pass_over, remove_rolled_back
-from deepen.train.faults.memory import step_within_memory
+from deepen.train.faults.memory import within_memory
 from deepen.train.faults.settle import by_scores, diverged, faults
 from deepen.train.faults.spikes import spike
 from deepen.train.run import CHECKPOINTS, METRICS, Calendar, Progress, Run
 from deepen.train.schedule.new_rows import RowHold
-from deepen.train.step import StepResult
+from deepen.train.step import StepResult, train_step
 
 
 def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None) -> Iterator[dict[str, Any]]:
@@ -64,8 +64,8 @@ def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None
 
         learning_rate = run.peak_learning_rate * run.schedule.multiplier(progress.step, run.shape)
         learning_rate *= run.new_rows.factor(progress.step, run.shape) * progress.rate_factor
-        why_skip = _why_skip(run, batch_index)
-        run, result = step_within_memory(run, batch, learning_rate, why_skip)
+        update = partial(train_step, batch=batch, learning_rate=learning_rate, why_skip=_why_skip(run, batch_index))
+        run, result = within_memory(run, batch, update)
         _advance(run, batch_index, batch, result)
         watching.step_ends()
 

@@ -18,7 +18,7 @@ from deepen.formats.files.atomic import write_json
 from deepen.formats.manifest import MANIFEST, UNFINISHED, read_manifest, record_of
 from deepen.formats.tokens.order import begins_with
 from deepen.progress import say
-from deepen.runs.references import give_own_copies, refuse_if_referenced
+from deepen.runs.references import make_unreferenced
 from deepen.train.config import TrainConfig
 from deepen.workflow.setup import core_of
 from deepen.workflow.stage_plan import StagePlan
@@ -44,13 +44,12 @@ def make_way(plan: StagePlan, recorded: Mapping[str, Any], consent: Consent, rem
     """
     name, changes = plan.stage.name, differences(plan, recorded)
     only_more = consent.extend and name == "mix" and set(changes) <= {"num_batches"}
-    if core_of(recorded) == plan.core:
-        say(f"{name}: only what comes after training changed ({', '.join(changes)}); brought up to date")
-        give_own_copies(plan.directory)
-    elif consent.extend and name == "train" and _can_continue(plan, recorded, changes):
+    if consent.extend and name == "train" and _can_continue(plan, recorded, changes):
         _continue_training(plan, recorded)
         remade.add(name)
         return plan.directory, False
+    if core_of(recorded) == plan.core:
+        say(f"{name}: only what comes after training changed ({', '.join(changes)}); brought up to date")
     elif consent.redo or only_more or (consent.extend and remade & set(plan.stage.needs) and name != "train"):
         say(f"{name}: made from other settings or inputs ({', '.join(changes)}); making it anew")
         remade.add(name)
@@ -62,7 +61,7 @@ def make_way(plan: StagePlan, recorded: Mapping[str, Any], consent: Consent, rem
             f"`{plan.directory}` was made from something else:\n{lines}",
             hint=f"{hint}`--redo` makes it and everything after it anew; another `name` keeps both",
         )
-    refuse_if_referenced(plan.directory)
+    make_unreferenced(plan.directory, give_copies=core_of(recorded) == plan.core)
     aside = plan.directory.with_name(plan.directory.name + ".redo")
     begun = record_of(aside)
     if begun is not None and begun["fingerprint"] != plan.fingerprint:

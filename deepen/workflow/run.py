@@ -91,8 +91,8 @@ def _run_stages(setup: Setup, run: Path, options: RunOptions, workers: Workers, 
     """Bring the stages up to date one after the other, noting each in ``artifacts``."""
     remade: set[str] = set()
     for name, stage in STAGES.items():
-        plan = replace(plan_stage(stage, setup, run, artifacts), workers=workers)
-        artifacts[name] = bring_up_to_date(plan, options, remade)
+        plan = plan_stage(stage, setup, run, artifacts)
+        artifacts[name] = bring_up_to_date(replace(plan, workers=workers), options, remade)
         if name == options.last:
             break
 

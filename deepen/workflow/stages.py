@@ -79,7 +79,16 @@ def _baseline(setup: Setup, job: StageJob) -> Manifest:
 def _train(setup: Setup, job: StageJob) -> Manifest:
     from deepen.workflow.training.processes import train_together
 
-    return train_together(setup, job)
+    return train_together(setup, job, train_here)
+
+
+def train_here(setup: Setup, job: StageJob) -> Manifest:
+    """Train in this process, alone or as one of several."""
+    from deepen.train.stage import train
+    from deepen.workflow.training.hooks import hooks_of
+
+    machine, hooks = setup.machine, hooks_of(setup, job)
+    return train(setup.recipe.train, job, base=setup.base, compute=machine.compute, watch=hooks, mesh=machine.mesh)
 
 
 def _evaluate(setup: Setup, job: StageJob) -> Manifest:

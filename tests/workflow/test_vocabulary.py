@@ -6,11 +6,14 @@ from pathlib import Path
 from deepen.board.report import _vocabulary_section
 from deepen.curate.config import CurateConfig
 from deepen.formats.files.atomic import FileEntry, write_json
+from deepen.formats.input_files import identify_files
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, write_manifest
+from deepen.mix.config import MixConfig
 from deepen.recipe.models import Recipe
 from deepen.runs.show.artifact import ShowOptions, show
 from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig
-from deepen.workflow.inputs.find import identify_files, single_files
+from deepen.workflow.inputs.find import files_of
+from deepen.workflow.inputs.pins import Pins
 
 REPORT = {
     "verdict": "extend by 500",
@@ -41,8 +44,9 @@ def test_the_words_that_are_given_identify_the_run(tmp_path: Path) -> None:
     for text in ("aspirin\n", "heparin\n"):
         file.write_text(text)
         vocabulary = ExtendVocabulary(extend=0, words=str(file))
-        recipe = Recipe.model_construct(curate=CurateConfig(), tokenize=TokenizeConfig(vocabulary=vocabulary))
-        found.append(identify_files(single_files(recipe), tmp_path / "runs" / "one"))
+        parts = {"curate": CurateConfig(), "tokenize": TokenizeConfig(vocabulary=vocabulary), "mix": MixConfig()}
+        files = files_of(Recipe.model_construct(**parts), Pins(tmp_path / "pins.json", offline=True))
+        found.append(identify_files(files, tmp_path / "hashes.json"))
     assert set(found[0]) == {"tokenize:words"}
     assert found[0] != found[1]
 

@@ -6,8 +6,11 @@ SLURM_STEP_ID.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -88,3 +91,18 @@ def _number(values: Mapping[str, str], name: str, default: str | None = None) ->
             hint="start with torchrun, accelerate launch or srun, or without any of them",
         )
     return int(value)
+
+
+def num_restarts() -> int:
+    """How often torch elastic has started this process anew."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def die_with_parent() -> None:
+    """Be killed when the agent that watches this process is: nobody would end it when its partners die."""
+    parent = os.getppid()
+    with_parent = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(with_parent, int(signal.SIGKILL))
+    if os.getppid() != parent or parent == 1:
+        os._exit(1)

@@ -7,6 +7,7 @@ hint and its exit code.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -15,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deepen.errors import TrainingError
+from deepen.errors import DeepenError, TrainingError
 from deepen.parallel.config import Compute, Launch, Mesh
 from deepen.parallel.mesh import num_processes
+from deepen.parallel.processes.environment import Started
 from deepen.parallel.processes.outcome import Outcome, RankError, cause, read_outcomes
 
 OUTCOMES = "DEEPEN_OUTCOMES"
@@ -82,6 +84,17 @@ def launch(command: Sequence[str], num_local: int, settings: Launch, folder: Pat
 def final_outcome(folder: Path) -> Outcome | None:
     """The outcome after which no other start makes sense, if there is one."""
     return cause([outcome for outcome in read_outcomes(folder) if outcome.final])
+
+
+def refuse_what_would_fail_again(folder: Path, started: Started, restarts: int) -> None:
+    """Raise what ended an earlier start for good; a first start forgets what earlier launches left in ``folder``."""
+    if restarts == 0:
+        if started.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        return
+    final = final_outcome(folder)
+    if final is not None:
+        raise DeepenError(f"it would fail again: {final.name}: {final.message}", hint=final.hint)
 
 
 def cause_of(folder: Path) -> RankError | None:

@@ -18,7 +18,7 @@ from deepen.parallel.config import Compute
 from deepen.progress import say
 from deepen.train.batches.read import Batch
 from deepen.train.run import Run
-from deepen.train.step import StepResult, Trainee, train_step
+from deepen.train.step import StepResult, Trainee
 
 _CPU_SAYS = ("can't allocate memory", "not enough memory", "std::bad_alloc")
 
@@ -30,10 +30,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return is_known or (isinstance(error, RuntimeError) and any(words in said for words in _CPU_SAYS))
 
 
-def step_within_memory(
-    run: Run, batch: Batch, learning_rate: float, why_skip: Callable[[float, float], str | None]
-) -> tuple[Run, StepResult]:
-    """One update, with as many rows at once as fit; the run it returns goes on with that many.
+def within_memory(run: Run, batch: Batch, update: Callable[[Trainee], StepResult]) -> tuple[Run, StepResult]:
+    """``update`` on ``batch`` with as many rows at once as fit; the run it returns goes on with that many.
 
     Raises ``TrainingError`` with what takes the memory when not even one row fits, when the machine file forbids
     smaller micro-batches, or when other processes take part (they wait for this one in the middle of the step).
@@ -42,7 +40,7 @@ def step_within_memory(
     while True:
         random = _random_state(run.trainee.device)
         try:
-            return run, train_step(run.trainee, batch, learning_rate, why_skip)
+            return run, update(run.trainee)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -9,9 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deepen.errors import RunError
-from deepen.formats.manifest import Artifact
-from deepen.recipe.models import Machine, Recipe
-from deepen.workflow.run import RunOptions, run_pipeline
+from deepen.recipe.models import Recipe
 
 
 def control_recipe(recipe: Recipe) -> Recipe:
@@ -34,13 +32,8 @@ def control_recipe(recipe: Recipe) -> Recipe:
     return Recipe.model_validate(recipe.model_copy(update=changed).model_dump())
 
 
-def run_control(
-    recipe: Recipe, machine: Machine, run: Path, *, offline: bool = False
-) -> tuple[Path, dict[str, Artifact]]:
-    """Make the control of ``run`` beside it, up to its scores; returns its directory and artifacts.
-
-    May be repeated: what is there goes on. Stages that do not depend on the mixture are taken from ``run``.
-    """
+def control_of(recipe: Recipe, run: Path) -> tuple[Recipe, Path]:
+    """Recipe and directory of the control of ``run``, beside it; stages that do not depend on the mixture are taken
+    from there."""
     control = control_recipe(recipe)
-    directory = run.resolve().parent / control.name
-    return directory, run_pipeline(control, machine, directory, RunOptions(last="evaluate", offline=offline))
+    return control, run.resolve().parent / control.name

@@ -26,6 +26,7 @@ from deepen.evaluate.tables import readable_file, table_file, table_mark
 from deepen.formats.files.atomic import hash_file, write_json
 from deepen.formats.files.json_text import read_object
 from deepen.formats.files.records import append_record, keep_records
+from deepen.formats.input_files import identify_files
 from deepen.formats.manifest import MANIFEST, Artifact, InputEntry, StageJob, open_artifact, record_of
 from deepen.formats.training.checkpoints import CheckpointInfo, read_checkpoint, verify
 from deepen.formats.training.roles import candidates
@@ -36,7 +37,7 @@ from deepen.recipe.reading import Loaded, load
 from deepen.runs.directory import stage_directory
 from deepen.runs.lock import locked
 from deepen.train.beside.interrupt import StoppedError
-from deepen.workflow.inputs.find import identify_files, probe_files_of, resolve_base
+from deepen.workflow.inputs.find import hash_cache, probe_files_of, resolve_base
 from deepen.workflow.inputs.pins import Pins, without_network
 from deepen.workflow.setup import recipe_in_loop
 from deepen.workflow.stages import evaluation_identity
@@ -306,7 +307,7 @@ def open_scorer(run: Path, loaded: Loaded) -> Scorer:
     base = resolve_base(recipe.base, Pins(run / "pins.json", offline=True), out)
     inputs = {name: artifact for name in _INPUTS if (artifact := open_artifact(stage_directory(run, name))) is not None}
     raw_inputs = {"base": InputEntry(path=str(base.path or "random weights"), fingerprint=base.fingerprint)}
-    raw_inputs |= identify_files(probe_files_of(recipe), out)
+    raw_inputs |= identify_files(probe_files_of(recipe), hash_cache(out))
     job = StageJob(out=out, fingerprint="", inputs=inputs, raw_inputs=raw_inputs, seed=recipe.seed)
     marks = {probe.label: table_mark(probe_mark(probe, job)) for probe in recipe.evaluate.all_probes}
     material = material_of(inputs["curate"], inputs["tokenize"], base)

@@ -6,16 +6,13 @@ commit they resolved to. First everything is found, then all of it is identified
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from deepen.curate.contamination.decontaminate import PROBES, Decontaminate, probe_files
 from deepen.errors import RunError, SourceError
 from deepen.formats.files.hashes import HashCache
+from deepen.formats.input_files import InputFiles, identify_files, named_files
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
-from deepen.ingest.config import IngestConfig
 from deepen.mix.fixed.config import BASE
 from deepen.mix.fixed.files import fixed_files
 from deepen.model.config import TOKENIZER_FILES, BaseRun, RandomInit, ResolvedBase
@@ -29,34 +26,15 @@ from deepen.workflow.setup import Setup
 _BASE_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES)
 
 
-@dataclass(frozen=True)
-class InputFiles:
-    """Local files that are one input of a run."""
-
-    path: str
-    """As the recipe has it, for people."""
-    files: Mapping[str, Path]
-    """By name, location or number, in their order."""
-    kind: Literal["file", "probe_files", "fixed_rows", "tokenizer"]
-    """What the identity is of: names belong to that of rows and tokenizers, not to that of a lone file or a probe."""
-
-
 def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool) -> Setup:
     """Find base and sources (fetching them unless ``offline``) and identify them; raises for what is missing."""
+    from deepen.ingest.stage import source_fingerprint
+
     recipe = with_probe_items(recipe)
     pins = Pins(run / "pins.json", offline=offline)
     base = resolve_base(recipe.base, pins, run)
     sources = resolve_sources(recipe.ingest, pins)
-    found = single_files(recipe) | probe_files_of(recipe) | _fixed_rows(recipe, pins)
-    return Setup(recipe, machine, base, sources, _identify(recipe, base, sources, found, run))
-
-
-def _identify(
-    recipe: Recipe, base: ResolvedBase, sources: IngestConfig, found: Mapping[str, InputFiles], run: Path
-) -> dict[str, InputEntry]:
-    """Identities by the names that ``Setup.raw_inputs`` lists."""
-    from deepen.ingest.stage import source_fingerprint
-
+    found = probe_files_of(recipe) | files_of(recipe, pins)
     entries = {"base": InputEntry(path=str(base.path or "random weights"), fingerprint=base.fingerprint)}
     for source, local in zip(recipe.ingest.sources, sources.sources, strict=True):
         mark = source_fingerprint(local, cache=hash_cache(run))
@@ -68,24 +46,7 @@ def _identify(
             message = f"`curate.held_out.from: {other}`: that run has no finished curate stage"
             raise RunError(message, hint=f"`deepen curate {other}`")
         entries["held_out"] = InputEntry(path=str(artifact.path), fingerprint=artifact.fingerprint)
-    return entries | identify_files(found, run)
-
-
-def identify_files(found: Mapping[str, InputFiles], run: Path) -> dict[str, InputEntry]:
-    """The identity of each input by the contents (and, where they matter, names) of its files."""
-    cache, entries = HashCache(hash_cache(run)), dict[str, InputEntry]()
-    for name, one in found.items():
-        hashes = {key: cache.hash(path) for key, path in one.files.items()}
-        match one.kind:
-            case "file":
-                (mark,) = hashes.values()
-            case "probe_files":  # where they lie does not matter
-                mark = fingerprint(one.kind, 1, list(hashes.values()), {})
-            case _:
-                mark = fingerprint(one.kind, 1, hashes, {})
-        entries[name] = InputEntry(path=one.path, fingerprint=mark)
-    cache.save()
-    return entries
+    return Setup(recipe, machine, base, sources, entries | identify_files(found, hash_cache(run)))
 
 
 def hash_cache(run: Path) -> Path:
@@ -116,19 +77,6 @@ def with_probe_items(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"curate": curate})
 
 
-def single_files(recipe: Recipe) -> dict[str, InputFiles]:
-    """Files that settings name one by one: test items and documents that curation keeps out, a template, words."""
-    steps = [step for step in recipe.curate.steps if isinstance(step, Decontaminate)]
-    named = {f"probe:{path}": str(path) for step in steps for path in probe_files(step.against)}
-    named |= {f"quarantine:{file}": file for file in recipe.curate.quarantine}
-    if recipe.tokenize.template not in TEMPLATES:
-        named["tokenize:template"] = recipe.tokenize.template
-    vocabulary = recipe.tokenize.vocabulary
-    if isinstance(vocabulary, ExtendVocabulary) and vocabulary.words is not None:
-        named["tokenize:words"] = vocabulary.words
-    return {name: InputFiles(path, {path: Path(path).expanduser()}, "file") for name, path in named.items()}
-
-
 def probe_files_of(recipe: Recipe) -> dict[str, InputFiles]:
     """What each probe of the evaluation reads."""
     found: dict[str, InputFiles] = {}
@@ -139,31 +87,34 @@ def probe_files_of(recipe: Recipe) -> dict[str, InputFiles]:
     return found
 
 
-def _fixed_rows(recipe: Recipe, pins: Pins) -> dict[str, InputFiles]:
-    """Prepared rows, and the folders of the tokenizers that made them."""
+def files_of(recipe: Recipe, pins: Pins) -> dict[str, InputFiles]:
+    """Files that settings of data stages name: test items and documents that curation keeps out, a template, words,
+    prepared rows and the tokenizers that made them."""
     found: dict[str, InputFiles] = {}
     for rows in recipe.mix.fixed_rows:
-        files = {file.location: file.path for file in fixed_files(rows.path)}
-        found[f"fixed_rows:{rows.name}"] = InputFiles(rows.path, files, "fixed_rows")
         if rows.tokenizer != BASE:
             folder = Path(rows.tokenizer).expanduser()
             if not folder.is_dir():
                 folder, _ = pins.snapshot(rows.tokenizer, kind="model", patterns=TOKENIZER_FILES)
-            files = _files_in(folder, TOKENIZER_FILES)
+            files = named_files(folder, TOKENIZER_FILES)
             found[f"fixed_rows_tokenizer:{rows.name}"] = InputFiles(str(folder), files, "tokenizer")
-    return found
-
-
-def _files_in(folder: Path, patterns: Sequence[str]) -> dict[str, Path]:
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    return {path.name: path for path in files}
+        files = {file.location: file.path for file in fixed_files(rows.path)}
+        found[f"fixed_rows:{rows.name}"] = InputFiles(rows.path, files, "fixed_rows")
+    steps = [step for step in recipe.curate.steps if isinstance(step, Decontaminate)]
+    lone = {f"probe:{path}": str(path) for step in steps for path in probe_files(step.against)}
+    lone |= {f"quarantine:{file}": file for file in recipe.curate.quarantine}
+    if recipe.tokenize.template not in TEMPLATES:
+        lone["tokenize:template"] = recipe.tokenize.template
+    vocabulary = recipe.tokenize.vocabulary
+    if isinstance(vocabulary, ExtendVocabulary) and vocabulary.words is not None:
+        lone["tokenize:words"] = vocabulary.words
+    return found | {name: InputFiles(path, {path: Path(path).expanduser()}, "file") for name, path in lone.items()}
 
 
 def resolve_base(base: str | BaseRun | RandomInit, pins: Pins, run: Path) -> ResolvedBase:
     """The base model as a local folder (or as an architecture for random weights) with its identity."""
-    if isinstance(base, RandomInit):
-        mark = fingerprint("init", 1, base, {})
-        return ResolvedBase(name=f"random {base.architecture}", path=None, init=base, fingerprint=mark)
+    if isinstance(base, str):
+        return _base_in_folder(base, pins, run)
     if isinstance(base, BaseRun):
         other = Path(base.run)
         artifact = open_artifact(other / "export")
@@ -171,6 +122,11 @@ def resolve_base(base: str | BaseRun | RandomInit, pins: Pins, run: Path) -> Res
             message = f"`base: {{run: {other}}}`: that run has no finished export"
             raise RunError(message, hint=f"finish it: `deepen run {other}`")
         return ResolvedBase(name=other.name, path=artifact.path, init=None, fingerprint=artifact.fingerprint)
+    mark = fingerprint("init", 1, base, {})
+    return ResolvedBase(name=f"random {base.architecture}", path=None, init=base, fingerprint=mark)
+
+
+def _base_in_folder(base: str, pins: Pins, run: Path) -> ResolvedBase:
     folder = Path(base).expanduser()
     if not folder.is_dir():
         folder, commit = pins.snapshot(base, kind="model", patterns=_BASE_FILES)
@@ -178,7 +134,7 @@ def resolve_base(base: str | BaseRun | RandomInit, pins: Pins, run: Path) -> Res
     if not (folder / "config.json").is_file():
         raise SourceError(f"base `{folder}` has no config.json", hint="give a Hugging Face model folder or a hub id")
     cache = HashCache(hash_cache(run))
-    hashes = {name: cache.hash(path) for name, path in _files_in(folder, _BASE_FILES).items()}
+    hashes = {name: cache.hash(path) for name, path in named_files(folder, _BASE_FILES).items()}
     cache.save()
     return ResolvedBase(name=folder.name, path=folder, init=None, fingerprint=fingerprint("base", 1, hashes, {}))
 
@@ -187,11 +143,11 @@ def fetch(recipe: Recipe, run: Path) -> list[tuple[str, str, str]]:
     """Download and hash everything the recipe needs; returns rows of (what, where, identity)."""
     from deepen.ingest.stage import source_fingerprint
 
-    pins = Pins(run / "pins.json", offline=False)
+    recipe, pins = with_probe_items(recipe), Pins(run / "pins.json", offline=False)
     base = resolve_base(recipe.base, pins, run)
     rows = [("base", str(base.path or "random weights"), base.fingerprint)]
     for source in resolve_sources(recipe.ingest, pins).sources:
         rows.append((f"source {source.name}", source.path, source_fingerprint(source, cache=hash_cache(run))))
         say(f"{source.name}: ready")
-    fixed = identify_files(_fixed_rows(recipe, pins), run)
-    return rows + [(name, entry.path, entry.fingerprint) for name, entry in fixed.items()]
+    others = identify_files(probe_files_of(recipe) | files_of(recipe, pins), hash_cache(run))
+    return rows + [(name, entry.path, entry.fingerprint) for name, entry in others.items()]

@@ -36,6 +36,8 @@ def first_files(
     ``list_remote`` None: nothing may be asked for, and what is not here raises ``OfflineError``. ``SourceError`` when a
     pinned file has changed or there is none.
     """
+    from deepen.ingest.read.documents import files_needed  # loads the readers
+
     pinned = pinned if pinned is not None and pinned["address"] == source.path else None
     settings = _settings(source, extraction)
     if pinned is not None and pinned["settings"] == settings:
@@ -54,20 +56,15 @@ def first_files(
         now = {name: remote.files.get(name, "gone") for name in pinned["files"]}
         check_unchanged(source.path, now, pinned["files"])
     if pinned is None or pinned["settings"] != settings:
-        pinned = _choose(source, extraction, remote) | {"address": source.path, "settings": settings}
+        needed = files_needed(source, extraction, _fetched(source, remote))
+        chosen = {file.location: remote.files[file.location] for file in needed.files}
+        pinned = {"files": chosen, "of": len(remote.files), "enough": needed.is_enough}
+        pinned |= {"address": source.path, "settings": settings}
     folder = _folder(pinned)
     for location in pinned["files"]:
         _link(folder / location, remote.fetch(location))
     _tell(source, pinned)
     return folder, pinned
-
-
-def _choose(source: Source, extraction: Extraction, remote: Remote) -> Pin:
-    from deepen.ingest.read.documents import files_needed
-
-    needed = files_needed(source, extraction, _fetched(source, remote))
-    chosen = {file.location: remote.files[file.location] for file in needed.files}
-    return {"files": chosen, "of": len(remote.files), "enough": needed.is_enough}
 
 
 def _fetched(source: Source, remote: Remote) -> Iterator[InputFile]:

@@ -8,18 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from deepen.errors import DeepenError, OfflineError, SourceError
 from deepen.formats.files.atomic import write_json
 from deepen.formats.files.json_text import read_object
 from deepen.ingest.config import Extraction, Source
-from deepen.workflow.inputs.first_files import Pin, first_files
+from deepen.workflow.inputs.first_files import first_files
 from deepen.workflow.inputs.hub import CARD, list_dataset
-from deepen.workflow.inputs.remote import Listing, Remote, remote_files
-
-_FIRST = "first files:"
-"""Beginning of a pin's key: which files of a limited source were needed."""
+from deepen.workflow.inputs.remote import Remote, remote_files
 
 
 @contextmanager
@@ -44,48 +43,46 @@ class Pins:
 
     def __init__(self, path: Path, *, offline: bool) -> None:
         self._path, self._offline = path, offline
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        """Commits, versions of files and first files, by what they are of."""
         remedy = "put it back; or remove it, and what it pinned is looked up anew"
-        known = read_object(path, hint=remedy) if path.is_file() else {}
-        self._commits: dict[str, str] = {key: value for key, value in known.items() if isinstance(value, str)}
-        pinned = {key: value for key, value in known.items() if isinstance(value, dict)}
-        self._pinned_files: dict[str, Listing] = {k: v for k, v in pinned.items() if not k.startswith(_FIRST)}
-        self._first_files: dict[str, Pin] = {k: v for k, v in pinned.items() if k.startswith(_FIRST)}
+        return read_object(self._path, hint=remedy) if self._path.is_file() else {}
 
     def snapshot(self, repository: str, *, kind: str, patterns: tuple[str, ...]) -> tuple[Path, str]:
         """Local folder and commit of a hub repository (``model`` or ``dataset``); downloads what is not there yet."""
         from huggingface_hub import snapshot_download
 
         name, _, revision = repository.partition("@")
-        pinned = self._commits.get(f"{kind}:{repository}")
+        key = f"{kind}:{repository}"
         with self._reaching(f"hub {kind} `{repository}`"):
             folder = snapshot_download(
-                name, repo_type=kind, revision=pinned or revision or None, allow_patterns=list(patterns),
-                local_files_only=self._offline,
+                name, repo_type=kind, revision=self._known.get(key) or revision or None,
+                allow_patterns=list(patterns), local_files_only=self._offline,
             )  # fmt: skip
         commit = Path(folder).name
-        if pinned != commit:
-            self._commits[f"{kind}:{repository}"] = commit
-            self._save()
+        self._pin(key, commit)
         return Path(folder), commit
 
     def remote(self, address: str) -> Path:
         """Local path of the files at an address that fsspec knows; fetches what is not there yet."""
         key = f"files:{address}"
-        path, versions = remote_files(address, self._pinned_files.get(key), offline=self._offline)
-        if self._pinned_files.get(key) != versions:
-            self._pinned_files[key] = versions
-            self._save()
+        path, versions = remote_files(address, self._known.get(key), offline=self._offline)
+        self._pin(key, versions)
         return path
 
     def first_files(self, source: Source, extraction: Extraction, list_files_there: Callable[[], Remote]) -> Path:
         """Local folder of the first files of a source at an address, as many as its limit takes."""
-        key = f"{_FIRST}{source.name}"
-        pinned = self._first_files.get(key)
-        path, pin = first_files(source, extraction, pinned, None if self._offline else list_files_there)
-        if pinned != pin:
-            self._first_files[key] = pin
-            self._save()
+        key = f"first files:{source.name}"
+        path, pin = first_files(source, extraction, self._known.get(key), None if self._offline else list_files_there)
+        self._pin(key, pin)
         return path
+
+    def _pin(self, key: str, found: Any) -> None:
+        if self._known.get(key) != found:
+            self._known[key] = found
+            write_json(self._path, self._known)
 
     def list_dataset(self, repository: str, patterns: Sequence[str], file_format: str) -> Remote:
         """The files of a hub data set that ``patterns`` name, at the commit that is pinned here."""
@@ -99,9 +96,6 @@ class Pins:
                 return remote.fetch(location)
 
         return Remote(remote.files, fetch)
-
-    def _save(self) -> None:
-        write_json(self._path, {**self._commits, **self._pinned_files, **self._first_files})
 
     @contextmanager
     def _reaching(self, what: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from deepen.errors import SourceError
@@ -26,19 +27,18 @@ def _resolve_source(source: Source, extraction: Extraction, pins: Pins) -> Sourc
         source = source.model_copy(update={"tokenizer": str(folder)})
     if "://" not in source.path:
         return source
-    is_limited = source.limit is not None and source.format != MEGATRON  # a pair is two files
+    if source.limit is None or source.format == MEGATRON:  # a pair is two files
+        return _fetched_whole(source, pins)
+    lists = partial(_list_hub, source, pins) if source.path.startswith(HUB) else partial(list_remote, source.path)
+    folder = pins.first_files(source, extraction, lists)
+    return source.model_copy(update={"path": str(folder), "subset": None, "split": None})
+
+
+def _fetched_whole(source: Source, pins: Pins) -> Source:
     if not source.path.startswith(HUB):
-        if is_limited:
-            folder = pins.first_files(source, extraction, lambda: list_remote(source.path))
-            return source.model_copy(update={"path": str(folder)})
         return source.model_copy(update={"path": str(pins.remote(source.path))})
-    owner, name, *pattern = source.path.removeprefix(HUB).split("/")
-    inside = "/".join(pattern)
-    if is_limited:
-        folder = pins.first_files(source, extraction, lambda: _list_hub(source, f"{owner}/{name}", inside, pins))
-        return source.model_copy(update={"path": str(folder), "subset": None, "split": None})
-    patterns = (inside,) if inside else _patterns_of(f"{owner}/{name}", source, pins)
-    folder, _ = pins.snapshot(f"{owner}/{name}", kind="dataset", patterns=as_hub_patterns(patterns))
+    repository, patterns = _named_on_hub(source, pins)
+    folder, _ = pins.snapshot(repository, kind="dataset", patterns=as_hub_patterns(patterns))
     paths = [str(folder / one) for one in patterns]
     found = next((path for path in paths if list_files(path, source.format)), None)
     if found is None and len(paths) > 1:
@@ -46,8 +46,15 @@ def _resolve_source(source: Source, extraction: Extraction, pins: Pins) -> Sourc
     return source.model_copy(update={"path": found or paths[0], "subset": None, "split": None})
 
 
-def _list_hub(source: Source, repository: str, inside: str, pins: Pins) -> Remote:
-    patterns = (inside,) if inside else _patterns_of(repository, source, pins)
+def _named_on_hub(source: Source, pins: Pins) -> tuple[str, tuple[str, ...]]:
+    """The repository that a source at ``hf://`` names, and where its files may lie in it, the likeliest first."""
+    owner, name, *pattern = source.path.removeprefix(HUB).split("/")
+    repository, inside = f"{owner}/{name}", "/".join(pattern)
+    return repository, (inside,) if inside else _patterns_of(repository, source, pins)
+
+
+def _list_hub(source: Source, pins: Pins) -> Remote:
+    repository, patterns = _named_on_hub(source, pins)
     remote = pins.list_dataset(repository, patterns, source.format)
     if not remote.files and len(patterns) > 1:
         raise _no_such_split(source)
