@@ -44,3 +44,11 @@ def named_files(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:
     """The files of a folder that any of ``patterns`` matches, by name."""
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     return {path.name: path for path in files}
+
+
+def tokenizers_as_inputs(folders: Mapping[str, Path], patterns: tuple[str, ...]) -> dict[str, InputFiles]:
+    """The tokenizers of prepared rows, given their folders by the rows' names and what their files are called."""
+    return {
+        f"fixed_rows_tokenizer:{name}": InputFiles(str(folder), named_files(folder, patterns), "tokenizer")
+        for name, folder in folders.items()
+    }

@@ -13,7 +13,7 @@ from deepen.formats.manifest import InputEntry, open_artifact, read_manifest, re
 from deepen.formats.training.roles import role_records
 from deepen.runs.directory import STAGE_NAMES, check_is_run, stage_directory
 from deepen.runs.lock import locked
-from deepen.runs.references import refuse_if_referenced
+from deepen.runs.references import make_unreferenced
 from deepen.train.config import Save
 
 State = Literal["finished", "referenced", "unfinished", "missing"]
@@ -88,5 +88,5 @@ def remove(target: Path) -> None:
     if not (is_stage or run == target):
         raise RunError(f"`{target}` is neither a run nor a stage of one", hint="give runs/NAME or runs/NAME/STAGE")
     with locked(run):
-        refuse_if_referenced(target)
+        make_unreferenced(target, give_copies=False)
         shutil.rmtree(target)

@@ -36,23 +36,17 @@ def references_to(target: Path) -> list[Path]:
     return sorted(set(referring))
 
 
-def refuse_if_referenced(target: Path) -> None:
-    """Raise ``RunError`` when other runs refer to ``target`` or to a stage inside it."""
-    if referring := references_to(target):
-        names = ", ".join(f"`{directory}`" for directory in referring)
-        raise RunError(f"`{target}` is referred to by {names}", hint="remove those first, with `deepen rm`")
-
-
 def make_unreferenced(target: Path, *, give_copies: bool) -> None:
-    """See that nothing refers to the stage directory ``target``, which is about to be replaced.
+    """See that nothing refers to ``target`` (a stage or a run), which is about to be replaced or removed.
 
     With ``give_copies`` (the replacement does not suit those runs) every reference becomes a result of its own, by hard
     links where possible. Raises ``RunError`` for a reference otherwise, and when a referring run is at work.
     """
-    if not give_copies:
-        refuse_if_referenced(target)
-        return
-    for directory in references_to(target):
+    referring = references_to(target)
+    if referring and not give_copies:
+        names = ", ".join(f"`{directory}`" for directory in referring)
+        raise RunError(f"`{target}` is referred to by {names}", hint="remove those first, with `deepen rm`")
+    for directory in referring:
         with locked(directory.parent):
             artifact = open_artifact(directory)
             assert artifact is not None, "a reference that was just found is gone"

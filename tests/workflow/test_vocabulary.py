@@ -13,7 +13,6 @@ from deepen.recipe.models import Recipe
 from deepen.runs.show.artifact import ShowOptions, show
 from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig
 from deepen.workflow.inputs.find import files_of
-from deepen.workflow.inputs.pins import Pins
 
 REPORT = {
     "verdict": "extend by 500",
@@ -45,7 +44,7 @@ def test_the_words_that_are_given_identify_the_run(tmp_path: Path) -> None:
         file.write_text(text)
         vocabulary = ExtendVocabulary(extend=0, words=str(file))
         parts = {"curate": CurateConfig(), "tokenize": TokenizeConfig(vocabulary=vocabulary), "mix": MixConfig()}
-        files = files_of(Recipe.model_construct(**parts), Pins(tmp_path / "pins.json", offline=True))
+        files = files_of(Recipe.model_construct(**parts))
         found.append(identify_files(files, tmp_path / "hashes.json"))
     assert set(found[0]) == {"tokenize:words"}
     assert found[0] != found[1]

@@ -11,16 +11,15 @@ from pathlib import Path
 from deepen.curate.contamination.decontaminate import PROBES, Decontaminate, probe_files
 from deepen.errors import RunError, SourceError
 from deepen.formats.files.hashes import HashCache
-from deepen.formats.input_files import InputFiles, identify_files, named_files
+from deepen.formats.input_files import InputFiles, identify_files, named_files, tokenizers_as_inputs
 from deepen.formats.manifest import InputEntry, fingerprint, open_artifact
-from deepen.mix.fixed.config import BASE
 from deepen.mix.fixed.files import fixed_files
 from deepen.model.config import TOKENIZER_FILES, BaseRun, RandomInit, ResolvedBase
 from deepen.progress import say
 from deepen.recipe.models import Machine, Recipe
 from deepen.tokenize.config import TEMPLATES, ExtendVocabulary
 from deepen.workflow.inputs.pins import Pins
-from deepen.workflow.inputs.sources import resolve_sources
+from deepen.workflow.inputs.sources import resolve_sources, resolve_tokenizers
 from deepen.workflow.setup import Setup
 
 _BASE_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES)
@@ -33,8 +32,9 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
     recipe = with_probe_items(recipe)
     pins = Pins(run / "pins.json", offline=offline)
     base = resolve_base(recipe.base, pins, run)
+    tokenizers = resolve_tokenizers(recipe.mix, pins)
     sources = resolve_sources(recipe.ingest, pins)
-    found = probe_files_of(recipe) | files_of(recipe, pins)
+    found = probe_files_of(recipe) | files_of(recipe)
     entries = {"base": InputEntry(path=str(base.path or "random weights"), fingerprint=base.fingerprint)}
     for source, local in zip(recipe.ingest.sources, sources.sources, strict=True):
         mark = source_fingerprint(local, cache=hash_cache(run))
@@ -46,6 +46,7 @@ def resolve_setup(recipe: Recipe, machine: Machine, run: Path, *, offline: bool)
             message = f"`curate.held_out.from: {other}`: that run has no finished curate stage"
             raise RunError(message, hint=f"`deepen curate {other}`")
         entries["held_out"] = InputEntry(path=str(artifact.path), fingerprint=artifact.fingerprint)
+    found |= tokenizers_as_inputs(tokenizers, TOKENIZER_FILES)
     return Setup(recipe, machine, base, sources, entries | identify_files(found, hash_cache(run)))
 
 
@@ -87,17 +88,11 @@ def probe_files_of(recipe: Recipe) -> dict[str, InputFiles]:
     return found
 
 
-def files_of(recipe: Recipe, pins: Pins) -> dict[str, InputFiles]:
+def files_of(recipe: Recipe) -> dict[str, InputFiles]:
     """Files that settings of data stages name: test items and documents that curation keeps out, a template, words,
-    prepared rows and the tokenizers that made them."""
+    prepared rows."""
     found: dict[str, InputFiles] = {}
     for rows in recipe.mix.fixed_rows:
-        if rows.tokenizer != BASE:
-            folder = Path(rows.tokenizer).expanduser()
-            if not folder.is_dir():
-                folder, _ = pins.snapshot(rows.tokenizer, kind="model", patterns=TOKENIZER_FILES)
-            files = named_files(folder, TOKENIZER_FILES)
-            found[f"fixed_rows_tokenizer:{rows.name}"] = InputFiles(str(folder), files, "tokenizer")
         files = {file.location: file.path for file in fixed_files(rows.path)}
         found[f"fixed_rows:{rows.name}"] = InputFiles(rows.path, files, "fixed_rows")
     steps = [step for step in recipe.curate.steps if isinstance(step, Decontaminate)]
@@ -146,8 +141,10 @@ def fetch(recipe: Recipe, run: Path) -> list[tuple[str, str, str]]:
     recipe, pins = with_probe_items(recipe), Pins(run / "pins.json", offline=False)
     base = resolve_base(recipe.base, pins, run)
     rows = [("base", str(base.path or "random weights"), base.fingerprint)]
+    tokenizers = resolve_tokenizers(recipe.mix, pins)
     for source in resolve_sources(recipe.ingest, pins).sources:
         rows.append((f"source {source.name}", source.path, source_fingerprint(source, cache=hash_cache(run))))
         say(f"{source.name}: ready")
-    others = identify_files(probe_files_of(recipe) | files_of(recipe, pins), hash_cache(run))
+    found = probe_files_of(recipe) | files_of(recipe) | tokenizers_as_inputs(tokenizers, TOKENIZER_FILES)
+    others = identify_files(found, hash_cache(run))
     return rows + [(name, entry.path, entry.fingerprint) for name, entry in others.items()]

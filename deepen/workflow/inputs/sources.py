@@ -8,10 +8,24 @@ from pathlib import Path
 from deepen.errors import SourceError
 from deepen.ingest.config import HUB, Extraction, IngestConfig, Source
 from deepen.ingest.files import MEGATRON, list_files
+from deepen.mix.config import MixConfig
+from deepen.mix.fixed.config import BASE
 from deepen.model.config import TOKENIZER_FILES
 from deepen.workflow.inputs.hub import CARD, as_hub_patterns, pattern_in_card, read_card
 from deepen.workflow.inputs.pins import Pins
 from deepen.workflow.inputs.remote import Remote, list_remote
+
+
+def resolve_tokenizers(config: MixConfig, pins: Pins) -> dict[str, Path]:
+    """Local folders of the tokenizers that made prepared rows, by the rows' names; the base's is not among them."""
+    found: dict[str, Path] = {}
+    for rows in config.fixed_rows:
+        if rows.tokenizer != BASE:
+            folder = Path(rows.tokenizer).expanduser()
+            if not folder.is_dir():
+                folder, _ = pins.snapshot(rows.tokenizer, kind="model", patterns=TOKENIZER_FILES)
+            found[rows.name] = folder
+    return found
 
 
 def resolve_sources(config: IngestConfig, pins: Pins) -> IngestConfig:
