@@ -95,6 +95,7 @@ class EvaluateConfig(Settings):
     def in_loop(self) -> EvaluateConfig:
         """The settings as training knows them: without what only comes after it."""
         probes = tuple(probe for probe in self.probes if probe.in_loop)
+        # Defaults leave no trace in a fingerprint: what only comes after training must not make it another one.
         return self.model_copy(update={"probes": probes, "contamination_scan": True, "blends": Blends()})
 
     @property

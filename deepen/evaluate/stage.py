@@ -81,7 +81,7 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     settings = config.baseline
     begin_stage(job, stage="baseline", format_number=BASELINE_FORMAT, config=settings)
     material = for_the_base(material_of(job.inputs["curate"], job.inputs["tokenize"], base))
-    model = cache(lambda: _open_base(base, job, compute))
+    model = cache(lambda: _open_base(base, job, compute))  # opened only where a table is missing
     files: list[FileEntry] = []
     counts: dict[str, Any] = {"sources": {}, "probes": {}, "failed": {}}
     for probe in config.all_probes:
@@ -257,7 +257,7 @@ class Evaluation:
             self.failed[probe.label] = {"base": reason}
             return []
         files = []
-        prepare = cache(partial(probe.prepare, self.material))
+        prepare = cache(partial(probe.prepare, self.material))  # encoded once for all models, if at all
         for subject in subjects:
             path = self.job.out / table_file(probe, subject.key)
             known = path.is_file() or self._taken_over(probe, subject, path)

@@ -92,6 +92,7 @@ def watched_tables(directory: Path, checkpoints: Iterable[CheckpointInfo]) -> Ma
     known, found = read_watched(directory), dict[int, Mapping[str, MeasuredTable]]()
     for info in checkpoints if known else ():
         try:
+            # By identity as well: a checkpoint that was trained anew is another model of the same step.
             scores = known.get((info.step, identity_of(info)))
         except DamageError:
             continue

@@ -115,6 +115,7 @@ def _pieces(tokenizer: PreTrainedTokenizerFast, before: list[int], tokens: Itera
         piece = _added_text(tokenizer, known, num_read)
         if piece and (not piece.endswith("\ufffd") or len(known) - num_read >= _TOKENS_HELD_BACK):
             yield piece
+            # The context moves along with the text: however long it is, a token costs the same to decode.
             known = known[max(0, num_read - _TOKENS_OF_CONTEXT) :]
             num_read = len(known)
     if num_read < len(known) and (piece := _added_text(tokenizer, known, num_read)):

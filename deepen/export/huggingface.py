@@ -62,6 +62,7 @@ def save_folder(
     generation ends where documents end. Rows that grew without getting a token are never generated: ``suppress_tokens``
     lists them, so that the tables can keep the size that they were trained with.
     """
+    # Training had no use for a cache; whoever generates has.
     model.config.use_cache = True
     if model.config.eos_token_id is None:
         model.config.eos_token_id, model.config.bos_token_id = special.end, special.begin
@@ -83,6 +84,7 @@ def hand_on_settings(folder: Path, base: Path | None, extension: Extension | Non
 def _suppress(file: Path, extension: Extension, *, num_rows: int) -> None:
     """State in the generation settings that rows beyond the vocabulary are no tokens."""
     settings = json.loads(file.read_text())
+    # Ids beyond the base's vocabulary were padding for the base, and may be tokens now.
     still = [number for number in settings.get("suppress_tokens") or [] if number < extension.base_vocabulary_size]
     settings["suppress_tokens"] = [*still, *range(extension.vocabulary_size, num_rows)] or None
     file.write_text(json.dumps(settings, indent=2) + "\n")
@@ -113,7 +115,9 @@ def round_trip(
     rounded = logits_of(model, tokens)
     save(model)
     reloaded = reload(folder, model)
+    # First that the files are the rounded model, bit by bit; then what rounding did.
     require_equal(rounded, logits_of(reloaded, tokens), 0.0, "the reloaded folder gives other logits than the model")
+    # Products in bfloat16 would add rounding of their own; here that of weights is left.
     in_float32 = logits_of(reloaded.float(), tokens)
     allowance = 0.0 if DTYPES[dtype] == torch.float32 else rounding_allowance(model, trained)
     difference = require_equal(trained, in_float32, allowance, f"rounding to {dtype} changes the logits too much")
@@ -165,6 +169,7 @@ def require_equal(expected: list[Tensor], found: list[Tensor], allowance: float,
     """The largest absolute difference; raises ``DeepenError`` when it is over ``allowance`` or not a number."""
     differences = [float((one - other).abs().max()) for one, other in zip(expected, found, strict=True)]
     largest = max(differences)
+    # Written so that NaN fails.
     if any(not difference <= allowance for difference in differences):
         raise DeepenError(
             f"export: {message} (largest difference {largest:.3g}, allowed {allowance:.3g})",

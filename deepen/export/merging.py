@@ -44,6 +44,7 @@ def merge(model: PreTrainedModel, tokens: Sequence[Tensor], folder: Path | None,
         return None
     before = logits_of(model, tokens)
     if folder is not None:
+        # While they still stand apart.
         save_adapters(model, folder, base_name=base_name)
         (folder / "README.md").write_text(_readme(model, adapters, base_name))
     merge_adapters(model)

@@ -97,6 +97,7 @@ def _make_folder(
 
     aside = job.out / _ASIDE
     if aside.exists():
+        # Of a start that was killed, perhaps with another choice.
         shutil.rmtree(aside)
     aside.mkdir()
     tokenize = job.inputs["tokenize"]
@@ -107,6 +108,7 @@ def _make_folder(
         copy_tokenizer(tokenizer, aside)
         return _stream_folder(config, job, choice, base=base, aside=aside)
     model = chosen_model(choice, job, base)
+    # Where the base stays it goes out as it came, with its own tokenizer.
     if choice.step is None and extension is not None and base.path is not None:
         vocabulary_size, tokenizer, extension = extension.base_vocabulary_size, base.path, None
     model.to(set_up(compute).device)
@@ -187,6 +189,7 @@ def _put_in_place(aside: Path, out: Path) -> list[FileEntry]:
         target.parent.mkdir(exist_ok=True)
         descriptor = os.open(file, os.O_RDONLY)
         try:
+            # Before the rename: after a power failure a name must not stand for bytes that never came.
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -51,6 +51,7 @@ def save_streamed(model: PreTrainedModel, weights: Path, saving: Saving, *, dtyp
     config.use_cache = True
     if config.eos_token_id is None:
         config.eos_token_id, config.bos_token_id = saving.special.end, saving.special.begin
+    # What `save_pretrained` would state by itself.
     config.dtype, config.architectures = str(number_type).removeprefix("torch."), [type(model).__name__]
     config.save_pretrained(saving.folder)
     special = saving.special
@@ -61,6 +62,7 @@ def save_streamed(model: PreTrainedModel, weights: Path, saving: Saving, *, dtyp
         for file, names in split.filename_to_tensors.items():
             write_streamed(
                 saving.folder / file,
+                # The order in which safetensors' own writer puts tensors of one precision.
                 {name: shapes[name] for name in sorted(names)},
                 _reader(stored, model, number_type),
             )

@@ -45,12 +45,14 @@ def add_adapters(model: PreTrainedModel, adapters: Adapters, *, seed: int) -> No
     targets = target_layers(model, adapters.targets)
     modules = dict(model.named_modules())
     with torch.random.fork_rng(devices=[]):
+        # A seed of their own, and outside the global stream: every start of a run makes the same adapters.
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(_peft_config(adapters, targets, modules), model, adapter_name=_NAME)
     tables = token_tables(model)
     for name in adapters.tables:
         if name not in tables:
             raise DeepenError(f"the model has no table `{name}` to train", hint="its head is tied to its embedding")
+        # After peft, which freezes all that is not its own.
         tables[name].requires_grad_(True)
     setattr(model, ADAPTERS_OF_MODEL, adapters)
 
@@ -126,6 +128,7 @@ def put_checkpoint(model: PreTrainedModel, info: CheckpointInfo, base: ResolvedB
             hint="the base has changed since training: bring it back, or train again",
         )
     if adapters is not None and adapters_of(model) is None:
+        # Any seed will do: the checkpoint has every number that it draws.
         add_adapters(model, adapters, seed=0)
     if adapters != adapters_of(model):
         raise DamageError(f"`{info.path}` was trained by another method than the model before it")
@@ -144,6 +147,7 @@ def merge_adapters(model: PreTrainedModel) -> PreTrainedModel:
     for name, module in list(model.named_modules()):
         if isinstance(module, layers):
             try:
+                # Safe: it looks for numbers that are not finite before it changes the weight.
                 module.merge(safe_merge=True)
             except ValueError as error:
                 raise DeepenError(f"the adapter of `{name}` cannot be merged: {error}") from error

@@ -47,6 +47,7 @@ def generate(model: LossModel, prompts: Sequence[list[int]], decoding: Decoding)
     if longest < 1:
         raise ValueError(f"{decoding.max_new_tokens} new tokens do not fit the model's positions")
     kept = [prompt[-longest:] for prompt in prompts]
+    # Longest first: similar lengths share a batch, and one that does not fit into memory fails at once.
     order = sorted(range(len(kept)), key=lambda index: -len(kept[index]))
     answers: list[list[int]] = [[] for _ in kept]
     device = next(model.parameters()).device
@@ -78,6 +79,8 @@ def _answers(
     model: LossModel, prompts: Sequence[list[int]], rows: Sequence[int], decoding: Decoding
 ) -> list[list[int]]:
     """Answers of one batch; a row that has ended is carried along until all have."""
+    # One for each prompt, on the CPU: neither batch nor device nor number of processes changes what is drawn.
+    # (Hashes of integers are the same in every process; only those of text are salted.)
     draws = [torch.Generator().manual_seed(hash((decoding.seed, row)) & 0x7FFF_FFFF) for row in rows]
 
     def choose(logits_BV: Tensor, places: Sequence[int]) -> list[int]:

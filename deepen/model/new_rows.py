@@ -135,6 +135,7 @@ def sparsemax(scores_KN: Tensor) -> Tensor:
     """The point of the simplex nearest to each row of scores, which fall along a row (Martins & Astudillo, 2016)."""
     ranks_N = torch.arange(1, scores_KN.shape[1] + 1, dtype=scores_KN.dtype)
     sums_KN = scores_KN.cumsum(1)
+    # How many have weight: the largest k for which 1 + k z_k is above the sum of the first k.
     support_K1 = (1 + ranks_N * scores_KN > sums_KN).sum(1, keepdim=True)
     threshold_K1 = (sums_KN.gather(1, support_K1 - 1) - 1) / support_K1
     return (scores_KN - threshold_K1).clamp(min=0)
@@ -160,8 +161,10 @@ def _nearest(embedding_VD: Tensor, pieces: Combination) -> Combination:
     untrained = set(near_zero_rows(embedding_VD).tolist())
     best = torch.empty(len(tokens_K), 0, dtype=torch.float64)
     best_ids = torch.empty(len(tokens_K), 0, dtype=torch.int64)
+    # The best so far against one chunk of old rows at a time: all similarities together would not fit into memory.
     for begin, chunk in _chunks(embedding_VD):
         cosines = wanted_KD @ torch.nn.functional.normalize(chunk - mean_D, dim=1).T
+        # What was never trained points nowhere in particular, and must not be near to anything.
         cosines[:, [number - begin for number in untrained if begin <= number < begin + len(chunk)]] = -1.0
         ids = torch.arange(begin, begin + len(chunk)).expand(len(tokens_K), -1)
         scores, ids = torch.cat([best, cosines], 1), torch.cat([best_ids, ids], 1)
@@ -176,6 +179,7 @@ def _nearest(embedding_VD: Tensor, pieces: Combination) -> Combination:
 def _combined(table_VD: Tensor, combination: Combination) -> Tensor:
     """The weighted sums, float64[k, D]; rows of tokens without any entry are zero."""
     rows_KD = torch.zeros(combination.num_tokens, table_VD.shape[1], dtype=torch.float64)
+    # Entries come by owner, so those of some new tokens are one slice.
     bounds = torch.searchsorted(combination.owner, torch.arange(0, combination.num_tokens + 1))
     for begin in range(0, combination.num_tokens, _TOKENS_AT_ONCE):
         part = slice(int(bounds[begin]), int(bounds[min(begin + _TOKENS_AT_ONCE, combination.num_tokens)]))

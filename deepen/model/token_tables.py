@@ -71,6 +71,7 @@ def put_new_rows(model: PreTrainedModel, file: Path) -> None:
             raise DamageError(
                 f"`{file}` has no rows for the table `{name}` of this model", hint="run `deepen tokenize` again"
             )
+        # In this order: the mean for every added row, and over it those that have a token.
         table[base_rows:] = mean.to(table)
         table[stored[repaired_name(name)]] = mean.to(table)
         table[ids] = values.to(table)

@@ -52,9 +52,11 @@ class CachedWriter:
     ) -> None:
         self._model, self._choose, self._places, self._device = model, choose, places, device
         width = max(map(len, prompts))
+        # At the right end: the last column then has the last token of every prompt.
         self._tokens_BT = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
         is_real = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         self._mask_BT = torch.tensor(is_real, device=device)
+        # Real tokens count from 0; padding has position 0, too, and is masked.
         self._positions_BT = (self._mask_BT.cumsum(1) - 1).clamp(min=0)
         self._cache = DynamicCache()
 

@@ -82,6 +82,7 @@ def grid_of(mesh: Mesh, world_size: int) -> Grid:
 def coordinates(sizes: Grid, rank: int) -> Grid:
     """Where process ``rank`` stands, each number from 0."""
     numbers = []
+    # The last dimension counts fastest: it is the first remainder.
     for size in reversed(sizes.numbers):
         rank, number = divmod(rank, size)
         numbers.append(number)

@@ -139,6 +139,7 @@ def set_up(compute: Compute, mesh: Mesh | None = None) -> Process:
         )
     started = _started(mesh)
     device = torch.device("cuda" if has_gpu and compute.device != "cpu" else "cpu")
+    # Cores that this process may use, which in a container or a batch job are fewer than the machine has.
     cores = len(os.sched_getaffinity(0)) // (started.local_world_size if started else 1)
     threads = max(1, cores) if compute.threads == "auto" else compute.threads
     torch.set_num_threads(threads)
@@ -147,6 +148,7 @@ def set_up(compute: Compute, mesh: Mesh | None = None) -> Process:
             # Some launchers show each process its own GPU only.
             device = torch.device("cuda", started.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(device)
+        # cuBLAS gives the same bits each time only in a workspace of fixed size.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(compute.deterministic, warn_only=True)
         # Filling new memory costs time and changes nothing that is read.
@@ -173,6 +175,7 @@ def _join(mesh: Mesh, started: Started, device: torch.device) -> ProcessMesh:
     """Meet the other processes and make the groups, in the same order everywhere."""
     timeout = timedelta(seconds=mesh.timeout_seconds)
     if not dist.is_initialized():
+        # gloo beside nccl: what is decided and recorded lies on the CPU.
         _meet(started, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout)
     sizes = grid_of(mesh, started.world_size)
 

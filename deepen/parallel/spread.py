@@ -86,6 +86,7 @@ class SpreadModel(LossModel):
         rows, inputs = self._part(tokens_BT, torch.full_like(tokens_BT, IGNORED), positions_BT)
         if rows is None:
             return super().logits_at(tokens_BT, positions_BT, place_B)
+        # One process of the group has the place, the others add zeros.
         is_there_BQ = rows.mine == place_B[:, None]
         hidden_BQD = self.hidden(inputs[0], inputs[2])
         hidden_BD = hidden_BQD.masked_fill(~is_there_BQ[..., None], 0).sum(1)
@@ -106,6 +107,7 @@ class SpreadModel(LossModel):
     def _share(self, *values_BT: Tensor) -> tuple[Tensor, SharedRows | None, tuple[Tensor, ...]]:
         """The rows of a batch that are this process's, and of tokens, labels and positions its stretches of them."""
         indices = torch.from_numpy(rows_of(len(values_BT[0]), self.process))
+        # NO_ROW is -1, the last row: any text will do where there is no label.
         tokens, labels, positions = (values[indices] for values in values_BT)
         labels[indices == NO_ROW] = IGNORED
         return indices, *self._part(*(values.to(self.process.device) for values in (tokens, labels, positions)))
@@ -118,6 +120,7 @@ class SpreadModel(LossModel):
         length = values_BT[0].shape[1]
         missing = -length % (2 * mesh.sizes.context)
         if missing:  # rows of an evaluation are as long as their texts
+            # Padding is one more document, which nobody looks at.
             tokens, labels, positions = (nn.functional.pad(values, (0, missing)) for values in values_BT)
             labels[:, length:] = IGNORED
             positions[:, length:] = torch.arange(missing, device=positions.device)
@@ -130,6 +133,7 @@ class SpreadModel(LossModel):
         if rows is None:
             return values_BQ
         values_BT = values_BQ.new_zeros(rows.documents_BT.shape)
+        # Stretches do not overlap, so that adding them up puts each in its place.
         values_BT[:, rows.mine] = values_BQ
         dist.all_reduce(values_BT, group=rows.group)
         return values_BT[:, : shape[1]]
@@ -145,6 +149,7 @@ class SpreadModel(LossModel):
         settings = _mesh(self.process).settings
         if isinstance(self, FSDPModule) and settings.reduce == "last":
             self.set_requires_gradient_sync(is_last)
+            # As ZeRO-2 does: whole parameters stay through all micro-batches of a step.
             if not settings.reshard:
                 self.set_reshard_after_backward(is_last)
         if self.overlap is not None and is_last:
@@ -219,6 +224,7 @@ def _shard(model: SpreadModel | PipelinedModel, mesh: ProcessMesh, precision: st
     shard(model, reshard=False)  # needed at once for the backward pass of the head
     if isinstance(model, SpreadModel):
         for name in _SHARED_CALLS:
+            # FSDP gathers parameters before `forward`, and before others only where it is told to.
             register_fsdp_forward_method(model, name)
     _prefetch(layers, settings.prefetch)
     for module in model.modules():
@@ -244,6 +250,7 @@ def _prefetch(layers: list[nn.Module], num_ahead: int) -> None:
     for index, layer in enumerate(layers):
         assert isinstance(layer, FSDPModule), "layers are sharded by now"
         layer.set_modules_to_forward_prefetch(layers[index + 1 : index + 1 + num_ahead])  # type: ignore[arg-type]
+        # Backward comes to them in the opposite order.
         before = layers[max(0, index - num_ahead) : index][::-1]
         layer.set_modules_to_backward_prefetch(before)  # type: ignore[arg-type]
 

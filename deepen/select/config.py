@@ -46,6 +46,7 @@ class BestNewWithinBudget(SelectRule):
         if not measured:
             return Last().choose(candidates, budget=budget)
         best = min(measured, key=lambda index: (candidates[index].new, candidates[index].step))
+        # A single document gives no interval: then the estimate itself has to be below zero.
         upper = candidates[best].new_upper if candidates[best].new_upper is not None else candidates[best].new
         if upper is None or upper >= 0:
             return None, argue_not_better(candidates, best, budget)
@@ -155,6 +156,7 @@ def _best_by(
     if not measured:
         return Last().choose(candidates, budget=budget)
     better = [index for index in measured if _surely_better(candidates[index])]
+    # Where no gain is real the base stays, and the argument names who came nearest.
     best = max(better or measured, key=lambda index: (merit(candidates[index]), -candidates[index].step))
     if not better:
         return None, argue_not_better(candidates, best, budget)

@@ -95,11 +95,14 @@ def candidates_of(scores: Sequence[CheckpointScores], budget: float) -> tuple[Ca
 
     A checkpoint without a score that others have (its likelihoods were not finite) is neither.
     """
+    # A checkpoint stands before the blends of which it is the newest part.
     ordered = sorted(scores, key=lambda one: (one.step, len(one.blend)))
     pairs = [(one.of(_PROBE, "new"), one.of(_PROBE, "kept")) for one in ordered]
     new_measured, kept_measured = (any(pair[axis] is not None for pair in pairs) for axis in (0, 1))
+    # Whole: with a score on each axis on which any candidate has one.
     complete = [(new is not None) == new_measured and (kept is not None) == kept_measured for new, kept in pairs]
     changes = [(_difference(new), _difference(kept)) for new, kept in pairs]
+    # What lacks a score beats nobody: an axis that it lacks would count as a tie.
     rivals = [change for change, whole in zip(changes, complete, strict=True) if whole]
     return tuple(
         Candidate(

@@ -66,6 +66,7 @@ def train(
     run = prepare_run(config, job, base, compute, watch, process)
     _check_checkpoints(config.save, run)
     watched = Watching(watch.watchdog, job.out, rank=process.rank)
+    # Left from the last to the first: a signal while the last checkpoint is being written is noted, and kills nothing.
     with stop_on_signal() as stop, run.saver, watched as watching:
         steps = training_steps(run, stop, watching)
         try:

@@ -85,16 +85,20 @@ def train_step(
 
     Nothing is changed when ``why_skip(loss, gradient norm)`` gives a reason.
     """
+    # Of the whole batch, before it is cut and dealt out: each micro-batch's loss is then a part of one mean.
     num_valid = int((batch.labels_BT != IGNORED).sum())
     nll_B, divergence = gradients(trainee, batch, num_valid)
     if trainee.hold is not None:
+        # Before penalties and clipping, so that rows that are held count neither in the update nor in the norm.
         trainee.hold.keep_rows()
     penalties = _penalize(trainee, divergence / max(1, num_valid))
     gradient_norm = _clip(trainee)
+    # Told by the norm before clipping. That gradients are clipped by now is no harm: a skipped step drops them.
     skipped = why_skip(float(nll_B.sum()) / max(1, num_valid), gradient_norm)
     if skipped is None:
         update(trainee, learning_rate)
     if trainee.hold is None:
+        # None and not zeros: the next step's activations get this memory.
         trainee.optimizer.zero_grad(set_to_none=True)
     else:  # also of what the optimizer does not move
         trainee.model.zero_grad(set_to_none=True)
@@ -122,6 +126,7 @@ def gradients(trainee: Trainee, batch: Batch, num_valid: int) -> tuple[npt.NDArr
         nats_mine = _one_after_another(trainee, batch, mine, at_once, num_valid)
     if isinstance(model, SpreadModel | PipelinedModel):
         model.finish_gradients()
+    # From here on all processes have the same bits, and so decide alike whether to skip.
     nats = agree(collect(nats_mine, num_rows, process), process).cpu().numpy()
     return (nats, 0.0) if nats.ndim == 1 else (np.ascontiguousarray(nats[:, 0]), float(nats[:, 1].sum()))
 
@@ -133,16 +138,20 @@ def _one_after_another(
     where there is a penalty on it."""
     model, device, penalties = trainee.model, trainee.device, trainee.penalties
     compares = penalties is not None and penalties.base is not None
+    # NO_ROW is -1, and would read the last row's source.
     source_B = np.where(mine == NO_ROW, -1, batch.source_B[mine])
     nats_rows: list[Tensor] = []
+    # Around the loop: weights are rounded once for all micro-batches of a step.
     with bf16_copies(model.model) if _makes_bf16(trainee) else nullcontext():
         for begin in range(0, len(mine), at_once):
             inputs = _inputs(batch, mine[begin : begin + at_once], device)
             near = penalties.closeness(inputs, source_B[begin : begin + at_once]) if penalties is not None else None
             if isinstance(model, SpreadModel):
+                # Told before it runs, since hooks in the backward pass start the communication.
                 model.before_backward(is_last=begin + at_once >= len(mine))
             total, nll_BT = model(*inputs) if near is None else model(*inputs, near)
             (total / max(1, num_valid)).backward()
+            # Stays on the device: reading a number here would make the CPU wait for every micro-batch.
             nll_B = nll_BT.sum(1, dtype=torch.float64)
             nats_rows.append(torch.stack([nll_B, nats_of_rows(near, inputs[1])], 1) if compares else nll_B)
     return torch.cat(nats_rows)
@@ -154,6 +163,7 @@ def _through_stages(
     """Micro-batches of one size through a pipeline; nats of each of ``mine``."""
     assert isinstance(trainee.model, PipelinedModel)
     num_micro_batches = math.ceil(len(mine) / at_once)
+    # A schedule sends tensors of one shape: the last micro-batch is filled up with rows that are none.
     padded = np.full(num_micro_batches * at_once, NO_ROW)
     padded[: len(mine)] = mine
     inputs = _inputs(batch, padded, trainee.device)
@@ -164,6 +174,7 @@ def _through_stages(
 def _inputs(batch: Batch, rows: npt.NDArray[np.int64], device: torch.device) -> tuple[Tensor, ...]:
     """Tokens, labels and positions of some rows; a row that is none has no label and counts for nothing."""
     arrays = ((batch.tokens_BT, PADDING_TOKEN), (batch.labels_BT, IGNORED), (batch.positions_BT, 0))
+    # Does not wait where the batch lies in pinned memory (batches/prefetch.py).
     return tuple(take(values, rows, padding).to(device, non_blocking=True) for values, padding in arrays)
 
 
@@ -188,6 +199,7 @@ def _clip(trainee: Trainee) -> float:
     parameters = (parameter for group in trainee.optimizer.param_groups for parameter in group["params"])
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     repeated = trainee.model.repeated() if isinstance(trainee.model, PipelinedModel) else []
+    # A table at both ends of a pipeline has one gradient twice: both are scaled, and one counts in the norm.
     counted_elsewhere = [parameter.grad for parameter in repeated if parameter.grad is not None]
     return clip_spread(gradients, trainee.clip, trainee.process, counted_elsewhere)
 

@@ -42,6 +42,7 @@ def pair(base: pa.Table, model: pa.Table, source: str) -> Documents | None:
     ours = model.filter(pc.equal(model["source"], source)).to_pylist()
     theirs = {row["id"]: row for row in base.filter(pc.equal(base["source"], source)).to_pylist()}
     both = [(theirs.get(row["id"]), row) for row in ours]
+    # Another tokenizer makes other tokens of a text, but both models must be scored on the same bytes of it.
     if any(before is None or before["bytes"] != row["bytes"] for before, row in both):
         raise RunError(
             f"the held-out documents of `{source}` are not those that the base was scored on",
@@ -75,6 +76,7 @@ def compare(
     for source, ability in abilities.items():
         documents = pair(base, model, source)
         if documents is not None:
+            # Drawn by source: another source moves no interval, and every checkpoint is redrawn alike.
             changes[source] = paired(documents.nll, seed=stream(seed, source), resamples=resamples)
             scores.append(_source_score(documents, f"{probe}:{source}", ability, changes[source]))
     lost = {

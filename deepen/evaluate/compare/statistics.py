@@ -90,6 +90,7 @@ def _detection(drawn: Array | None, num_clusters: int | None) -> float:
     if drawn is None or not drawn.std():
         return found
     rarely_low, low, high, rarely_high = np.percentile((drawn - drawn.mean()) / drawn.std(), [2.5, 20, 80, 97.5])
+    # The first sum is for a change whose noise is skewed upwards, the second downwards. Never below the normal ones.
     return found * max(1.0, float(max(rarely_high + high, -rarely_low - low) / _NORMAL.sum()))
 
 
@@ -125,6 +126,7 @@ def mean_change(changes: Sequence[Change]) -> Change:
     redraws = [change.drawn for change in changes if change.drawn is not None]
     if len(errors) < len(changes) or len(redraws) < len(changes):
         return Change(difference)
+    # Seeds differ between tasks, so that the k-th redraws of all are independent: their mean is a redraw of the mean.
     drawn = np.mean(redraws, axis=0)
     return Change(difference, interval_of(drawn), float(np.sqrt(np.square(errors).sum()) / len(changes)), drawn)
 
@@ -136,7 +138,9 @@ def mean_of_shared(tasks: Sequence[Pairs], *, seed: tuple[int, int], resamples: 
     independent, the interval would be up to the root of their number too narrow.
     """
     difference = float(np.mean([_difference(pairs, relative) for pairs in tasks]))
+    # The same seed and number of clusters draw the same clusters in each task: that is what keeps them together.
     drawn = np.mean([redrawn_changes(p, seed=seed, resamples=resamples, relative=relative) for p in tasks], axis=0)
+    # Averaged by cluster before it is squared, so that scatter which tasks share counts in full.
     scatter = np.mean([_scatter(pairs, relative) for pairs in tasks], axis=0)
     return Change(difference, interval_of(drawn), _error_of(scatter), drawn)
 
@@ -164,9 +168,11 @@ def redrawn_changes(pairs: Pairs, *, seed: tuple[int, int], resamples: int = RES
     for start in range(0, resamples, rows_at_once):
         stop = min(start + rows_at_once, resamples)
         drawn = generator.integers(num_clusters, size=(stop - start, num_clusters), dtype=np.int32)
+        # One draw for base and model: what makes a document hard is in both sums, and cancels in their ratio.
         sums[start:stop] = values[drawn].sum(axis=1)
     if relative:
         below = np.where(sums[:, 0] == 0, pairs.base.sum(), sums[:, 0])
+        # Where the redraw has nothing right of the base's, the change is (model - 0) / base over all.
         changes: Array = np.where(sums[:, 0] == 0, sums[:, 1] / below, sums[:, 1] / below - 1)
         return changes
     items = np.maximum(sums[:, 2], 1) if values.shape[1] == 3 else num_clusters
@@ -188,6 +194,7 @@ def _scatter(pairs: Pairs, relative: bool) -> Array:
     weights = np.ones(pairs.num_clusters) if pairs.weights is None else pairs.weights
     difference = _difference(pairs, relative)
     if relative:
+        # To first order d(M / B) = (dM - (M / B) dB) / B. It adds up to 0 over the clusters.
         found: Array = (pairs.model - (1 + difference) * pairs.base) / abs(pairs.base.sum())
     else:
         found = (pairs.model - pairs.base - difference * weights) / weights.sum()
@@ -208,6 +215,7 @@ def interval_of(changes: Array | None) -> tuple[float, float] | None:
 
 def p_value_of(drawn: Array) -> float:
     """Two-sided p-value of no change: twice the smaller share of redraws at or beyond 0, both ends counted in."""
+    # One is added to both counts, or so few redraws could claim a p-value of 0.
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return float(min(1.0, 2 * (beyond + 1) / (len(drawn) + 1)))
 

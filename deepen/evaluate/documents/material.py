@@ -97,6 +97,7 @@ def smallest_hashes(material: Material, baseline: pa.Table, *, tokens_per_source
         for row in sorted(_rows(source, ["id", "content_hash"]), key=lambda row: (row["content_hash"], row["id"])):
             if tokens >= tokens_per_source:
                 break
+            # What the base could not score would be left out of every comparison.
             if row["id"] in scored:
                 ids.append(row["id"])
                 tokens += scored[row["id"]]

@@ -152,6 +152,7 @@ def encoded(text: str, encoding: Encoding, begin_of_document_id: int | None, oth
     tokens = np.array(encoding.ids, dtype=np.int32)
     first_scored, end_of_unscored = _first_boundary(encoding, 0)
     scored = first_scored < len(tokens)
+    # Each in turn goes on to the other's boundary, until both have one at the same character.
     while scored and other is not None:
         theirs, end_of_theirs = _first_boundary(other, end_of_unscored)
         if end_of_theirs == end_of_unscored or theirs == len(other.ids):
@@ -216,6 +217,7 @@ def likelihoods(
             batches = list(batches_of(windows, tokens_per_batch=_TOKENS_PER_BATCH[device.type]))
             sums = shared_out(model, lambda member, batch: _window_nll(member, documents, batch), batches)
             for batch, nll_B in zip(batches, sums, strict=True):
+                # Several windows of a batch may be of one document, and `+=` by index would add one of them.
                 np.add.at(nll, [window.document for window in batch], nll_B)
                 progress.advance(sum(window.end - window.begin for window in batch))
     finally:
@@ -232,6 +234,7 @@ def windows_of(document: Encoded, index: int, *, context: int, step: int) -> Ite
     begin, first_target = 0, document.first_scored
     while document.num_scored > 0 and first_target <= num_inputs:
         end = min(begin + context, num_inputs)
+        # Else it would score nothing: the scored part of a long prompt begins later.
         if first_target <= end:
             yield Window(index, begin, end, first_target)
             first_target = end + 1

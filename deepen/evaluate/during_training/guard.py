@@ -75,6 +75,7 @@ def _together(seconds: float | None, measure: Callable[[], T], process: Process)
     found: list[T] | None = None
     try:
         with _limited(seconds, ring, again=_RING_AGAIN_SECONDS):
+            # In a list, which tells what was measured from the None of giving up.
             found = attempt_together(process, lambda: [measure()])
     except GivenUpError:
         pass
@@ -121,5 +122,6 @@ def _limited(seconds: float | None, ring: Callable[[], None], *, again: float) -
     try:
         yield
     finally:
+        # Off before its handler goes: what an alarm does without one is to end the process.
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

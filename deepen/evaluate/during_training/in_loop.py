@@ -140,6 +140,7 @@ class InLoop:
             found += self._attempted(probe, step, partial(self._measure, probe, model, step, full)) or []
         seconds = time.monotonic() - started
         self._record(TIMES, {"step": step, "seconds": seconds, "training_seconds": training_seconds, "full": full})
+        # Measuring is no training time: the share of the budget is of training alone.
         self._since = time.monotonic()
         return adjusted(found)
 
@@ -171,6 +172,7 @@ class InLoop:
         table = checked_table(self._measures[key](model, None))
         if full:
             self._full.keep(probe, table)
+            # Scores stay those of the subset: points of a curve over other documents would not compare.
             table = part_of(table, self._ids(probe))
         say_not_finite(table, step)
         self._write_readable(probe, table, step)
@@ -214,6 +216,7 @@ class InLoop:
         started = time.perf_counter()
         cost = sum((self._cost(probe, chosen[probe.label], model) for probe in self._measured()), _Cost())
         spent = time.perf_counter() - started
+        # For the whole run: what the budget allows, less what finding out has cost. Encoding is paid once.
         affordable = _AIM * measurements * overhead * between - spent
         whole = cost.once + measurements * cost.each
         return {
@@ -232,6 +235,7 @@ class InLoop:
         between = min(filter(None, (by_steps, self._pace.seconds)), default=training_seconds)
         if self._pace.total_steps is None or between <= 0:
             return between, 1
+        # A hair more, or rounding would lose the last of ten.
         return between, max(1, int(per_step * self._pace.total_steps / between + 1e-6))
 
     def _seconds_per_step(self) -> float | None:

@@ -59,6 +59,7 @@ def readings(history: Sequence[CheckpointScores], settings: Forgetting) -> list[
     state: State = "ok"
     for scores in history:
         worst = worst_loss(scores.scores)
+        # What was not measured neither raises an alarm nor ends one.
         if worst is None:
             found.append(Reading(scores.step, None, None, None, "unknown", "", scores.known))
             continue
@@ -71,7 +72,9 @@ def readings(history: Sequence[CheckpointScores], settings: Forgetting) -> list[
 
 def _state(loss: float, surely: float, before: State, settings: Forgetting) -> State:
     if loss > settings.budget:
+        # Over the budget a breach remains one when its interval comes to touch the budget: no going back and forth.
         return "breach" if surely > settings.budget or before == "breach" else "warning"
+    # An alarm that was raised ends only below `calm` of the budget.
     if before != "ok" and loss > settings.calm * settings.budget:
         return "warning"
     return "ok"
@@ -112,6 +115,7 @@ def why_act(found: Sequence[Reading], last_decision: int | None, settings: Forge
     assert now.loss is not None, "the last reading is known"
     if now.loss <= settings.budget:
         return None
+    # From here on the loss is over the budget.
     hard = _hard(now, settings)
     since = [one for one in known if last_decision is None or one.step > last_decision]
     if last_decision is not None and len(since) < settings.patience and not (hard and _growth(known) > 0):
@@ -121,6 +125,7 @@ def why_act(found: Sequence[Reading], last_decision: int | None, settings: Forge
     after_grace = [one for one in since if one.step >= settings.grace * plan.total_steps]
     if not after_grace:
         return None
+    # It falls: if it goes on so, it is inside by the time that a further action would show.
     if last_decision is not None and now.loss + settings.patience * min(0.0, _growth(known)) <= settings.budget:
         return None
     if now.state == "breach":
@@ -175,6 +180,7 @@ def _next_action(
     for action in settings.actions:
         mine = _of_action(action, decisions)
         last = mine[-1] if mine else None
+        # Asked again at one step, it names the next action: this one has just turned out to be impossible.
         if uses_left(action, decisions) <= 0 or (last is not None and last.cannot and last.step == step):
             continue
         details = action.details(situation)
@@ -210,6 +216,7 @@ def uses_left(action: Action, decisions: Sequence[Decision]) -> int:
     """How often the action may still be taken. What could not be done at one step counts as no use: a rewind without
     a good checkpoint may find one later."""
     done = [one for one in _of_action(action, decisions) if one.cannot is None]
+    # Replay that was given back may be raised once more.
     return action.times - sum(-1 if _gives_back(one) else 1 for one in done)
 
 
@@ -234,6 +241,7 @@ def _relaxed(
     now = found[-1]
     since = [one for one in found if one.step > applied[-1].step]
     calm = _run_length(since, lambda one: one.loss is not None and one.loss <= settings.relax * settings.budget)
+    # Evaluations to come, at the pace so far: what is given back must be able to be taken again.
     left = (plan.total_steps - now.known) * len(found) / now.step
     share, planned = share_in_force(now.known, decisions, plan), plan.domain_share(now.known)
     if calm < settings.relax_after or left < 2 * settings.patience or share >= planned:

@@ -51,6 +51,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Tokens of a text, with the special tokens that the tokenizer adds by itself unless told otherwise."""
+        # A text that begins with the begin token would get a second one.
         if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
             add_special_tokens = False
         special = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
@@ -69,6 +70,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _is_greedy(self, documents: Sequence[Encoded]) -> np.ndarray:
         """Whether every scored token of a document is the likeliest one where it stands, bool[n]."""
         right = np.ones(len(documents), dtype=bool)
+        # A window each: documents were cut to what the model has positions for.
         windows = [w for i, one in enumerate(documents) for w in windows_of(one, i, context=self.max_length, step=1)]
         windows.sort(key=lambda window: window.begin - window.end)
         batches = list(batches_of(windows, tokens_per_batch=_TOKENS_PER_BATCH))
@@ -95,6 +97,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """What the model writes after each context, up to the first of its stops."""
         answers = [""] * len(requests)
         self.cut_tokens = [0] * len(requests)
+        # A batch has one length and one set of stops.
         alike: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
             alike.setdefault(repr(request.args[1]), []).append(index)

@@ -168,9 +168,11 @@ def _outcomes(one: Loaded, model: Any, wanted: Wanted, only: frozenset[str] | No
     if not chosen:
         return
     for instance in chosen:
+        # Prompts are made once and asked of every model: answers of the one before must go.
         instance.resps, instance.filtered_resps = [], {}
     by_type: dict[str, list[Any]] = {}
     for instance in chosen:
+        # Each repeat is a request of its own, as in the harness's evaluator.
         by_type.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
     cut: dict[int, int] = {}
     model.tells_greedy = one.task.OUTPUT_TYPE != "multiple_choice"  # which looks at likelihoods alone

@@ -63,6 +63,7 @@ def number_in(text: str, which: str) -> str:
     found = _NUMBER.findall(text)
     if not found:
         return ""
+    # Not a float, in which the last digits of long numbers would be lost.
     written = f"{Decimal(found[0 if which == 'first_number' else -1].replace(',', '')):f}"
     shortest = written.rstrip("0").rstrip(".") if "." in written else written
     return "0" if shortest == "-0" else shortest

@@ -50,6 +50,7 @@ def prepare_choices(
         reasons = [item.reason or _reason(documents) for item, documents in zip(asked, cut, strict=True)]
         usable = [documents for documents, reason in zip(cut, reasons, strict=True) if reason is None]
         flat = [one for documents in usable for one in documents if one is not None]
+        # Taken from one by one below, in the order of `flat`.
         nll = iter(likelihoods(model, flat, context=context, stride=1.0, what=what).tolist())
         return table_of(
             _outcome(item, documents, nll, choosing, cut_tokens=_most_cut(documents, shorter))

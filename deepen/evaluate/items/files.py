@@ -129,6 +129,7 @@ def gold_of(answer: Any, choices: Sequence[str]) -> int:
         return answer
     if isinstance(answer, str):
         text = answer.strip()
+        # The text itself first: a choice may be called `B` or `2`.
         if text in choices:
             return list(choices).index(text)
         letter = string.ascii_uppercase.find(text.upper()) if len(text) == 1 else -1

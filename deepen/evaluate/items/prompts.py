@@ -51,6 +51,7 @@ class Texts:
         if spaces:
             continuation, prompt = prompt[-spaces:] + continuation, prompt[:-spaces]
         before, whole = self.encode(prompt), self.encode(prompt + continuation)
+        # By number of tokens, not by text: also where the vocabulary joins the prompt's end with what follows.
         return before, whole[len(before) :]
 
 

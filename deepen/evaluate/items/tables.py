@@ -127,6 +127,7 @@ def stratified(sizes: dict[str, int], total: int) -> dict[str, int]:
         return dict(sizes)
     exact = {name: total * size / everything for name, size in sizes.items()}
     shares = {name: max(1, math.floor(value)) for name, value in exact.items()}
+    # The largest remainders first; of equal ones the order is that of names.
     for name in sorted(exact, key=lambda name: (math.floor(exact[name]) - exact[name], name)):
         if sum(shares.values()) >= total:
             break
@@ -188,6 +189,7 @@ def _scores(
     seed, resamples = draws
     complete = {task: rows for task, rows in tasks.items() if all(ours is not None for _, ours, _ in rows)}
     known = [task for task, rows in complete.items() if sum(theirs for theirs, _, _ in rows) > 0]
+    # Tasks without a relative change. Of a new ability one of them turns all to points, of a kept one all must be.
     in_points = set(complete).difference(known) if kind.ability == "new" or not known else set()
     changes: dict[str, Change] = {}
     scores: dict[str, Score] = {}
@@ -224,11 +226,13 @@ def _mean_change(
         for cluster in sorted(clusters):
             places.setdefault(cluster, len(places))
     changes = [change for _, change in tasks.values()]
+    # No cluster stands in two tasks: these are independent.
     if apart == len(places) or any(change.interval is None for change in changes):
         return mean_change(changes)
     aligned = []
     for rows, _ in tasks.values():
         at = [places[cluster] for _, _, cluster in rows]
+        # Clusters that a task has nothing of stay 0 in all three: they are drawn, and add nothing.
         columns = np.array([(theirs, ours, 1.0) for theirs, ours, _ in rows], dtype=np.float64).T
         aligned.append(Pairs(*(np.bincount(at, weights=column, minlength=len(places)) for column in columns)))
     return mean_of_shared(aligned, seed=stream(draws[0], "mean"), resamples=draws[1], relative=relative)
@@ -243,6 +247,7 @@ def _paired_tasks(
     tasks: dict[str, list[tuple[float, float | None, str]]] = {}
     for row in model.select(["task", "id", "value", "gold", "cluster"]).to_pylist():
         before = theirs.get((row["task"], row["id"]))
+        # The right answer, too: line numbers serve as ids, and are the same in any file.
         if before is None or before["gold"] != row["gold"]:
             raise RunError(
                 f"the items of `{kind.label}` are not those that the base was measured on",

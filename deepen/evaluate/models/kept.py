@@ -64,6 +64,7 @@ class Models:
     def _open_checkpoint(self, info: CheckpointInfo) -> LossModel:
         from deepen.evaluate.models.subject import put_weights, share_scoring
 
+        # They hold the weights before these, in memory that the new ones need.
         self._shared.copies = ()
         put_weights(self._shared, info, self.base)
         return share_scoring(self._shared, self.compute)

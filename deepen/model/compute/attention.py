@@ -27,6 +27,7 @@ def leak(loss_model: LossModel) -> float:
     training = model.training
     model.eval()
     embeddings = model.get_input_embeddings().weight
+    # Steps of a prime spread over the vocabulary: any tokens will do that differ.
     tokens_1T = (torch.arange(24, device=embeddings.device) * 104_729 % len(embeddings)).unsqueeze(0)
     positions_T = torch.arange(24, device=embeddings.device)
     restarting_T = torch.cat([positions_T[:11], positions_T[:13]])
@@ -34,6 +35,7 @@ def leak(loss_model: LossModel) -> float:
     packed = loss_model.hidden(tokens_1T, restarting_T[None])[:, 11:]
     joined = loss_model.hidden(tokens_1T, positions_T[None])[:, 11:]
     model.train(training)
+    # Relative to what joining does: how large hidden states are depends on the model.
     return float(_distance(packed, alone) / _distance(joined, alone).clamp(min=1e-12))
 
 
@@ -45,6 +47,7 @@ def check_isolation(loss_model: LossModel) -> None:
     """Raise ``DeepenError`` when the architecture lets documents of one row see each other."""
     found = leak(loss_model)
     dtype = loss_model.model.get_input_embeddings().weight.dtype
+    # Written so that NaN fails.
     if not found <= _LARGEST_LEAK.get(dtype, 0.01):
         raise DeepenError(
             f"`{loss_model.model.config.model_type}` mixes the documents of a row (leak {found:.2f}, isolated is 0)",

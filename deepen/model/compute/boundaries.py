@@ -36,6 +36,7 @@ Attention = Literal["auto", "sdpa", "varlen", "flash", "flex"]
 VARLEN = "deepen_varlen"
 """Our function's name among transformers' attention functions."""
 
+# transformers makes masks before it calls attention, where none of our arguments arrive: hence a variable.
 _GIVEN: ContextVar[bool] = ContextVar("boundaries are given", default=False)
 
 _KNOWN = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text"}
@@ -70,7 +71,9 @@ def boundaries(positions_BT: Tensor, capacity: int) -> Boundaries:
     begins_BT = positions_BT == 0
     begins_BT[:, 0] = True
     places_N = torch.arange(num_rows * length, device=positions_BT.device)
+    # Places that begin nothing sort to the end. Unlike `nonzero` this has a size that is known without the GPU.
     first_N = torch.where(begins_BT.flatten(), places_N, num_rows * length).sort().values
+    # The rest of the list are documents of no tokens, behind the last one.
     filled = torch.nn.functional.pad(
         first_N[:capacity], (0, capacity + 1 - len(first_N[:capacity])), value=num_rows * length
     )
@@ -137,6 +140,7 @@ def varlen_attention(  # noqa: PLR0913 - transformers' signature
     query_NHD, key_NHD, value_NHD = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     out_NHD = attend(
         query_NHD, key_NHD, value_NHD, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling,
+        # transformers counts the query itself in its window, the kernel counts what lies to its left.
         window_size=(sliding_window - 1 if sliding_window else -1, 0), enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     return out_NHD.unsqueeze(0), None
@@ -153,6 +157,7 @@ def masked_varlen_attention(  # noqa: PLR0913 - PyTorch's signature
     del cu_seq_k, max_k
     num_tokens = len(query_NHD)
     places_N = torch.arange(num_tokens, device=query_NHD.device)
+    # How many documents have begun by a place is the number of its document.
     document_BT = torch.searchsorted(cu_seq_q, places_N, right=True).view(-1, max_q)
     distance_TT = places_N[:max_q, None] - places_N[None, :max_q]
     seen_BTT = (document_BT[:, :, None] == document_BT[:, None, :]) & (distance_TT >= 0)
@@ -189,6 +194,7 @@ def use_attention(model: PreTrainedModel, wanted: Attention, device: torch.devic
         raise DeepenError(
             f"`compute.attention: {wanted}` cannot be used: {error}", hint="leave the key at auto, or use sdpa"
         ) from error
+    # A family with an attention of its own keeps it, without an error.
     if model.config._attn_implementation != names[wanted]:
         raise DeepenError(
             f"`{model.config.model_type}` has an attention of its own", hint="set `compute.attention: sdpa`"

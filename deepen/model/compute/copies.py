@@ -29,6 +29,7 @@ def make_copies(model: LossModel, num_models: int) -> None:
 
     Copies that it had are dropped first: they may hold other weights.
     """
+    # First of all, or copying the model would copy them.
     model.copies = ()
     first = next(model.parameters()).device
     num_devices = torch.cuda.device_count() if first.type == "cuda" else 1
@@ -39,6 +40,7 @@ def make_copies(model: LossModel, num_models: int) -> None:
 
 def _copy(model: LossModel, device: torch.device) -> LossModel:
     """The same model on ``device``; weights go there directly, and are nowhere twice."""
+    # deepcopy takes from its memo what it finds there by id. Tied weights are one object and stay one.
     moved: dict[int, object] = {}
     for parameter in model.parameters():
         value = parameter.detach().to(device, copy=True)

@@ -19,6 +19,7 @@ def keep_in_bf16(model: PreTrainedModel) -> None:
     """Round the weights of ``model`` to bfloat16, in place; buffers, such as rotary frequencies, stay as they are."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
+            # The Parameter itself stays: tied weights remain one object.
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
@@ -38,10 +39,13 @@ def bf16_copies(model: PreTrainedModel) -> Iterator[None]:
         for name, parameter in module._parameters.items()
         if parameter is not None and parameter.dtype == torch.float32
     ]
+    # By id: a weight that stands in two places has one copy, where both gradients meet.
     copies: dict[int, Tensor] = {}
     try:
         for module, name, parameter in slots:
             if id(parameter) not in copies:
+                # A cast that autograd records. It saves nothing, so every backward pass may go through it again,
+                # and adds to the gradient of the fp32 weight.
                 copies[id(parameter)] = parameter.to(torch.bfloat16)
             _put(module, name, copies[id(parameter)])
         yield
@@ -51,6 +55,7 @@ def bf16_copies(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
+    # Past the module's own setattr, which takes nothing but a Parameter here.
     module._parameters[name] = value  # type: ignore[assignment]
 
 

@@ -50,6 +50,7 @@ def add_recompute(model: PreTrainedModel, how: Recompute) -> None:
 
 def _recomputed(layer: nn.Module, forward: Callable[..., Any], how: Recompute) -> Callable[..., Any]:
     """``forward`` with recomputation, inside the layer's call: what hooks of the layer do is not done twice."""
+    # The other kind takes no keyword arguments, and needs an input that has a gradient.
     settings: dict[str, Any] = {"use_reentrant": False}
     if how == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _kept_operations())

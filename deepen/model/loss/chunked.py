@@ -52,9 +52,11 @@ class LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Compute loss and, at once, the gradients of ``hidden_ND``, ``weight_VD`` and ``bias_V``."""
         dtype = compute_dtype(hidden_ND)
+        # Rounded once for all chunks.
         weight = weight_VD.to(dtype)
         accumulator = accumulation_dtype(dtype)
         grad_hidden_ND = torch.empty_like(hidden_ND)
+        # Sums over all tokens of a micro-batch: in bfloat16 they would lose what is below 1/256 of them.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=accumulator) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[2] else None
         total = hidden_ND.new_zeros((), dtype=accumulator)
@@ -64,14 +66,17 @@ class LinearCrossEntropy(torch.autograd.Function):
             raw = head_product(chunk, weight)
             grad_logits, nll_N[rows], penalty = settings.gradient(raw, bias_V, labels_N[rows], settings.rules)
             total += nll_N[rows].sum() + penalty
+            # Here and not in backward, which would have to make the logits a second time.
             grad_hidden_ND[rows] = grad_logits @ weight
             if grad_weight_VD is not None:
                 add_product_(grad_weight_VD, grad_logits.T, chunk)
             if grad_bias_V is not None:
                 grad_bias_V += grad_logits.sum(0)
+        # Not `save_for_backward`: these are results, which backward overwrites and hands over.
         ctx.gradients = (grad_hidden_ND, grad_weight_VD, grad_bias_V)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(nll_N)
+        # Else autograd would make zeros for the gradient of `nll_N`, which nobody reads.
         ctx.set_materialize_grads(False)
         return total, nll_N
 

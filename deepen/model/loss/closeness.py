@@ -83,6 +83,7 @@ def _divergence(base_logits_CV: Tensor, logits_CV: Tensor) -> tuple[Tensor, Tens
     """``p - p_base`` and nats per token, from the logits of both; exact zeros where they are equal."""
     base_log_CV = torch.log_softmax(base_logits_CV, 1)
     log_CV = torch.log_softmax(logits_CV, 1)
+    # Before the next line, which overwrites the logarithms.
     base_CV = base_log_CV.exp()
     nats_C = (base_CV * base_log_CV.sub_(log_CV)).sum(1)
     return log_CV.exp_().sub_(base_CV), nats_C

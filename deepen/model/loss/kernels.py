@@ -90,6 +90,7 @@ def apply_rules(raw_CV: Tensor, bias_V: Tensor | None, rules: LogitRules) -> tup
         slope = rules.scale
         logits *= slope
     if rules.soft_cap is not None:
+        # The slope of cap * tanh(x / cap) is 1 - tanh^2: from here on the gradient needs no logits from before.
         squashed = torch.tanh_(logits.div_(rules.soft_cap))
         slope = (1 - squashed * squashed).mul_(1.0 if slope is None else slope)
         logits = squashed * rules.soft_cap
@@ -99,6 +100,7 @@ def apply_rules(raw_CV: Tensor, bias_V: Tensor | None, rules: LogitRules) -> tup
 def _softmax_gradient_(logits_CV: Tensor, labels_C: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
     """Turn logits in place into the gradient of the loss by them; returns likelihoods and the sum of z penalties."""
     valid_C = labels_C != IGNORED
+    # IGNORED is no index; what stands at 0 in its place is masked below.
     targets_C1 = labels_C.clamp(min=0).unsqueeze(1)
     log_z_C = torch.logsumexp(logits_CV, 1)
     nll_C = (log_z_C - logits_CV.gather(1, targets_C1).squeeze(1)).masked_fill_(~valid_C, 0.0)
@@ -181,8 +183,10 @@ def add_product_(out_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
     if out_VD.dtype == left_VC.dtype:
         out_VD.addmm_(left_VC, right_CD)
     elif _sums_in_fp32(left_VC.device, left_VC.dtype):
+        # Reads low precision and adds in fp32 in one kernel: the product never exists beside the sums.
         torch.ops.aten.addmm.dtype_out(out_VD, left_VC, right_CD, out_VD.dtype, out=out_VD)
     else:
+        # Here the product of a chunk is rounded, once; the sum over chunks is not.
         out_VD.add_(left_VC @ right_CD)
 
 
@@ -208,6 +212,7 @@ def hand_over(ctx: Any, grad_total: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_total is None:
         return (None,) * 5
     hidden, weight, bias = ctx.gradients
+    # They are scaled in place, so a second backward would scale them twice: it is to fail instead.
     del ctx.gradients
     scaled = [None if gradient is None else gradient.mul_(grad_total) for gradient in (hidden, weight, bias)]
     if scaled[1] is not None:

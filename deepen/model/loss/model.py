@@ -170,6 +170,7 @@ def check_loss(loss_model: LossModel) -> None:
     model.eval()
     device = next(model.parameters()).device
     size = model.get_input_embeddings().weight.shape[0]
+    # Steps of a prime spread over the vocabulary.
     tokens_BT = (torch.arange(16, device=device) * 7919 % size).unsqueeze(0)
     labels_BT = tokens_BT.roll(-1, 1)
     labels_BT[:, -1] = IGNORED

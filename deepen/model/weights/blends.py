@@ -34,6 +34,7 @@ def blend(parts: Sequence[Part]) -> PreTrainedModel:
         return total
     sums = {name: tensor for name, tensor in unique_weights(total).items() if tensor.is_floating_point()}
     for tensor in sums.values():
+        # Into the first model's own memory, so that there is never a third one.
         tensor.mul_(used[0][1])
     for load, weight in used[1:]:
         other = unique_weights(load())

@@ -111,6 +111,7 @@ def _pretrained_model(folder: Path, dtype: torch.dtype | str, num_layers: int | 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()  # what it would report is checked, and raised, below
     try:
+        # Weights of another shape are passed over here as well, so that the report names all that is wrong at once.
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation=attention_of(config), use_safetensors=True,
             local_files_only=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
@@ -193,6 +194,7 @@ def unique_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """The model's weights and persistent buffers by name; of tied weights only the first name (the embedding)."""
     seen: set[int] = set()
     weights: dict[str, Tensor] = {}
+    # keep_vars gives the tensors themselves: without it tied ones would be two that only share memory.
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))

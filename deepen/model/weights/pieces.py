@@ -87,6 +87,7 @@ def local_box(tensor: Tensor) -> Box:
     offset, shape = [0] * tensor.ndim, list(tensor.shape)
     for number, placement in sorted(cuts, key=lambda cut: hasattr(cut[1], "split_factor")):
         parts, which, dim = mesh.size(number), coordinate[number], placement.dim % tensor.ndim
+        # Of 5 rows over 4 processes these are 2, 2, 1 and 0.
         size = -(-shape[dim] // parts)
         start = min(which * size, shape[dim])
         offset[dim] += start
@@ -161,6 +162,7 @@ class StoredTensors:
             self._close()
         stored = self.tensors[name]
         box = box or Box((0,) * len(stored.shape), stored.shape)
+        # A single number has no slices, and is never cut.
         if not box.shape:
             return self._cut(stored.pieces[0].file, name, box).clone()
         out: Tensor | None = None
@@ -172,6 +174,7 @@ class StoredTensors:
             part = self._cut(piece.file, name, common.within(piece.box))
             out = torch.empty(box.shape, dtype=part.dtype) if out is None else out
             out[common.within(box).slices] = part
+            # Pieces do not overlap, each having one owner: a sum that falls short means a hole.
             found += common.num_elements
         if found < box.num_elements:
             raise DamageError(f"`{self.file}` does not have all of `{name}`", hint="remove its folder")

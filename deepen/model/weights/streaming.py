@@ -58,6 +58,7 @@ def sibling(base: ResolvedBase) -> PreTrainedModel:
     config.num_hidden_layers, config.vocab_size = layers, min(_SIBLING["vocab_size"], config.vocab_size)
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
+    # These ids are beyond its small vocabulary.
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -89,6 +90,7 @@ def stream_weights(
     Without ``read`` weights are left for others to fill in.
     """
     assert base.path is not None, "only a folder has weights to stream"
+    # `to_empty` gives each place a tensor of its own, also where two had the same one: noted before, tied again after.
     tied = _tied_names(model)
     make_room()
     for name, kept in tied.items():
@@ -146,6 +148,7 @@ def _fill_grown(tensor: Tensor, stored: StoredTensors, source: str, table: str, 
         local[:known] = stored.read(source, part).to(local)
     mean = rows[mean_name(table)][columns] if columns else rows[mean_name(table)]
     local[known:] = mean.to(local)
+    # In the order of `put_new_rows`: the mean, then repaired rows, then those of new tokens.
     for ids, values in ((rows[repaired_name(table)], None), (rows["ids"], rows[table])):
         mine = (ids >= first) & (ids < end)
         count = int(mine.sum())
@@ -156,6 +159,7 @@ def _fill_grown(tensor: Tensor, stored: StoredTensors, source: str, table: str, 
 def _compute_buffers(model: PreTrainedModel) -> None:
     """Compute what is in no file, such as rotary frequencies; transformers does it for what is not marked as done."""
     for tensor in model.state_dict(keep_vars=True).values():
+        # All weights are in, or will be: what is in no state dict is all that may be initialised.
         tensor._is_hf_initialized = True
     with torch.random.fork_rng(devices=[]):
         model.initialize_weights()

@@ -37,6 +37,7 @@ def write_streamed(path: Path, shapes: Mapping[str, Tensor], read: Callable[[str
         }  # fmt: skip
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
+    # The format lets a header end in spaces, so that the data begins at a multiple of 8.
     text += b" " * (-len(text) % 8)
     with writing(path) as file:
         file.write(len(text).to_bytes(8, "little"))

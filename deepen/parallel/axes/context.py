@@ -39,7 +39,9 @@ class SharedRows:
 
     def mask(self, window: int | None) -> Tensor:
         """Keys up to the query, of its document, and within the ``window`` of a family that has one."""
+        # Made once for all layers of a pass, and for what is recomputed in its backward pass.
         if window not in self.masks:
+            # Gathered keys stand in the order of processes: what counts is where each stands in the row.
             keys_T = torch.cat(self.stretches)
             queries_Q1 = self.mine[:, None]
             seen_QT = keys_T <= queries_Q1
@@ -62,6 +64,7 @@ def stretches(length: int, num_processes: int, device: torch.device) -> list[Ten
 
 def begin_rows(positions_BT: Tensor, group: dist.ProcessGroup) -> SharedRows:
     """Tell the attention of this process which rows come next; ``positions_BT`` are those of the whole rows."""
+    # Positions restart where a document begins, so counting zeros numbers the documents of a row.
     documents_BT = (positions_BT == 0).cumsum(1)
     rows = SharedRows(group, documents_BT, stretches(positions_BT.shape[1], group.size(), positions_BT.device))
     _now[:] = [rows]
@@ -92,6 +95,7 @@ def _attention(  # noqa: PLR0913 - transformers' own signature
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it; keys and values are those of this process."""
     rows = _now[0]
+    # Stacked, so that a layer needs one collective and not two.
     key, value = _Gather.apply(torch.stack([key_BKQD, value_BKQD]), rows.group)  # type: ignore[no-untyped-call]
     mixed = nn.functional.scaled_dot_product_attention(
         query_BHQD, key, value, attn_mask=rows.mask(sliding_window), dropout_p=dropout if module.training else 0.0,
@@ -109,6 +113,7 @@ class _Gather(torch.autograd.Function):
         ctx.group = group
         parts = mine.new_empty(group.size() * len(mine), *mine.shape[1:])
         dist.all_gather_single(parts, mine.contiguous(), group=group)
+        # A collective lines parts up along dimension 0; the sequence is dimension 3.
         return torch.cat(parts.chunk(group.size()), 3)
 
     @staticmethod

@@ -93,6 +93,7 @@ class PipelinedModel(LossModel):
         named = {"labels_BT": labels_BT, "positions_BT": positions_BT}
         schedule.step(*first, target=target, losses=losses, return_outputs=False, **named)
         if self.is_last:
+            # Only the last ones: a new schedule first runs a forward pass of its own, to learn shapes.
             nll_B = torch.cat(self._nll[-num_micro_batches:])
         else:
             nll_B = torch.zeros(len(tokens_BT), dtype=torch.float64, device=tokens_BT.device)
@@ -159,6 +160,7 @@ class PipelinedModel(LossModel):
         if not self.process.is_sharded:
             add_up([p.grad for p in self.parameters() if p.grad is not None], mesh.gradients)
         if self.tied is not None and self.ends is not None:
+            # Both ends take part in the sum, whatever gradients they have.
             table = self.tied()
             if table.grad is None:
                 table.grad = torch.zeros_like(table)
@@ -181,16 +183,19 @@ class PipelinedModel(LossModel):
         """The schedule for rows of one shape; without ``num_valid`` forward only."""
         end = None if self._at_end is None else self._at_end.__name__
         key = (tuple(shape), num_micro_batches, end, self.training)
+        # Taken out and put back: what was not used for longest then stands first, and goes first.
         made = self._schedules.pop(key, None)
         if made is None:
             stage = PipelineStage(self, self.place, self.num_stages, self.process.device, group=self.group)
             if num_valid is None:
                 made = ScheduleGPipe(stage, num_micro_batches)
             else:
+                # `_scaled` divides by the tokens of the whole batch; torch would divide by micro-batches once more.
                 made = Schedule1F1B(stage, num_micro_batches, loss_fn=self._scaled, scale_grads=False)
         self._schedules[key] = made
         while len(self._schedules) > _MOST_SCHEDULES:
             self._schedules.popitem(last=False)
+        # No part of the key: the loss function looks at it each time that it is called.
         self._num_valid = max(1, num_valid or 1)
         return made
 
@@ -224,16 +229,20 @@ def cut(model: PreTrainedModel, place: int, num_stages: int) -> Any:
     is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     _keep_layers(model, kept)
     if not is_last:
+        # The body ends in its norm, but what a stage between hands on is not the end.
         body.norm = nn.Identity()
         model.lm_head = None
     if not is_first and not (is_tied and is_last):
         body.embed_tokens = None
+    # Looked up each time, since FSDP puts another parameter in place later.
     return (lambda: body.embed_tokens.weight) if is_tied and (is_first or is_last) else None
 
 
 def _keep_layers(model: PreTrainedModel, kept: range) -> None:
     """Only these layers, under their own numbers, with a configuration that says so to the body."""
     layers = model.base_model.layers
+    # A configuration of its own for the body: that the model's still counts all layers is how a stage is known
+    # (model/weights/load.py).
     model.base_model.config = config = copy.deepcopy(model.base_model.config)
     layers._modules = {str(number): layers[number] for number in kept}
     config.num_hidden_layers = len(kept)
@@ -248,6 +257,7 @@ def _group_of_ends(mesh: ProcessMesh) -> dist.ProcessGroup | None:
     pairs: Sequence[list[int]] = [[int(column[0]), int(column[-1])] for column in ranks.T]
     own: dist.ProcessGroup | None = None
     for pair in pairs:
+        # A collective of all processes: each makes every pair, also those that it is not in.
         group = dist.new_group(sorted(set(pair)))
         if dist.get_rank() in pair:
             own = group

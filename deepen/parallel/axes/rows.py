@@ -39,6 +39,7 @@ def collect(values: Tensor, num_rows: int, process: Process) -> Tensor:
     shares, rows = process.num_data, len(values)
     gathered = values.new_empty(shares * rows, *values.shape[1:])
     dist.all_gather_single(gathered, values.contiguous(), group=process.mesh.data)
+    # Process d has rows d, d + D, ...: [D, rows] turned round is the order of the batch, padding last.
     return gathered.view(shares, rows, *values.shape[1:]).transpose(0, 1).flatten(0, 1)[:num_rows]
 
 

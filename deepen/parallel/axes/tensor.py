@@ -53,6 +53,7 @@ def share_matrices(model: PreTrainedModel, devices: DeviceMesh) -> list[nn.Modul
         if style == _PARTIAL:
             parts.append(module)
         elif style is not None:
+            # No source rank: all have the same weights already (or none yet), and each cuts its own.
             parallelize_module(module, devices, _STYLES[style](), src_data_rank=None)
     return parts
 

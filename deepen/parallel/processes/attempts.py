@@ -65,6 +65,7 @@ def give_up() -> None:
         return
     attempt = _now[-1]
     attempt.is_over = True
+    # Between calls: this question is the one that the others ask at their next call, so that all have asked as often.
     if not attempt.in_call:
         attempt.in_call = True
         _ask(attempt)
@@ -76,6 +77,7 @@ def asking_first(call: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(call)
     def asked(*args: P.args, **kwargs: P.kwargs) -> T:
+        # A call within a call: the outer one has asked.
         if not _now or _now[-1].in_call:
             return call(*args, **kwargs)
         attempt = _now[-1]

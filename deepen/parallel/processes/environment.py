@@ -71,6 +71,7 @@ def _of_srun(values: Mapping[str, str]) -> Started | None:
         rank=_number(values, "SLURM_PROCID"),
         world_size=world_size,
         local_rank=_number(values, "SLURM_LOCALID", "0"),
+        # Like `4(x2),3`: counts by node. The first will do, since a mesh wants the same number on each.
         local_world_size=int(re.split(r"[(,]", per_node)[0]),
         address=values.get("MASTER_ADDR") or first_host(nodes),
         port=_number(values, "MASTER_PORT", str(port)),

@@ -54,6 +54,7 @@ class Gang:
         since = time.monotonic()
         while True:
             try:
+                # Short waits again and again: there is no longest time that data stages may take.
                 self.store.wait([_ORDER], _LOOK)
             except DistStoreError as error:
                 if "imeout" not in str(error) and "imed out" not in str(error):
@@ -73,6 +74,7 @@ class Gang:
         """Rank 0, at its end: let go whoever still waits; those that got an order have left already."""
         if not self.store.check([_ORDER]):
             self.store.set(_ORDER, _END)
+        # The store may live in this process: who waits must have read the answer before it ends.
         deadline = time.monotonic() + 10
         with suppress(RuntimeError):  # who runs the store may have left before us
             while self.store.add(_LEFT, 0) < self.started.world_size - 1 and time.monotonic() < deadline:
@@ -94,6 +96,7 @@ class Gang:
             proof = folder / f".seen-{time.time_ns()}"
             proof.touch()
             self.store.set(_STORAGE, proof.name)
+        # Waits until the key is there, and rank 0 names the file when it has written it.
         name = self.store.get(_STORAGE).decode()
         seen = _appears(folder / name)
         self.store.set(f"{_STORAGE}/{self.started.rank}", "" if seen else socket.gethostname())

@@ -122,6 +122,7 @@ def sbatch_script(job: Job) -> str:
             *job.launch.setup,
             *_exports(),
             'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+            # Else, where Slurm is set up so, one agent that fails ends the others, which could go on without it.
             "exec srun --kill-on-bad-exit=0 " + " ".join(agent(job, '"$SLURM_JOB_ID"', f'"$first:{job.launch.port}"')),
             "",
         ]
@@ -144,6 +145,7 @@ def host_commands(job: Job, hosts: Sequence[str], identity: str) -> dict[str, st
             f"mkdir -p {shlex.quote(str(job.folder))}",
             *job.launch.setup,
             *_exports(),
+            # `exec` in the next line keeps this number: it is then the agent's.
             f"echo $$ > {shlex.quote(str(pid_file(job, host, identity)))}",
             f"exec {command}",
         ]

@@ -61,6 +61,7 @@ def launch(command: Sequence[str], num_local: int, settings: Launch, folder: Pat
         nproc_per_node=num_local,
         run_id=f"deepen-{os.getpid()}-{time.time_ns()}",
         rdzv_backend="c10d",
+        # Any free port, so that several launches can share a machine.
         rdzv_endpoint="localhost:0",
         max_restarts=settings.max_restarts,
         monitor_interval=0.2,
@@ -76,6 +77,7 @@ def launch(command: Sequence[str], num_local: int, settings: Launch, folder: Pat
             rank, exit_code = _first_to_die(error)
             text = f"rank {rank} on {socket.gethostname()} ended by {_ended(exit_code)}"
             raise _explained(folder, f"{text}; restarts: {settings.max_restarts}", 1) from None
+    # Processes that were started again after a final outcome leave at once, which elastic takes for a good end.
     stopped = final_outcome(folder)
     if stopped is not None:
         raise RankError(stopped)
@@ -137,6 +139,7 @@ def _environment(num_local: int, folder: Path) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in wanted}
     for name, value in wanted.items():
+        # What the user has set stays; the folder, set below, is always this launch's.
         os.environ.setdefault(name, value)
     os.environ[OUTCOMES] = str(folder)
     try:

@@ -79,6 +79,7 @@ def cause(outcomes: list[Outcome]) -> Outcome | None:
     first. None when nobody could say anything (killed)."""
 
     def weight(outcome: Outcome) -> tuple[bool, bool, bool, float]:
+        # False comes before True: final ones first, echoes late, and a message with a hint before a traceback.
         return (not outcome.final, outcome.is_echo, bool(outcome.details), outcome.at)
 
     return min(outcomes, key=weight, default=None)

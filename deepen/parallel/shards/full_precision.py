@@ -36,6 +36,7 @@ def _gather_as(states: list[Any], policies: list[MixedPrecisionPolicy]) -> None:
     for state, policy in zip(states, policies, strict=True):
         state._mp_policy = policy
         for group in state._fsdp_param_groups:
+            # First of all: what is gathered now has the old precision.
             group.reshard()
             group.mp_policy = policy
             group._init_mp_dtypes()

@@ -39,6 +39,8 @@ def add_up(gradients: Iterable[Tensor], group: dist.ProcessGroup) -> None:
     pending: list[tuple[dist.Work | None, Tensor, list[Tensor]]] = []
     for bucket in _buckets([local(gradient) for gradient in gradients]):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
+        # All are sent before the first is waited for, so that the network never idles.
+        # The price is a second copy of the gradients until they are back.
         pending.append((dist.all_reduce(flat, group=group, async_op=True), flat, bucket))
     for work, flat, bucket in pending:
         if work is not None:
@@ -77,6 +79,7 @@ def clip_spread(
         if not any(gradient is other for other in repeated):
             shards.setdefault(_cut_along(gradient), []).append(local(gradient))
     squares = {
+        # In fp32 at least: norms rounded to bfloat16 would be right to 0.4 % only.
         groups: torch.stack(torch._foreach_norm(members, 2.0, dtype=_wide(members[0]))).double().square().sum()
         for groups, members in shards.items()
     }
@@ -109,11 +112,13 @@ def add_over_shards(parts: Sequence[tuple[Tensor, Tensor]], process: Process) ->
 def _over_shards(sums: dict[tuple[dist.ProcessGroup, ...], Tensor], zeros: Tensor, mesh: ProcessMesh) -> Tensor:
     """Sums of shards, by the groups that these make wholes over, added up over those and over stages."""
     total = zeros
+    # In one order everywhere: two processes in two different collectives would wait for each other.
     for groups in sorted(sums, key=len):
         part = sums[groups].to(zeros.device)
         for group in groups:
             dist.all_reduce(part, group=group)
         total += part
+    # Stages have weights of their own, each sum of which is whole by now.
     if mesh.sizes.pipeline > 1:
         dist.all_reduce(total, group=mesh.devices.get_group("pipeline"))
     dist.broadcast(total, src=0)  # the same bits everywhere, since decisions hang on them

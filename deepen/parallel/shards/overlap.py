@@ -47,6 +47,7 @@ class Overlap:
 
     def begin(self) -> None:
         """Before the last backward pass of a step: from now on what is ready is added up."""
+        # From the end: backward comes to the last layers first, and the first bucket is to be full first.
         self._buckets = list(_buckets([p for p in reversed(self._parameters) if p.requires_grad]))
         self._bucket_of = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
         self._missing = [len(bucket) for bucket in self._buckets]
@@ -61,6 +62,7 @@ class Overlap:
             self._send()
         while self._flights:
             self._land()
+        # Here and not in `_land`, because reading a count waits for the GPU.
         for parameter, gradient, count in self._absent:
             if float(count) > 0:
                 parameter.grad = torch.zeros_like(parameter)
@@ -69,6 +71,7 @@ class Overlap:
 
     def _is_ready(self, parameter: Tensor) -> None:
         number = self._bucket_of.get(parameter)  # type: ignore[call-overload]
+        # A backward pass before the last one: until then gradients only add up here.
         if number is None:
             return
         self._missing[number] -= 1
@@ -97,6 +100,7 @@ class Overlap:
         for parameter, total, count in zip(flight.parameters, sums, counts, strict=True):
             gradient = total.view(local(parameter).shape)
             if parameter.grad is None:
+                # A clone, or these few numbers would keep the whole bucket in memory.
                 self._absent.append((parameter, gradient.clone(), count))
             else:
                 local(parameter.grad).copy_(gradient)

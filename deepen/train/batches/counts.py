@@ -32,6 +32,7 @@ def count_batch(counts: list[SourceCounts], batch: Batch, *, applied: bool) -> N
     tokens_B = (batch.documents_BT >= 0).sum(1)
     labels_B = (batch.labels_BT != IGNORED).sum(1)
     rows_S = np.bincount(batch.source_B, minlength=len(counts))
+    # With weights bincount adds up in float64, which is exact for counts below 2^53.
     tokens_S = np.bincount(batch.source_B, tokens_B, len(counts)).astype(np.int64)
     labels_S = np.bincount(batch.source_B, labels_B, len(counts)).astype(np.int64)
     masked_S = np.bincount(batch.source_B, batch.masked_B, len(counts)).astype(np.int64)

@@ -30,6 +30,7 @@ class Prefetch:
 
         An error of reading ahead is raised when its batch is asked for, and never for one that is not.
         """
+        # Another order (a changed mixture): under the same index it may have other rows.
         if batches is not self._batches:
             self.forget()
             self._batches = batches
@@ -62,6 +63,7 @@ class Prefetch:
     def forget(self) -> None:
         """Drop what was read ahead."""
         for waiting in self._waiting.values():
+            # One that is being read cannot be called back; its result is simply dropped.
             waiting.cancel()
         self._waiting.clear()
 
@@ -77,6 +79,7 @@ def pinned(batch: Batch) -> Batch:
     """The batch with what goes to the GPU in pinned memory; needs a GPU."""
 
     def pin(values: Array) -> Array:
+        # The array shares the pinned memory and keeps it alive.
         return torch.from_numpy(values).pin_memory().numpy()
 
     return replace(

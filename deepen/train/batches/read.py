@@ -125,14 +125,17 @@ def _fill_row(batch: Batch, index: int, source: SourceData, row: int, counting_T
         length = min(length, len(counting_T) - at)  # a row of joined documents may end with a token for its last label
         end = at + length
         piece = source.shard.read(sequence, start, length + 1)  # one more, if the document has it: the last label
+        # Where the row cuts a document, its next token is still in the shard: no label is lost by a cut.
         has_next = start + length < int(source.shard.lengths[sequence])
         num_labels = length if has_next else length - 1
         batch.tokens_BT[index, at:end] = piece[:length]
         batch.labels_BT[index, at : at + num_labels] = piece[1 : 1 + num_labels]
         _mask(batch, index, at, source.trained.read(sequence, start + 1, num_labels))
+        # All that keeps documents apart: attention finds their bounds where positions restart, and is given no mask.
         batch.positions_BT[index, at:end] = counting_T[:length]
         batch.documents_BT[index, at:end] = sequence
         at = end
+    # Padding counts as one more document, hidden from the last real one.
     batch.positions_BT[index, at:] = counting_T[: len(counting_T) - at]
 
 

@@ -54,6 +54,7 @@ def flops_of(model: PreTrainedModel, device: torch.device, num_devices: int = 1)
 def _frozen(model: PreTrainedModel) -> int:
     """How many weights of matrix products are frozen; tables that are only looked up take part in none."""
     head = id(model.get_output_embeddings().weight)
+    # A tied table is the head as well, and as such takes part in the product for the logits.
     looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)} - {head}
     return sum(
         parameter.numel()

@@ -48,6 +48,7 @@ def stopped(stop: StopRequest, step: int, total_steps: int) -> StoppedError:
 def stop_on_signal() -> Iterator[StopRequest]:
     """Note the first SIGTERM or SIGINT instead of dying of it; later ones act as usual. Main thread only."""
     stop = StopRequest()
+    # Python lets no other thread set a handler.
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -39,6 +39,7 @@ def due_scores(run: Run) -> Sequence[int]:
     lag, every = run.watch.lag, run.calendar.evaluate_every
     if lag is None or every is None:
         return ()
+    # The first multiple of `every` behind what was judged: also where a longer run has another interval.
     first = run.progress.judged_step // every * every + every
     return range(first, run.progress.step - lag.steps + 1, every)
 
@@ -58,7 +59,9 @@ def take_scores(run: Run, stop: StopRequest) -> list[CheckpointScores]:
             continue
         info = CheckpointInfo(step, run.out / CHECKPOINTS / checkpoint_name(step))
         scores = _wait_for(run, info, stop)
+        # When they were due and not when they came: a faster scorer must not change what is decided.
         taken.append(scores.model_copy(update={"known_at": step + _lag(run).steps}))
+    # Only once all are there: where one is late nothing counts as taken, and the next start waits for the same.
     with run.trainee.process.main_first():
         if run.trainee.process.is_main:
             for one in taken:
@@ -80,11 +83,13 @@ def _wait_for(run: Run, info: CheckpointInfo, stop: StopRequest) -> CheckpointSc
         found: CheckpointScores | None = process.from_main(_look(lag.scores.parent, info) if process.is_main else None)
         if found is not None:
             return found
+        # Once, when the first look finds nothing: it hashes the whole checkpoint.
         if next_line == started:
             wrong: str | None = process.from_main(_wrong(info) if process.is_main else None)
             if wrong is not None:
                 return _without_scores(run, info.step, wrong)
         waited = time.monotonic() - started
+        # Waiting counts against the limit of time: a scorer that died must not hold the machine.
         stop.heed_limit(run.progress.elapsed_seconds + waited, run.watch.stop_after_seconds)
         stop.requested, is_late = process.any_of(stop.requested, waited >= lag.wait_seconds)
         if stop.requested:

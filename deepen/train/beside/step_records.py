@@ -19,6 +19,7 @@ def step_record(run: Run, batch: Batch, result: StepResult) -> dict[str, Any]:
     labels_B = (batch.labels_BT != IGNORED).sum(1)
     nll_S = np.bincount(batch.source_B, result.nll_B, num_sources)
     labels_S = np.bincount(batch.source_B, labels_B, num_sources)
+    # Nobody counts the bytes of a batch: the ratio of the whole source turns labels into bytes.
     bytes_S = labels_S / run.tokens_per_byte
     present = [source for source in range(num_sources) if labels_S[source]]
     return {

@@ -71,6 +71,7 @@ class Watching:
         self._settings = settings
         self._file = out / (_STUCK if rank == 0 else f"stuck.{rank}.txt")
         self._rank = rank
+        # `os._exit`: in a process that is stuck nothing would run what `sys.exit` raises.
         self._end = end
         self._now: _Now | None = None
         self._recent: deque[float] = deque(maxlen=100)
@@ -95,6 +96,7 @@ class Watching:
     def step_begins(self, step: int) -> None:
         """A step begins; whatever was watched before has ended."""
         if self._settings is not None:
+            # A new record each time, put in place by one assignment: the thread that looks at it needs no lock.
             self._now = _Now(f"step {step}", time.monotonic(), self.step_limit())
 
     def step_ends(self) -> None:
@@ -130,6 +132,7 @@ class Watching:
         try:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {now.what}, {taken:,.0f} s, {where}\n")
+                # The dump goes to the descriptor itself, past what Python still holds back.
                 file.flush()
                 faulthandler.dump_traceback(file=file, all_threads=True)
                 file.write("\n")

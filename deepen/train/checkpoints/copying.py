@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deepen.train.checkpoints.files import Snapshot
 
+# A view of the block in another dtype must begin at a multiple of that dtype's size; 64 fits all of them.
 _ALIGNMENT = 64
 _LEAVE_FREE = 0.05
 """Share of the free memory that staging does not touch."""
@@ -55,7 +56,10 @@ class Staging:
         else:
             with torch.cuda.stream(stream):
                 _copy_all((snapshot.weights, weights), (snapshot.optimizer, optimizer))
+            # Copies of GPU tensors are only queued, but an update that waits for the stream cannot overtake them.
+            # What is on the CPU (an offloaded optimizer) is copied by now, since `_copy` does not queue that.
             may_move()
+            # The writer reads the block from the CPU, which knows nothing of streams.
             stream.synchronize()
         return replace(snapshot, weights=weights, optimizer=optimizer)
 
@@ -67,6 +71,7 @@ class Staging:
         """Make the block large enough. PyTorch's own pinned memory is rounded up to a power of two; ours is not."""
         if self._block.numel() >= num_bytes:
             return
+        # The old block goes first, so that never both take memory.
         self.free()
         self._block = torch.empty(num_bytes, dtype=torch.uint8)
         if pin:
@@ -104,8 +109,10 @@ def _copy(source: Tensor, target: Tensor) -> None:
     """Copy one tensor: with numpy between CPU tensors, since PyTorch would start a second team of threads beside the
     one that computes; numpy's copy is one thread's, and lets other Python threads run."""
     if source.device.type == "cpu" and source.is_contiguous() and source.numel():
+        # As bytes: numpy has no bfloat16.
         np.copyto(target.view(-1).view(torch.uint8).numpy(), source.reshape(-1).view(torch.uint8).numpy())
     else:
+        # A GPU's copy is queued on the present stream: the CPU waits for all of them together, later.
         target.copy_(source, non_blocking=True)
 
 
@@ -121,6 +128,8 @@ def available_memory_bytes() -> int:
     if table.is_file():
         lines = dict(line.split(":", 1) for line in table.read_text().splitlines())
         available = int(lines["MemAvailable"].split()[0]) * 1024
+    # In a container /proc/meminfo speaks of the whole machine, while the limit that kills is the one of cgroup (v2).
+    # Its count includes file pages that could be dropped, so this errs on the careful side.
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
         available = min(available, int(most) - int(used.read_text()))

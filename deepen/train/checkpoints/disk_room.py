@@ -37,11 +37,13 @@ def room_needed(run: Run, save: Save) -> Room:
     snapshot = snapshot_of(run.trainee.model.model, run.trainee.optimizer, {"step": 0}, Marks())
     weights = sum(_num_bytes(tensor) for tensor in snapshot.weights.values())
     groups = run.trainee.optimizer.param_groups
+    # Not from the optimizer's state, which is empty until the first step.
     moments = 2 * sum(_num_bytes(parameter) for group in groups for parameter in group["params"])
     one, calendar, total = weights + moments, run.calendar, run.shape.total_steps
     lasting, evaluates = _multiples(calendar.milestone_every, total), run.watch.is_scored
     if evaluates and calendar.evaluated_stay:
         lasting |= _multiples(calendar.evaluate_every, total)
+    # One each for the roles best_new, best_kept and last_good; where all scored ones stay, they are among those.
     best = 3 if evaluates and not calendar.evaluated_stay else 0
     milestones = len(lasting) * (weights if save.milestones_weights_only else one) + best * one
     return Room(one, (save.keep + 1 + _num_waiting(run)) * one, milestones)
@@ -50,10 +52,12 @@ def room_needed(run: Run, save: Save) -> Room:
 def _num_waiting(run: Run) -> int:
     """Checkpoints that wait at once for the scores of another process, besides those that stay for good."""
     lag, every = run.watch.lag, run.calendar.evaluate_every
+    # So many models are handed out to be scored before the scores of the first of them are due.
     return 0 if lag is None or every is None or run.calendar.evaluated_stay else lag.steps // every + 1
 
 
 def _multiples(every: int | None, end: int) -> set[int]:
+    # Without the last step: its checkpoint is the newest, and counted there.
     return set(range(every, end, every)) if every else set()
 
 
@@ -68,6 +72,7 @@ def check_room(
     of the whole run will not fit. What the run has already written is not asked for again."""
     free = free_bytes(directory)
     have = sum(_size(info) for info in list_checkpoints(directory))
+    # What a resumed run has written goes as newer ones come; the one being written always comes on top.
     at_once = max(room.checkpoint, room.at_once - have)
     if free < at_once:
         raise TrainingError(

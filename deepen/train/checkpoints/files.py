@@ -97,6 +97,7 @@ def write_checkpoint(directory: Path, snapshot: Snapshot) -> CheckpointInfo:
     if final.path.exists():  # left by an earlier start: a directory cannot be renamed onto a full one
         remove_checkpoint(final)
     temporary.replace(final.path)
+    # A rename is lost when power fails unless the directory is synced, too.
     sync_directory(directory)
     return final
 
@@ -118,8 +119,10 @@ def load_checkpoint(info: CheckpointInfo, model: PreTrainedModel, optimizer: Ada
     load_weights(model, info.weights)
     with StoredTensors(info.path / OPTIMIZER) as stored:
         for name, parameter in model.named_parameters():
+            # Frozen weights have no moments, nor has one that never had a gradient: AdamW makes them when it moves it.
             if f"step/{name}" in stored.tensors:
                 optimizer.state[parameter] = {
+                    # The fused AdamW wants its count of steps on the device of the parameter.
                     "step": stored.read(f"step/{name}").to(parameter.device),
                     "exp_avg": _moment(stored, f"exp_avg/{name}", parameter),
                     "exp_avg_sq": _moment(stored, f"exp_avg_sq/{name}", parameter),
@@ -133,6 +136,7 @@ def load_checkpoint(info: CheckpointInfo, model: PreTrainedModel, optimizer: Ada
 def _moment(stored: StoredTensors, name: str, parameter: Tensor) -> Tensor:
     """A moment laid out as its parameter is."""
     part = stored.read(name, local_box(parameter))
+    # Of a DTensor this is a DTensor with the same cuts, and only the local part has to be filled.
     moment = torch.zeros_like(parameter, dtype=part.dtype)
     local_part(moment).copy_(part)
     return moment
@@ -145,6 +149,7 @@ def own_random_state(optimizer: Mapping[str, Tensor], rank: int) -> dict[str, Te
 
 
 def _of_rank(kind: str, rank: int, stored: StoredTensors) -> str:
+    # By rank where several processes wrote; a single one stores it under `kind` itself.
     return next((name for name in (f"{kind}/{rank}", f"{kind}/0") if name in stored.tensors), kind)
 
 
@@ -170,6 +175,7 @@ def remove_later(directory: Path, step: int) -> None:
     if not keeps_records():
         return
     known = {info.path.name for info in list_checkpoints(directory) if info.step <= step}
+    # Also `step-N.tmp` of a kill, and folders without a manifest, which list_checkpoints does not see.
     for path in sorted(directory.glob("step-*")):
         if path.name not in known:
             shutil.rmtree(path)

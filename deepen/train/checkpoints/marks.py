@@ -23,6 +23,7 @@ def marks_of(run: Run, scores: Sequence[Score] | None, *, milestone: bool, await
     new, kept = changes_of(scores or ())
     good = progress.last_loss is not None and progress.skips_in_a_row == 0
     if run.watch.is_scored:
+        # Not good yet while scores are awaited: `mark_scored` fills that in when they come.
         good &= scores is not None and within_budget(run, scores)
     begins_decay = run.schedule.extendable and progress.step == run.shape.decay_start
     return Marks(milestone, begins_decay, good=good, new=new, kept=kept, awaits_scores=awaits)
@@ -44,4 +45,5 @@ def _change(scores: Sequence[Score], ability: Ability) -> float | None:
     found = next((score for score in scores if (score.probe, score.ability) == (_PROBE, ability)), None)
     if found is None or not math.isfinite(found.difference):
         return None
+    # Turned like bits per byte, where less is better, whatever the unit.
     return -found.difference if found.higher_is_better else found.difference

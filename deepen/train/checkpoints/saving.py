@@ -27,6 +27,7 @@ from deepen.train.checkpoints.copying import Staging, available_memory_bytes, fi
 from deepen.train.checkpoints.files import Keeping, Snapshot, snapshot_of, write_checkpoint
 from deepen.train.checkpoints.sharded import Shards
 
+# After an error: partners may be dead, and the writing thread would wait for them until its group times out.
 _SECONDS_FOR_OTHERS = 30.0
 
 Write = Callable[[Snapshot], object]
@@ -41,6 +42,7 @@ def write_and_prune(directory: Path, keeping: Keeping, metrics: Path, snapshot: 
     if metrics.is_file():
         sync_file(metrics)
     write_checkpoint(directory, snapshot)
+    # After the new one is durable: at no moment is there no complete checkpoint.
     prune(directory, keeping.newest, weights_only=keeping.weights_only)
 
 
@@ -63,6 +65,7 @@ class Saver:
         self.stall_seconds = 0.0
         """How long training stood still for saving since ``take_stall_seconds`` was called."""
         self._write = write
+        # A stream of its own: on that of training a copy would stand in line between the kernels of the step.
         self._stream = torch.cuda.Stream(device) if background and device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._staging = Staging()
         self._thread: threading.Thread | None = None
@@ -78,8 +81,10 @@ class Saver:
         Raises what ``check`` raises, for the checkpoint before and, in the foreground, for this one.
         """
         with self.standing_still():
+            # There is one block of memory. A disk that is slower than saves come shows up here, as a stall.
             self.wait()
             if self.background and not self._has_memory(snapshot):
+                # For good: memory that is short now will be short again, and once is enough to say so.
                 self.background = False
             if self.background:
                 self._begin(snapshot)
@@ -90,6 +95,7 @@ class Saver:
     def check(self) -> None:
         """Raise ``TrainingError`` if a checkpoint could not be written; costs nothing, so ask at every step."""
         if self._failure is not None:
+            # Taken away as it is raised, so that closing does not tell it a second time.
             (step, error), self._failure = self._failure, None
             if isinstance(error, DeepenError):
                 raise error
@@ -103,6 +109,7 @@ class Saver:
             if self._thread is not None:
                 self._thread.join()
                 self._thread = None
+                # The copy is over by now; this clears the flag, so that no later update asks for it.
                 self._before_update()
             if self._hook is not None:  # not in the hook itself: PyTorch goes through its hooks while they run
                 self._hook.remove()
@@ -164,9 +171,11 @@ class Saver:
     def _begin(self, snapshot: Snapshot) -> None:
         self._may_move = threading.Event()
         self._copying = True
+        # On the steps of all optimizers: the run may change to another one before it steps (when new rows first ends).
         self._hook = register_optimizer_step_pre_hook(self._before_update)
         if self._stream is not None:  # what the step before put on the GPU comes first
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        # A daemon: whoever interrupts twice gets out at once, and the next start removes the half-written folder.
         self._thread = threading.Thread(target=self._work, args=(snapshot,), name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -177,6 +186,7 @@ class Saver:
             self._failure = (int(snapshot.state["step"]), error)
             return
         finally:
+            # Also after a failure, or the next update would wait for ever.
             self._may_move.set()
         self._try_to_write(copied)
 
@@ -188,11 +198,13 @@ class Saver:
 
     def _before_update(self, *_: Any) -> None:
         """Called before any optimizer steps while a copy may be under way: the copy comes first."""
+        # Every update passes here; the first one after a save is the only one that may have to wait.
         if not self._copying:
             return
         with self.standing_still():
             self._may_move.wait()
             if self._stream is not None:
+                # The update is queued behind the copy on the GPU; the CPU goes on.
                 torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
             self._copying = False
 

@@ -42,6 +42,7 @@ def self_test(run: Run) -> None:
     with _stand_ins(optimizer), _removed_afterwards(folder, process):
         whole = snapshot_of(model, optimizer, {"step": 0, "fingerprint": run.fingerprint}, Marks())
         _check_complete(model, whole)
+        # Hashes and no copies: a second state may not fit into memory, least of all on a GPU.
         before = digests(whole)
         snapshot, shards = run.saver.take(model, optimizer, whole.state, whole.marks), run.saver.shards
         try:
@@ -67,6 +68,7 @@ def digests(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _digest(tensor: Tensor) -> str:
+    # Compared as bytes: NaN equals itself then, and -0.0 is not 0.0.
     plain = tensor.cpu().contiguous().reshape(-1)
     hashed = xxhash.xxh3_128_hexdigest(plain.view(torch.uint8).numpy().data) if plain.numel() else ""
     return f"{hashed} {tuple(tensor.shape)} {tensor.dtype}"
@@ -118,6 +120,7 @@ def _forget_pages(info: CheckpointInfo) -> None:
     for path in info.path.iterdir():
         descriptor = os.open(path, os.O_RDONLY)
         try:
+            # Drops clean pages only, and these are: the files were synced as they were written.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)

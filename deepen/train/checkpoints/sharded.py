@@ -88,11 +88,13 @@ class Shards:
         summary = tuple((file, name, found) for file, tensors in held.items() for name, found in tensors.items())
         changed = torch.tensor(int(summary != self._held))
         dist.all_reduce(changed, dist.ReduceOp.MAX, group=self._control)
+        # The usual case: one small all-reduce for each save, instead of gathering the boxes of all tensors.
         if not changed:
             return
         everyone: list[Any] = [None] * self._world_size
         dist.all_gather_object(everyone, held, group=self._control)
         self._held = summary
+        # One list for both files: who writes fewer weights writes more moments.
         loads = [0] * self._world_size
         self._plans = {file: owners([one[file] for one in everyone], loads) for file in held}
         self._shapes = {
@@ -120,6 +122,7 @@ class Shards:
         final = directory / checkpoint_name(step)
         aside = final.with_name(final.name + ".tmp")
         written = self._on_all(lambda: self._write_mine(aside, snapshot))
+        # All parts are on the disk from here on; before, a manifest would name what may never be written.
         entries = [entry for found in written for entry in found]
 
         def commit() -> tuple[FileEntry, ...]:
@@ -152,6 +155,7 @@ class Shards:
             error, said = problem, f"{process_name(self._rank)}: {problem}"
         everyone: list[Any] = [None] * self._world_size
         dist.all_gather_object(everyone, (found, said), group=self._writers)
+        # The process at fault raises its own error, the others one that quotes it.
         if error is not None:
             raise error
         problems = [text for _, text in everyone if text]
@@ -179,11 +183,13 @@ def owners(held: Sequence[Mapping[str, tuple[Box, tuple[int, ...], int]]], loads
     sizes: dict[Key, int] = {}
     for rank, tensors in enumerate(held):
         for name, (box, shape, num_bytes) in tensors.items():
+            # Nobody writes the empty shard of a tensor; a tensor that is empty as a whole must be in some file, though.
             if box.num_elements or not torch.Size(shape).numel():
                 holders.setdefault((name, box), []).append(rank)
                 sizes[name, box] = num_bytes
     plan = {}
     for key, ranks in holders.items():
+        # Ties go by rank: all processes compute the same plan from the same lists and need not talk about it.
         plan[key] = min(ranks, key=lambda rank: (loads[rank], rank))
         loads[plan[key]] += sizes[key]
     return plan

@@ -75,6 +75,7 @@ def obstacle(run: Run, decision: Decision) -> str | None:
         case "more_replay" if is_end:
             return "no batches are left"
         case "rewind":
+            # A checkpoint of that time has the moments of another optimizer, which knew the tables alone.
             if decision.details["to"] <= run.new_rows.steps and run.new_rows.steps and run.new_rows.hold is None:
                 return "only new rows moved then, and everything moves now"
     return None
@@ -128,15 +129,18 @@ def _more_replay(run: Run, decision: Decision) -> Run:
 
 def _rewind(run: Run, decision: Decision) -> Run:
     run.saver.wait()
+    # The decision is on the disk: a start after a kill anywhere in here finds it and does all of this again.
     set_aside(run.out, decision)
     directory, step = run.out / CHECKPOINTS, int(decision.details["to"])
     info = next((info for info in list_checkpoints(directory) if info.step == step), None)
     if info is None:
         raise RunError(f"the checkpoint of step {step} is gone")
     state = read_state(info)
+    # Loading sets what is stored: moments of a weight that had none then must not stay.
     run.trainee.optimizer.state.clear()
     load_checkpoint(info, run.trainee.model.model, run.trainee.optimizer, run.trainee.process.rank)
     progress = run.progress
+    # What a checkpoint remembers goes back. `saved_step`, `judged_step` and the clock stay: they tell what was done.
     for name in ("step", "batch_index", "skipped_steps", "skips_in_a_row", "last_loss"):
         setattr(progress, name, state[name])
     progress.counts = counts_from_json(run.names, state["sources"])
@@ -162,6 +166,7 @@ def pass_over(run: Run, rewind: Decision) -> Run:
         for decision in earlier:
             if decision.step == progress.step and decision.action in _LASTING:
                 run = _ACTIONS[decision.action](run, decision)
+    # These were passed over on purpose, and say nothing about spikes.
     progress.skips_in_a_row = 0
     return run
 
@@ -179,6 +184,8 @@ _ACTIONS: dict[str, Callable[[Run, Decision], Run]] = {
     "smaller_micro_batch": _nothing,  # done where memory ran out
     "skip_batch": _nothing,
 }
+# Done again by `pass_over`, because they hold for the rest of the run. The others were about their own step, and
+# smaller micro-batches are taken from the ledger (faults/memory.py).
 _LASTING = {"lower_learning_rate", "more_replay", "strengthen"}
 _SAYS = {
     "lower_learning_rate": "a lower learning rate from here on",
@@ -201,6 +208,7 @@ def set_aside(out: Path, rewind: Decision) -> None:
         return bool(first < record["step"] <= last)
 
     kept = list(read_records(out / ROLLED_BACK))
+    # Copied first and removed afterwards: after a kill in between, this tells what was copied already.
     known = {(record["rolled_back_at"], record["step"], "scores" in record) for record in kept}
     for name in (METRICS, SCORES):
         records = list(read_records(out / name))
@@ -226,5 +234,7 @@ def remove_rolled_back(directory: Path, ledger: Ledger, step: int) -> None:
     """Remove the checkpoints of steps that were rolled back by a run that has reached ``step`` since."""
     for rewind in ledger.rewinds() if keeps_records() else ():
         for info in list_checkpoints(directory):
+            # Not before a newer one is there: without the checkpoint that it rests on (`parent_step`) the
+            # decision would be void.
             if rewind.step <= step and rewind.details["to"] < info.step < rewind.step:
                 remove_checkpoint(info)

@@ -70,8 +70,11 @@ class LossTrend:
         """Take in an applied step: sums of negative log-likelihoods (nats) and numbers of labels by source."""
         self._grow(len(nll_S))
         alpha = 2 / (settings.smoothing + 1)
+        # Against what was known before: afterwards the batch would be compared with itself in part.
         residual = self._residual(nll_S, labels_S)
         for source, (nll, labels) in enumerate(zip(nll_S.tolist(), labels_S.tolist(), strict=True)):
+            # Both sums begin at 0 and forget alike, so their ratio is right from the first batch on. A batch without
+            # this source shrinks both and leaves the ratio.
             self.nll[source] += alpha * (nll - self.nll[source])
             self.labels[source] += alpha * (labels - self.labels[source])
             self.batches[source] += labels > 0
@@ -97,6 +100,7 @@ class LossTrend:
     def _rise(self, settings: Divergence) -> float:
         total = weighted = 0.0
         for source, labels in enumerate(self.labels):
+            # Too few batches for a lowest point that is more than noise.
             if self.batches[source] < settings.smoothing:
                 continue
             smoothed = self.nll[source] / labels if labels else 0.0
@@ -106,6 +110,7 @@ class LossTrend:
         return weighted / total if total else 0.0
 
     def _count(self, settings: Divergence, step: int, alpha: float) -> None:
+        # The variance of an exponential mean of independent values is alpha / (2 - alpha) times theirs.
         error = math.sqrt(self.variance * alpha / (2 - alpha))
         if self.rise <= max(settings.rise, settings.deviations * error):
             self.steps_above = 0
@@ -120,6 +125,7 @@ class LossTrend:
 
     def wait_again(self) -> None:
         """Something was done about it: count anew, and expect that half of the rise goes by then."""
+        # 1 and not 0, so that `since` still names where it began: a way back must lead to before that.
         self.steps_above = min(self.steps_above, 1)
         self.rise_then = self.rise / 2
 

@@ -20,6 +20,7 @@ from deepen.train.batches.read import Batch
 from deepen.train.run import Run
 from deepen.train.step import StepResult, Trainee
 
+# On a CPU it is a plain RuntimeError, and only its words tell.
 _CPU_SAYS = ("can't allocate memory", "not enough memory", "std::bad_alloc")
 
 
@@ -38,6 +39,7 @@ def within_memory(run: Run, batch: Batch, update: Callable[[Trainee], StepResult
     """
     run = _as_recorded(run, batch)
     while True:
+        # Dropout and noise have drawn by the time that memory runs out: the step that is repeated draws the same.
         random = _random_state(run.trainee.device)
         try:
             return run, update(run.trainee)
@@ -61,6 +63,7 @@ def _as_recorded(run: Run, batch: Batch) -> Run:
     """The run with the micro-batches that earlier starts came to by this step, if they began where this one does."""
     mine = [d for d in run.ledger.decisions if d.by == "memory" and d.step <= run.progress.step]
     for decision in mine:
+        # Not if this start begins with other rows: then the machine file was changed on purpose.
         if _rows(run.trainee, batch) == decision.details["from"]:
             run = _with_rows(run, int(decision.details["rows"]))
     return run
@@ -71,6 +74,7 @@ def _smaller(run: Run, batch: Batch, said: str) -> Run:
     rows = _rows(trainee, batch)
     trainee.model.zero_grad(set_to_none=True)
     if trainee.device.type == "cuda":
+        # PyTorch keeps freed blocks, cut for the old shapes, where they are of no use to smaller ones.
         torch.cuda.empty_cache()
     if rows == 1 or not trainee.compute.shrink_on_oom or trainee.process.world_size > 1:
         raise TrainingError(
@@ -110,6 +114,7 @@ def advice(trainee: Trainee, architecture: Architecture | None, rows: int, seque
     if architecture is not None:
         width = 0.5 if trainee.precision == "bf16" else 1.0
         activations = width * architecture.activation_bytes(rows * sequence_length)
+        # What `full` keeps of the activations: one input for each layer.
         inputs = width * 4.0 * architecture.num_layers * architecture.hidden_size * rows * sequence_length
         lines[0] += f", activations of these rows {_gb(activations)} (by arithmetic)"
         if rows > 1:

@@ -30,6 +30,7 @@ def changes_in_force(
     files = appended_files(out / ORDER)
     if not files and found is None:
         return []
+    # On the way back `pass_over` does again what was decided since `found`: these changes rest on `newest`.
     step = max(info.step if info else 0 for info in (found, newest))
     state = read_state(found) if found else {}
     known = {entry["file"]: entry["hash"] for entry in state.get("order", [])}
@@ -40,6 +41,7 @@ def changes_in_force(
         name, first = path.relative_to(out).as_posix(), table.segments[0].first_batch
         if table.parent_step > step and name not in known:
             say(f"train: the change of mixture at batch {first} was decided at step {table.parent_step}; it is void")
+            # The array before the file that names it: after a kill in between, that one is found again.
             (path.parent / table.segments[0].file).unlink(missing_ok=True)
             path.unlink()
         elif first < state.get("batch_index", 0) and name not in known:

@@ -25,6 +25,7 @@ from deepen.train.step import StepResult
 Ask = Callable[[tuple[Decision, ...]], Sequence[Decision]]
 """What is to be done, given all decisions so far; asked again as long as nothing of it can be done."""
 
+# A decider that goes on wishing for the impossible must not hold up the run.
 _MOST_TRIES = 16
 
 
@@ -36,6 +37,7 @@ def settle(run: Run, by: Decider, ask: Ask) -> Run:
     """
     step = run.progress.step
     done = False
+    # Recorded by an earlier start: done again in the same order, without what could not be done.
     for decision in run.ledger.at(step, by):
         if decision.cannot is None:
             run, done = _try(run, decision, done)
@@ -68,12 +70,14 @@ def faults(run: Run, batch_index: int, result: StepResult) -> Run:
     if result.skipped:
         note_skip(run, batch_index, result)
         run = settle(run, "spikes", lambda decisions: rewind_from_spikes(run.skip_spikes, run.progress, decisions))
+        # A way back sets the count to 0: it is this high only where there was none.
         if run.progress.skips_in_a_row >= MOST_NOT_FINITE and result.skipped == NOT_FINITE:
             raise _not_finite(run, batch_index)
     elif run.divergence is not None:
         settings = run.divergence
         run = settle(run, "divergence", lambda decisions: divergence_actions(settings, run.progress, decisions))
         if run.ledger.at(run.progress.step, "divergence"):
+            # Also after a way back: the trend that came with the checkpoint has its own count.
             run.progress.trend.wait_again()
         if (stop := run.ledger.stop_until(run.progress.step)) is not None and stop.by == "divergence":
             raise diverged(stop)
@@ -86,6 +90,7 @@ def by_scores(run: Run) -> tuple[Run, bool]:
     if decide is None:
         return run, False
     scores = list(read_models(run.out / SCORES, CheckpointScores))
+    # As much as was known at this step, whenever it is asked: so the same is decided again.
     scores = [score for score in scores if score.known <= step]
     run = settle(run, "forgetting", lambda decisions: decide(scores, decisions))
     made = run.ledger.at(step, "forgetting")
@@ -98,7 +103,9 @@ def note_skip(run: Run, batch_index: int, result: StepResult) -> None:
     Several spikes in a row that are finite are where the run now is: what went before is forgotten.
     """
     progress, reason = run.progress, str(result.skipped)
+    # Noted already where an earlier start got as far as this.
     if run.ledger.skip_at(progress.step) is None:
+        # Rows that are not finite are the suspects; a finite spike may come from any row.
         bad_rows = set(np.flatnonzero(~np.isfinite(result.nll_B)).tolist())
         decision = Decision(
             step=progress.step,
@@ -174,6 +181,7 @@ def divergence_actions(settings: Divergence, progress: Progress, decisions: Sequ
         ("rewind", settings.rewinds, {"before": trend.since - settings.smoothing, "suspect_from": trend.since}),
         ("stop", 1, {}),
     )
+    # In this order, each until it is used up; what cannot be done now makes way for the next.
     for action, most, details in answers:
         if done.count(action) < most and action not in impossible:
             return (Decision(step=progress.step, action=action, by="divergence", reason=reason, details=details),)

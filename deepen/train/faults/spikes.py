@@ -67,6 +67,7 @@ class RecentSteps:
 
     def add(self, loss: float, gradient_norm: float) -> None:
         """Remember a step that was applied."""
+        # Spikes never come here: one of them would widen the deviation enough to let the next one pass.
         if self.first_loss is None:
             self.first_loss = loss
         self.losses = [*self.losses, loss][-self.window :]
@@ -108,6 +109,7 @@ def spike(settings: SkipSpikes | None, recent: RecentSteps, loss: float, gradien
         return None
     for name, value, past in (("loss", loss, recent.losses), ("gradient norm", gradient_norm, recent.norms)):
         mean, deviation = _moments(past)
+        # Upwards only: a loss that falls does no harm.
         if value - mean > settings.deviations * deviation:
             return f"{name} {value:.4g} is far above {mean:.4g} ± {deviation:.2g}, the last {len(past)} steps"
     return None

@@ -58,6 +58,7 @@ def _base(trainee: Trainee, job: StageJob, base: ResolvedBase) -> LossModel:
             hint="use `train.retention.ewc` or `l2_sp`, or keep the vocabulary",
         )
     model = load_run_model(base, job.inputs["tokenize"], seed=job.seed)
+    # As the model itself computes: rounded alike, the two agree exactly at the start, and the divergence begins at 0.
     if trainee.precision in ("bf16", "pure_bf16"):
         keep_in_bf16(model)
     model.to(trainee.device).eval().requires_grad_(False)

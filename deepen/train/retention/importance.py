@@ -115,9 +115,11 @@ def fisher_diagonal(trainee: Trainee, rows: Iterator[Batch]) -> tuple[dict[str, 
     num_rows = num_tokens = 0
     with _as_it_is(trainee.model):
         for row in rows:
+            # Divided by 1: the gradient of the row's sum, not of a mean.
             gradients(replace(trainee, penalties=None), row, 1)
             for name, weight in weights.items():
                 if weight.grad is not None:
+                    # Squared when it is complete: the square of a sum over processes is not the sum of their squares.
                     local_part(sums[name]).add_(local_part(weight.grad).float().square_())
             trainee.model.zero_grad(set_to_none=True)
             num_rows += 1
@@ -154,9 +156,11 @@ def clip_(values: Mapping[str, Tensor], percentile: float, process: Process) -> 
     """
     histograms = [(value, _histogram(local_part(value))) for value in values.values()]
     counts = add_over_shards(histograms, process).cpu()
+    # The bin of zeros: weights that never had a gradient would move the percentile.
     counts[0] = 0
     wanted = percentile / 100 * float(counts.sum())
     at = int(torch.searchsorted(counts.cumsum(0).double(), torch.tensor(wanted, dtype=torch.float64)))
+    # The upper edge of the bin, so that nothing below the percentile is lowered.
     limit = torch.tensor((min(at, _NUM_BINS - 2) + 1) << 16, dtype=torch.int32).view(torch.float32)
     for value in values.values():
         local_part(value).clamp_(max=float(limit))
@@ -164,6 +168,7 @@ def clip_(values: Mapping[str, Tensor], percentile: float, process: Process) -> 
 
 
 def _histogram(value: Tensor) -> Tensor:
+    # The bits of numbers that are not negative are ordered as the numbers are: their upper half is a bin.
     bins = value.contiguous().view(torch.int32).flatten() >> 16
     return torch.bincount(bins, minlength=_NUM_BINS)[:_NUM_BINS].cpu()
 
@@ -175,6 +180,7 @@ def write_importance(out: Path, values: Mapping[str, Tensor], facts: dict[str, A
         write_json(out / RECORD, {**facts, "file": entry.model_dump(mode="json")})
     else:
         for value in values.values():
+            # Putting a tensor together is a collective: these take part, and drop what they get.
             _whole(value)
     process.barrier()
 

@@ -73,6 +73,7 @@ class Penalties:
         """The comparison of a micro-batch with the base; ``source_B`` is negative for rows of padding."""
         if self.base is None or self.is_replay_S is None:
             return None
+        # -1 reads the last source's role, which the second factor takes back.
         compared_B = self.is_replay_S[source_B] & (source_B >= 0)
         tokens_BT, labels_BT, positions_BT = inputs
         on_device = torch.from_numpy(compared_B).to(tokens_BT.device)
@@ -91,6 +92,7 @@ class Penalties:
         found: list[tuple[Tensor, Tensor]] = []
         for anchor in self.anchors:
             squares = self._pull_at(anchor, names)
+            # The gradient is added at both ends of a pipeline, the value counts once.
             if not any(anchor.parameter is other for other in repeated):
                 found.append((anchor.parameter, squares))
         values = add_over_shards(found, process).tolist()
@@ -104,6 +106,7 @@ class Penalties:
         for name in names:
             weighted = moved if name == "l2_sp" else moved * _known(anchor.importance)
             if gradient is not None:
+                # The derivative of strength / 2 * x^2, written down instead of differentiated.
                 local_part(gradient).add_(weighted.to(gradient.dtype), alpha=self.strength(name))
             squares.append((weighted * moved).sum(dtype=torch.float64))
         return torch.stack(squares)

@@ -106,6 +106,7 @@ class Lora(Method):
         """See ``Method.adapters``."""
         embeddings, head = (start.grew if one == "auto" else one for one in (self.train_embeddings, self.train_head))
         if "output" not in start.tables:  # tied
+            # Of the same table `auto` gives one answer for both: only a head that is asked for adds to it.
             embeddings = embeddings or (head and self.train_head is True)
         wanted = {"input": embeddings, "output": head, "output_bias": head}
         tables = [name for name in start.tables if wanted[name]]

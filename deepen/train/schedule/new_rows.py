@@ -39,8 +39,10 @@ class RowHold:
         ]
         for parameter in self._frozen:
             parameter.requires_grad_(False)
+        # A hook on a weight sees each gradient before it is added up, so the rest of the table never has any.
         self._hooks = [_keep_rows(table, ids.to(table.device)) for table in whole]
         settings = everything.defaults
+        # Without decay, which would move every row, also those without a gradient.
         self.optimizer = AdamW(
             tables.values(), lr=0.0, betas=settings["betas"], eps=settings["eps"], weight_decay=0.0, fused=True
         )

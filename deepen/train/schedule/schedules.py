@@ -87,6 +87,7 @@ class Cosine(Schedule):
 
     def multiplier(self, step: int, shape: Shape) -> float:
         """See the class."""
+        # Steps count from 0; the first one has 1 / W of the peak, since at a rate of 0 its batch would be wasted.
         done = step + 1
         if done <= shape.warmup_steps:
             return done / shape.warmup_steps

@@ -153,6 +153,8 @@ def _model(settled: _Settled, sequence_length: int, *, resumes: bool) -> tuple[L
     prepare_layers(loss_model, compute, process)
     loss_model = spread(loss_model, process, precision)
     if streamed:
+        # Only here do weights get memory: what is not this process's never takes any. Penalties hold the model where it
+        # began, so with them a resumed run reads the base, too.
         fill_in(loss_model, job, base, process, resumes=resumes and not config.retention.anchors)
     return loss_model, flops
 
@@ -160,6 +162,7 @@ def _model(settled: _Settled, sequence_length: int, *, resumes: bool) -> tuple[L
 def _trainee(settled: _Settled, loss_model: LossModel, found: CheckpointInfo | None) -> tuple[Trainee, NewRowsFirst]:
     """The model with its optimizer, and how the run begins."""
     config, job, model = settled.config, settled.job, loss_model.model
+    # After spreading, which puts other parameters in place: the old ones would be moved for nobody.
     everything = _optimizer(config, model)
     trainee = Trainee(
         model=loss_model,
@@ -327,6 +330,7 @@ def _ledger(job: StageJob, newest: CheckpointInfo | None) -> Ledger:
         say(f"train: `{decision.action}`, decided at step {decision.step}, is void")
     for rewind in ledger.rewinds():
         if reached < rewind.step:
+            # A start before this one ended on its way back, perhaps in the middle of this.
             set_aside(job.out, rewind)
     forget_rolled_back(job.out, ledger)
     remove_rolled_back(_checkpoints(job), ledger, reached)

@@ -79,11 +79,13 @@ def prove_accumulation(run: Run) -> Proof:
     run.trainee.model.eval()
     for rows in (1, len(batch.source_B)):
         trainee = replace(run.trainee, compute=run.trainee.compute.model_copy(update={"micro_batch_rows": rows}))
+        # A reason to skip keeps both from moving the weights, so that the second sees the same ones.
         result = train_step(trainee, batch, 0.0, lambda _loss, _norm: "only measured")
         norms.append(result.gradient_norm)
         losses.append(result.loss)
     run.trainee.model.train()
     worst = max(abs(a / b - 1) for a, b in (norms, losses))
+    # Other micro-batches are products of another shape, which add up, and in bf16 round, in another order.
     limit = _FP32_TOLERANCE if run.trainee.precision == "fp32" else 0.02
     found = (
         f"gradient norms {norms[0]:.5g} and {norms[1]:.5g}, largest relative difference {worst:.1e} (limit {limit:.0e})"
@@ -97,6 +99,7 @@ def prove_resume(prepare: Prepare) -> Proof:
     for number in range(3):
         _step(whole.trainee, whole, number)
     expected = digest(whole.trainee)
+    # Only hashes are kept, so that one model at a time is in memory.
     del whole
     with tempfile.TemporaryDirectory(prefix="deepen-prove-") as folder:
         info = _save_after(prepare(), 2, Path(folder))

@@ -90,6 +90,7 @@ def prepare_continuation(directory: Path, old: TrainConfig, new: TrainConfig) ->
             hint="start a new run with `base: {run: PATH}`",
         )
     values = {"total_steps": new_shape.total_steps, "decay_steps": new_shape.decay_steps}
+    # Checkpoints are removed last: until then a repetition after a kill finds all that it needs.
     write_resolved(directory, resolved.model_copy(update=values))
     drop_decisions_after(directory / DECISIONS, old_shape.decay_start)
     for info in checkpoints:
