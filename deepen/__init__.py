@@ -8,10 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from deepen import settings
 from deepen.errors import DeepenError
-
-__version__ = settings.VERSION
 
 _HOMES = {
     "Artifact": "deepen.formats.manifest",
@@ -28,6 +25,8 @@ __all__ = ["DeepenError", "__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("deepen.settings").VERSION
     if name not in _HOMES:
         raise AttributeError(f"module `deepen` has no attribute `{name}`")
     return getattr(import_module(_HOMES[name]), name)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from deepen.board.decisions import COLUMNS, decision_rows
 from deepen.board.masking import masked
 from deepen.progress import plain_console, readable
 
@@ -115,9 +114,10 @@ def print_account(lines: Iterable[AccountLine]) -> None:
 
 def print_decisions(decisions: Sequence[Decision]) -> None:
     """Print what a training decided about itself, if anything."""
-    rows = decision_rows(decisions)
-    if rows:
-        print_table("decisions", ", ".join(COLUMNS), rows)
+    if decisions:
+        from deepen.board.decisions import COLUMNS, decision_rows  # loads the charts of the report, too
+
+        print_table("decisions", ", ".join(COLUMNS), decision_rows(decisions))
 
 
 def print_explanation(found: Explanation) -> None:

@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 
-from deepen import settings
 from deepen.cli import launching, looking, preparing, running
 from deepen.errors import DeepenError
 
@@ -68,7 +67,9 @@ for _name, _command in COMMANDS.items():
 @app.callback(invoke_without_command=True)
 def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     if version:
-        print(f"deepen {settings.VERSION}")
+        from deepen.settings import VERSION
+
+        print(f"deepen {VERSION}")
         raise typer.Exit
 
 
