@@ -107,8 +107,7 @@ def _run_surveys(config: CurateConfig, job: StageJob, parts: Sequence[_Part]) ->
             steps.append(step)
             continue
         folder = str(job.out / _PARTIAL / f"survey-{number}")
-        # A survey sees the documents as the steps before it leave them, so these run twice, here and in the pass
-        # itself.
+        # A survey sees the documents as the steps before it leave them: these run twice, here and in the pass.
         work = {
             part: SurveyPart(part.name, str(part.path), folder, tuple(steps), step, job.fingerprint) for part in parts
         }

@@ -124,8 +124,7 @@ class Batch:
             self.scores.put(row, after.scores)
             if after.text != before.text:
                 texts[row] = after.text.encode()
-            # Text, scores and hash have columns of their own; only what else differs needs a document kept in its
-            # place.
+            # Text, scores and hash have columns of their own: only for what else differs a document is kept.
             rest = replace(after, text="", scores={}, content_hash="")
             if rest != replace(before, text="", scores={}, content_hash=""):
                 self._changed[row] = rest
@@ -201,8 +200,7 @@ class Scores:
 
     def column(self, rows: Array) -> pa.Array:
         """The scores of some documents as an Arrow column of maps."""
-        # One row per document, one column per quantity: `nonzero` goes row by row, which is the order of a column of
-        # maps.
+        # One row per document, one column per quantity: `nonzero` goes by rows, which is the order of a map column.
         known = np.array([known[rows] for _, known in self._columns.values()], dtype=np.bool_).T
         values = np.array([values[rows] for values, _ in self._columns.values()], dtype=np.float64).T
         shape = len(rows), len(self._columns)  # without documents or quantities there is nothing to transpose

@@ -27,8 +27,7 @@ def edited_within(document: Document, edit: Callable[[str], str]) -> Document:
     spans: list[Span] = []
     old, new = 0, 0
     for span in document.spans:
-        # An edit of the whole text could join a turn's last characters with what follows; so each part is edited by
-        # itself.
+        # Each part by itself: an edit of the whole text could join the end of a turn with what follows it.
         between, said = edit(document.text[old : span.begin]), edit(document.text[span.begin : span.end])
         begin = new + len(between)
         parts += [between, said]
@@ -55,13 +54,11 @@ def of_pieces(document: Document, text: bytes, pieces: Sequence[Piece]) -> Docum
     old_ends = [int(before[last]) for _, _, last in pieces]
     spans = []
     for span in document.spans:
-        # The first piece that ends after the span begins, and the last one that begins before it ends: all between are
-        # its own.
+        # The first piece that ends after the span begins, the last that begins before it ends: the span's own.
         after, at = bisect_right(old_ends, span.begin), bisect_left(old_begins, span.end) - 1
         begin = len(reduced)
         if after < len(pieces):
-            # A span that began in what was taken out begins with the piece; one that began within it keeps its
-            # distance.
+            # What began in something taken out begins with the piece; what began inside it keeps its distance.
             begin = new_begins[after] + max(0, span.begin - old_begins[after])
         end = begin
         if at >= 0:

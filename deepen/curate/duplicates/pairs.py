@@ -141,8 +141,7 @@ def _groups(stored: StoredSets, band: int, slice_number: int, num_slices: int) -
     low, high = (2**64 * slice_number // num_slices, 2**64 * (slice_number + 1) // num_slices - 1)
     keys, documents = [], []
     for number, files in enumerate(stored.parts):
-        # Keys are hashes, so equal ranges of them hold about equally many documents; of the file only the slice is
-        # read.
+        # Keys are hashes, so equal ranges of them hold about equally many documents; only the slice is read.
         own = np.load(files.sorted_keys, mmap_mode="r")[band]
         begin, end = (
             np.searchsorted(own, np.array([low], np.uint64)),
@@ -184,8 +183,7 @@ def _compare_groups(groups, is_large, num_carried, keys, band, starts, shingles,
             own = shingles[starts[document] : starts[document + 1]]
             for place in range(min(num_in_ring, _NUM_COMPARED)):
                 other = ring[place]
-                # What is joined by a chain of strong pairs is one cluster at any similarity asked for: one more pair
-                # says nothing.
+                # What a chain of strong pairs joins is one cluster at every similarity asked for: no need to compare.
                 if _met_before(keys[document], keys[other], band) or _root(parents, document) == _root(parents, other):
                     continue
                 similarity = similar(own, shingles[starts[other] : starts[other + 1]], limits[0])
@@ -198,11 +196,9 @@ def _compare_groups(groups, is_large, num_carried, keys, band, starts, shingles,
                 pairs[num_pairs, 0], pairs[num_pairs, 1], pairs[num_pairs, 2] = other, document, similarity
                 num_pairs += 1
                 if similarity >= limits[1]:
-                    # The later one's root goes below the earlier one's: a document that is still its own root resembled
-                    # none before it.
+                    # Later root below earlier root: a document that is still its own root resembled none before it.
                     parents[_root(parents, document)] = _root(parents, other)
-        # In a large group those that resemble an earlier one need not be compared with: the earlier one stands for
-        # them.
+        # In a large group the earlier one stands for those that resemble it: the ring has room for others.
         if document < num_carried or not is_large[document] or _root(parents, document) == document:
             ring[num_in_ring % _NUM_COMPARED] = document
             num_in_ring += 1

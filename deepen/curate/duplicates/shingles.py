@@ -64,8 +64,7 @@ def sign(texts: Texts) -> Signatures:
     """Signatures of some documents; every document has at least one shingle."""
     bands = np.empty((NUM_BANDS, len(texts)), dtype=np.uint64)
     sizes = np.empty(len(texts), dtype=np.int64)
-    # Room for every shingle: a word has a byte and a separator, or is a character of three bytes; a text has one at
-    # least.
+    # Room for all: a word has a byte and a separator, or is a character of three bytes; a text has a shingle.
     shingles = np.empty(int(texts.sizes.sum()) // 2 + 2 * len(texts), dtype=np.uint32)
     used = _sign_batch(texts.buffer, texts.starts, texts.ends, _FACTORS, _TERMS, bands, sizes, shingles)
     return Signatures(texts.sizes, bands, sizes, shingles[:used])
@@ -83,8 +82,7 @@ def _sign_batch(buffer, starts, ends, factors, terms, bands, sizes, shingles):  
         end = used + _sort_unique(shingles[used:end], scratch)
         _minhash(shingles[used:end], factors, terms, slots)
         for band in range(NUM_BANDS):
-            # Eight slots become one key: two documents share it if all eight agree, which at similarity s has
-            # probability s^8.
+            # Eight slots become one key: two documents share it if all eight agree, with probability s^8.
             key = HASH_SEED
             for row in range(ROWS_PER_BAND):
                 key = absorb(key, np.uint64(slots[band * ROWS_PER_BAND + row]))
@@ -217,8 +215,7 @@ def _minhash(shingles, factors, terms, slots):  # type: ignore[no-untyped-def]
         factor, term = factors[slot], terms[slot]
         smallest = np.uint32(0xFFFFFFFF)
         for number in range(len(shingles)):
-            # Spelt in 32 bits at every step, or numba widens it to 64 and the loop handles half as many numbers at
-            # once.
+            # 32 bits at every step, or numba widens them to 64 and the loop does half as many numbers at once.
             value = np.uint32(np.uint32(factor * shingles[number]) + term)
             smallest = min(smallest, value)
         slots[slot] = smallest

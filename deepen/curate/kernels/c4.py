@@ -135,8 +135,8 @@ def judge_lines(text, wanted, limits, spans, verdicts, brackets):  # type: ignor
     return count, sentences
 
 
-# In the order of datatrove's C4QualityFilter: lorem ipsum or a brace costs the document only where it stands in a line
-# that the rules before have left.
+# In the order of datatrove's C4QualityFilter: lorem ipsum or a brace costs the document only if the rules before have
+# left that line.
 @njit(cache=True)
 def _verdict(text, first, last, words, longest, bits, limits):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     if longest > limits[0]:
