@@ -135,8 +135,7 @@ def judge_lines(text, wanted, limits, spans, verdicts, brackets):  # type: ignor
     return count, sentences
 
 
-# In the order of datatrove's C4QualityFilter: lorem ipsum or a brace costs the document only if the rules before have
-# left that line.
+# In the order of datatrove's C4QualityFilter: a phrase counts only in a line that the rules before it have left.
 @njit(cache=True)
 def _verdict(text, first, last, words, longest, bits, limits):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     if longest > limits[0]:

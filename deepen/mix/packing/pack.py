@@ -119,8 +119,7 @@ def _longest_first(sizes: Array, sequence_length: int) -> Array:
     """Piece numbers by falling size, equal sizes in corpus order (a counting sort)."""
     first = np.zeros(sequence_length + 2, np.int64)
     for size in sizes:
-        # Sizes are whole numbers up to T: counting them sorts n pieces in n + T steps. Slot 0 is for pieces of T
-        # tokens.
+        # Sizes are whole numbers up to T, so n pieces are sorted in n + T steps; slot 0 is for those of T tokens.
         first[sequence_length - size + 1] += 1
     first = np.cumsum(first)
     order = np.empty(len(sizes), np.int64)
