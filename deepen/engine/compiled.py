@@ -40,7 +40,7 @@ def cache_directory() -> Path:
     directory = root / f"kernels-{kernel_digest()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if os.access(directory, os.W_OK):
+        if os.access(directory, os.W_OK):  # an existing folder may be somebody else's
             return directory
     except OSError:
         pass
@@ -51,8 +51,9 @@ def cache_directory() -> Path:
 
 def is_cold() -> bool:
     """Whether no kernel was compiled yet, so that the first use of each takes seconds."""
-    return not any(Path(numba.config.CACHE_DIR).rglob("*.nbi"))
+    return not any(Path(numba.config.CACHE_DIR).rglob("*.nbi"))  # numba's index files, one per kernel
 
 
+# Before the first `njit`: a kernel takes the directory when it is decorated. So kernels import `njit` from here only.
 numba.config.CACHE_DIR = str(cache_directory())
 njit: Any = numba.njit

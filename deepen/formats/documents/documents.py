@@ -211,7 +211,7 @@ def roles_in(path: Path) -> set[str]:
             return found
         for index in range(file.num_row_groups):
             spans = file.read_row_group(index, columns=["spans"])["spans"]
-            if spans.null_count < len(spans):
+            if spans.null_count < len(spans):  # most files have no spans at all
                 flat = spans.combine_chunks().flatten()
                 found.update(flat.field("role").unique().to_pylist())
     return found
@@ -226,4 +226,4 @@ def document_files(directory: Path, source: str | None = None) -> list[Path]:
 
 def _part_order(path: Path) -> tuple[str, int]:
     source, _, part = path.stem.rpartition("-")
-    return source, int(part)
+    return source, int(part)  # as a number: of more than 99,999 parts names do not sort
