@@ -128,6 +128,7 @@ def _identity(job: StageJob, config: Any) -> dict[str, Any]:
 def begin_stage(job: StageJob, *, stage: str, format_number: int, config: Any) -> str:
     """Mark ``job.out`` as being worked on and return the start time (the first start, when work is resumed)."""
     job.out.mkdir(parents=True, exist_ok=True)
+    # The mark of the first start stays: its fingerprint is checked before a stage resumes.
     if (begun := read_unfinished(job.out)) is not None:
         return str(begun["started"])
     started = now()

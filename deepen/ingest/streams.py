@@ -246,8 +246,7 @@ class _Streams:
 
     def read1(self, size: int, /) -> bytes:
         while True:
-            # Three things in turn, until there is something to give: what the stream still holds, the stream after it,
-            # more bytes.
+            # In turn, until there is something to give: what the stream still holds, the stream after it, more bytes.
             if self._stream is not None and (data := self._decompress(size)):
                 return data
             if self._stream is not None and self._stream.eof:
@@ -267,8 +266,7 @@ class _Streams:
         self._stream = None
 
     def _decompress(self, size: int) -> bytes:
-        # A decompressor that holds back output is given nothing new: it would keep what it is given, and memory would
-        # grow.
+        # A decompressor that holds back output is given nothing new: it would keep that, and memory would grow.
         packed, self._packed = (self._packed, b"") if self._stream.needs_input else (b"", self._packed)
         return b"" if self._stream.eof else bytes(self._stream.decompress(packed, size))
 

@@ -134,7 +134,7 @@ class Encoder:
         """The fast encoder's ids and lengths, with the texts that spell a control token encoded by the reference."""
         offsets = np.asarray(encoded.layout.offsets.data, dtype=np.int64)
         flat = np.asarray(encoded.layout.content.data)[offsets[0] : offsets[-1]]
-        offsets = offsets - offsets[0]
+        offsets = offsets - offsets[0]  # they may begin anywhere in a larger buffer
         if len(flat) and self._reference.id_to_token(int(flat.max())) is None:
             raise DeepenError(
                 f"gigatoken gave the id {flat.max()}, which is not in the vocabulary",

@@ -44,6 +44,7 @@ class Grams:
         places = self.places(words)
         if len(places) == 0:
             return np.empty(0, np.int64), np.empty(0, np.int64)
+        # One entry per shared run and text.
         owners = np.concatenate([self.owners[self.starts[place] : self.starts[place + 1]] for place in places])
         return np.unique(owners, return_counts=True)
 

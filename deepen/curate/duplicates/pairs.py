@@ -173,6 +173,7 @@ def _compare_groups(groups, is_large, num_carried, keys, band, starts, shingles,
     num_documents = len(groups)
     pairs = np.empty((256, 3), dtype=np.float64)
     num_pairs = 0
+    # Of this call's documents: what was joined before is compared again, which changes nothing.
     parents = np.arange(num_documents)
     ring = np.empty(_NUM_COMPARED, dtype=np.int64)
     num_in_ring = 0

@@ -92,6 +92,8 @@ def _sign_batch(buffer, starts, ends, factors, terms, bands, sizes, shingles):  
     return used
 
 
+# State: `word` has absorbed the open word but for up to seven ASCII characters in `packed`; `state` is the polynomial
+# of the last five words, whose hashes are in `window`, a ring.
 @njit(cache=True)
 def _shingle(text, kinds, out):  # type: ignore[no-untyped-def]  # noqa: C901 - one pass over the bytes
     """Hashes of all 5-word shingles in order; a shorter text is one shingle of all its words.

@@ -153,6 +153,8 @@ def _verdict(text, first, last, words, longest, bits, limits):  # type: ignore[n
     return POLICY if bits & POLICY_BIT else KEPT
 
 
+# Carried along: `ended`, whether the word's last mark but quotes ends a sentence; `closed`, whether the word before the
+# present place did; `continuations`, bytes of the word that begin no character.
 @njit(cache=True)
 def _scan(text, position, end):  # type: ignore[no-untyped-def]  # noqa: C901 - one loop
     """Of a line: begin and end of its visible part, words, characters of the longest, sentences, bits of phrases."""

@@ -205,7 +205,7 @@ def _count_grams(grams, table, counts, firsts):  # type: ignore[no-untyped-def]
         own[:] = -1
         for number in range(len(grams)):
             gram = grams[number]
-            if range_bits and (gram >> range_shift) & range_mask != np.uint64(part):
+            if range_bits and (gram >> range_shift) & range_mask != np.uint64(part):  # another pass is for it
                 continue
             # The table holds numbers of n-grams, not hashes: half the bytes, so twice the slots in the cache.
             slot = np.int64(gram >> shift)

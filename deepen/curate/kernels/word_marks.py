@@ -203,12 +203,13 @@ def after_marks(text, start, position):  # type: ignore[no-untyped-def]
             stays = end
     if end >= size or kind in (SPACE, ALONE_LETTER):
         return stays, False
-    if _is_scheme(text, start, position):
+    if _is_scheme(text, start, position):  # http:// and the like: an address, whatever follows
         return _address_end(text, end), False
     # In an address nothing is cut (example.org/a-b): before a cut the whole stretch is looked at.
     cut = _cut(text, start, position, end, kind)
     if cut < 0:
         return end, True
+    # Not in the rest of a word that was cut.
     if text[position] != 0x27 and text[position] < 0x80 and kind_before(text, start) in (SPACE, MARK, QUOTE):
         address = _address_end(text, position)
         if _is_address(text, start, address):
@@ -292,6 +293,7 @@ def _address_end(text, position):  # type: ignore[no-untyped-def]
         if kind == SPACE or (width > 1 and kind != LETTER):
             break
         end += width
+    # The full stop of the sentence, the bracket around it.
     while end > position and (CLASSES[text[end - 1]] == MARK or text[end - 1] == 0x2E or text[end - 1] == 0x27):
         end -= 1
     return end
@@ -321,6 +323,7 @@ def _is_port(text, position, end):  # type: ignore[no-untyped-def]
 def _is_host(text, position, end):  # type: ignore[no-untyped-def]
     """Whether labels of letters, digits, hyphens and underscores stand between full stops, the last one of two small
     letters or more, and then the end, a path or a port."""
+    # Of the present label: its length, may it be the last one (`small`), was the last byte a hyphen (`joined`).
     dots, length, small, joined = 0, 0, True, False
     while position < end:
         byte = text[position]
@@ -331,7 +334,7 @@ def _is_host(text, position, end):  # type: ignore[no-untyped-def]
         elif byte == 0x2E and 0 < length <= _LONGEST_LABEL and not joined:
             dots, length, small = dots + 1, 0, True
         elif (byte == 0x2D or byte == 0x5F) and length:
-            small, length = False, length + 1
+            small, length = False, length + 1  # no top-level domain has a hyphen
         else:
             if byte == 0x2F or byte == 0x3F or byte == 0x23 or _is_port(text, position, end):
                 break
@@ -344,7 +347,7 @@ def _is_host(text, position, end):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def after_face(text, position):  # type: ignore[no-untyped-def]
     """Where the emoticon of marks ends, :) or ;-) or :*, whose eyes are before ``position``; or ``position``."""
-    mouth = position + (position < len(text) and text[position] == 0x2D)
+    mouth = position + (position < len(text) and text[position] == 0x2D)  # behind the nose, if there is one
     if mouth >= len(text):
         return position
     if text[mouth] == 0x29:

@@ -164,6 +164,7 @@ def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         for row, size in enumerate(pc.binary_length(table["text"]).to_pylist()):
             rows, num_bytes = rows + 1, num_bytes + size
             if rows == _ROWS_PER_GROUP or num_bytes >= _CHARACTERS_PER_GROUP:
+                # Slices share the memory of their tables; here they are copied once, and the tables can go.
                 yield pa.concat_tables([*pending, table.slice(begin, row + 1 - begin)]).combine_chunks()
                 pending, begin, rows, num_bytes = [], row + 1, 0, 0
         if begin < table.num_rows:

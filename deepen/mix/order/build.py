@@ -188,6 +188,7 @@ class OrderBuilder:
                 yield block[:num_filled]
                 if num_filled == len(block):
                     continue
+                # With all roles allowed there was nothing, either.
                 if not self._has_heir(int(supply)) or (supply < 0 and everything):
                     self.exhausted = int(supply)
                     return
@@ -262,7 +263,7 @@ def _draw(
     for at in range(len(block)):
         if (first + at) // rows_per_batch != batch:
             batch = (first + at) // rows_per_batch
-            # Of a line, its middle in this batch.
+            # Where shares go in a line, a batch has those of its middle.
             _set_weights((weights, is_spent), tree, begin, end, (2 * batch + 1, 2 * num_batches))
         leaf = _furthest_behind(lags, weights, tree)
         supply = tree[2][leaf]  # the root has -1: then the next line reads the last supply, and does nothing with it

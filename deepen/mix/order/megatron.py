@@ -102,6 +102,7 @@ def _rows_of_samples(lengths: Array, document: Array, sample: Array) -> tuple[Ar
     num_samples = len(sample) - 1
     rows = np.zeros(num_samples + 1, np.int64)
     for number in range(num_samples):
+        # It touches every document from its first place to the next one's.
         rows[number + 1] = rows[number] + sample[number + 1, 0] - sample[number, 0] + 1
     segments = np.empty((rows[-1], 3), np.int64)
     at = 0

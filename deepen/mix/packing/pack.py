@@ -206,7 +206,7 @@ def _collect(pieces: Array, placed: Array, num_bins: int) -> tuple[Array, Array]
         if number[placed[piece]] < 0:
             number[placed[piece]] = num_seen
             num_seen += 1
-        rows[number[placed[piece]] + 1] += 1
+        rows[number[placed[piece]] + 1] += 1  # counted one place on, so that the sums are where rows begin
     rows = np.cumsum(rows)
     following = rows[:-1].copy()
     segments = np.empty((len(placed), 3), np.int64)

@@ -105,7 +105,7 @@ def make_skeleton(template: Template, roles: Sequence[str], marks: Marks, vocabu
     turns = [(role, _stand_in(number)) for number, role in enumerate(roles)]
     rendered = template.render(turns)
     found = [int(number) for number in re.findall("\ue0f0(\\d+)\ue0f1", rendered)]
-    if sorted(found) != list(range(len(roles))):
+    if sorted(found) != list(range(len(roles))):  # a template may leave a turn out, or write it twice
         lost = next((number for number in range(len(roles)) if found.count(number) != 1), 0)
         detail = f"the template does not write turn {lost + 1} (`{roles[lost]}`) once"
         raise RefusedError("turn_not_rendered", detail)
@@ -113,6 +113,7 @@ def make_skeleton(template: Template, roles: Sequence[str], marks: Marks, vocabu
     for number, role in enumerate(roles):
         if role in TRAINED_ROLES:
             atoms = _with_answer(atoms, number, _prompt(template, turns[:number]), _tail(template, turns[: number + 1]))
+    # For the encoder; `rendered` below is compared with what the template writes, so nothing is stripped there.
     seen = [_stripped(atoms, at, marks) for at in range(len(atoms))]
     # Rendered again with white space around each turn: where it is gone, the template trims.
     padded = template.render([(role, f"{_BEFORE}{content}{_BEHIND}") for role, content in turns])

@@ -49,8 +49,8 @@ def learn(
     index = _index_pairs(state, offsets, counts, around[0])
     pair_counts = index[0]
     heap = _first_heap(pair_counts, costs, _uses(state, offsets, counts, num_old))
-    waiting = Dict.empty(types.int64, _KEYS)
-    made_symbols = Dict.empty(types.uint64, types.int64)
+    waiting = Dict.empty(types.int64, _KEYS)  # pairs put aside, by the lacking character that they wait for
+    made_symbols = Dict.empty(types.uint64, types.int64)  # by hash of the string: one token however it is put together
     steps = List.empty_list(_STEP)
     num_new = 0
     while heap and num_new < most:
@@ -150,6 +150,7 @@ def _value(table: Any, key: int, otherwise: int) -> int:
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _links(offsets: Array, num_symbols: int) -> tuple[Array, Array]:
     """Next and previous place in the same word of every place, -1 at its ends."""
+    # A list over all words, cut at their ends: removing a symbol moves nothing.
     following, before = np.arange(1, num_symbols + 1), np.arange(-1, num_symbols - 1)
     for word in range(len(offsets) - 1):
         if offsets[word] < offsets[word + 1]:
@@ -206,6 +207,7 @@ def _merge(state: Array, around: Any, words: Any, step: Any, index: Any, heap: A
         if state[place] != left or after == _NONE or state[after] != right:
             continue
         count = counts[np.searchsorted(offsets, place, side="right") - 1]  # of the word that the place is in
+        # Both neighbours' pairs change: (right, beyond) to (made, beyond), (previous, left) to (previous, made).
         previous, beyond = before[place], following[after]
         state[place], state[after] = made, _NONE
         following[place] = beyond
