@@ -72,6 +72,7 @@ def curate(config: CurateConfig, job: StageJob, *, preview: bool = False) -> Man
         check_counts(counts)
     entries = [FileEntry.model_validate(entry) for result in second for entry in result["files"]]
     entries += [_join_held_out(job, name, parts) for name in sources]
+    # After this a kill means all parts again, but nothing is left to do except to write the manifest.
     clear_ledger(job.out / _LEDGER)
     shutil.rmtree(job.out / _PARTIAL, ignore_errors=True)
     manifest = finish_stage(
@@ -84,6 +85,7 @@ def curate(config: CurateConfig, job: StageJob, *, preview: bool = False) -> Man
 
 def _run_first_pass(config: CurateConfig, job: StageJob, parts: Sequence[_Part]) -> list[dict[str, Any]]:
     partial = str(job.out / _PARTIAL)
+    # Before the pass, since these steps judge by what they found in the whole source.
     steps = _run_surveys(config, job, parts)
     work = [FirstPart(part.name, str(part.path), partial, steps, job.fingerprint) for part in parts]
     return map_parts(
@@ -105,6 +107,7 @@ def _run_surveys(config: CurateConfig, job: StageJob, parts: Sequence[_Part]) ->
             steps.append(step)
             continue
         folder = str(job.out / _PARTIAL / f"survey-{number}")
+        # A survey sees the documents as the steps before it leave them: these run twice, here and in the pass.
         work = {
             part: SurveyPart(part.name, str(part.path), folder, tuple(steps), step, job.fingerprint) for part in parts
         }

@@ -101,7 +101,7 @@ def judged(step: str, rules: Sequence[Rule]) -> Judgement:
     num_documents = len(rules[0][2]) if rules else 0
     broken, values = np.full(num_documents, -1), np.zeros(num_documents)
     for number, (_, _, measured, breaks) in enumerate(rules):
-        first = breaks & (broken < 0)
+        first = breaks & (broken < 0)  # the first broken rule is the reason, as if rules were asked one by one
         broken[first], values[first] = number, measured[first]
     scores = {f"{step}.{name}": measured for _, name, measured, _ in rules}
     return Judgement(scores, [reason for reason, *_ in rules], broken, values)

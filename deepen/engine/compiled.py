@@ -20,12 +20,18 @@ _ROOMS = ("curate", "mix", "tokenize")
 """Where kernels are."""
 
 
+def kernel_sources() -> list[Path]:
+    """All files that kernels may be compiled from."""
+    package = Path(__file__).resolve().parents[1]
+    return sorted(path for room in _ROOMS for path in (package / room).rglob("*.py"))
+
+
 def kernel_digest() -> str:
     """Identity of all sources that kernels may be compiled from."""
     package = Path(__file__).resolve().parents[1]
     digest = xxhash.xxh3_128()
-    for path in sorted(path for room in _ROOMS for path in (package / room).glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in kernel_sources():
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -40,7 +46,7 @@ def cache_directory() -> Path:
     directory = root / f"kernels-{kernel_digest()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if os.access(directory, os.W_OK):
+        if os.access(directory, os.W_OK):  # an existing folder may be somebody else's
             return directory
     except OSError:
         pass
@@ -51,8 +57,9 @@ def cache_directory() -> Path:
 
 def is_cold() -> bool:
     """Whether no kernel was compiled yet, so that the first use of each takes seconds."""
-    return not any(Path(numba.config.CACHE_DIR).rglob("*.nbi"))
+    return not any(Path(numba.config.CACHE_DIR).rglob("*.nbi"))  # numba's index files, one per kernel
 
 
+# Before the first `njit`: a kernel takes the directory when it is decorated. So kernels import `njit` from here only.
 numba.config.CACHE_DIR = str(cache_directory())
 njit: Any = numba.njit

@@ -56,7 +56,9 @@ def map_parts(  # noqa: PLR0913 - one call names everything there is to say abou
     with track(what, sum(sizes), unit, done=sum(sizes[index] for index in results)) as tracker:
 
         def commit(index: int, result: dict[str, Any]) -> None:
+            # As a rerun will read it (tuples become lists): what follows cannot depend on whether there was a kill.
             text = json.loads(json.dumps(result))
+            # The part's files are complete by now. A kill before this line costs the part, one behind it nothing.
             write_json(_record_path(ledger, index), {"key": keys[index], "result": text})
             results[index] = text
             tracker.advance(sizes[index])
@@ -83,6 +85,7 @@ def _run(function: Callable[[P], dict[str, Any]], jobs: list[tuple[int, P]], pla
 
 def _own_parts(missing: list[int], sizes: Sequence[float], share: Share) -> list[int]:
     """Every ``count``-th of all parts by falling size, as far as they are not finished."""
+    # Dealt like cards over all parts, not over the missing ones: shares that start later agree on who does what.
     dealt = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))[share.number - 1 :: share.count]
     return sorted(set(dealt) & set(missing))
 
@@ -95,6 +98,7 @@ def _after_own_share(ledger: Path, keys: Sequence[str], share: Share, what: str)
             f"{what}: share {share.number} of {share.count} is finished, {num_missing} parts of others are not; "
             "the share that ends last goes on"
         )
+    # Two shares may see all parts finished at once: only the one that gets the lock goes on, and looks again under it.
     if not share.come_back() or len(results := _results(ledger, keys)) < len(keys):
         raise SharePendingError(f"{what}: share {share.number} of {share.count} is finished; another one goes on")
     share.alone = True
@@ -119,6 +123,7 @@ def _record_path(ledger: Path, index: int) -> Path:
 
 def _key(function: Callable[..., Any], part: Any) -> str:
     text = repr(part)
+    # An address would differ in every process.
     assert " object at 0x" not in text, f"a part needs a repr that says what it is, not {text}"
     return xxhash.xxh3_128_hexdigest(f"{function.__module__}.{function.__qualname__}\0{text}".encode())
 
@@ -133,6 +138,7 @@ def _recorded(ledger: Path, index: int, key: str) -> dict[str, Any] | None:
     """The recorded result of a part, unless it belongs to other work or cannot be read (then the part runs again)."""
     try:
         record = json.loads(_record_path(ledger, index).read_text())
+        # Other work under the same number: the part runs again.
         return dict(record["result"]) if record["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -29,9 +29,11 @@ def run_on_ray(
 ) -> None:
     """Run ``function`` on the part of every ``(index, part)`` job; call ``commit(index, result)`` here as they end."""
     with _connected(address) as ray:
+        # Only losses are tried again: a part's own error would come again.
         task = ray.remote(answer).options(num_cpus=1, max_retries=_RETRIES, retry_exceptions=False)
         running = {task.remote(function, part): (index, part) for index, part in jobs}
         while running:
+            # One at a time, committed as it ends: a kill loses no finished part.
             (done,), _ = ray.wait(list(running), num_returns=1)
             index, part = running.pop(done)
             try:

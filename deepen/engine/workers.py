@@ -41,7 +41,7 @@ def run_in_workers(
     commit: Callable[[int, dict[str, Any]], None],
 ) -> None:
     """Run ``function`` on the part of every ``(index, part)`` job; call ``commit(index, result)`` here as they end."""
-    waiting = list(reversed(jobs))
+    waiting = list(reversed(jobs))  # taken from the end, so in their order
     pool: list[_Worker] = []
     try:
         for _ in range(workers):
@@ -89,7 +89,7 @@ def _collect(worker: _Worker) -> tuple[int, dict[str, Any]]:
 
 
 def _died(worker: _Worker) -> DeepenError:
-    worker.process.join(_JOIN_SECONDS)
+    worker.process.join(_JOIN_SECONDS)  # the pipe closes a moment before the exit code is known
     code = worker.process.exitcode
     how = f"exit code {code}"
     if code is not None and code < 0:
@@ -109,7 +109,7 @@ def shown(part: Any) -> str:
 def _stop(pool: list[_Worker]) -> None:
     """End all workers; whatever they were writing is a temporary file that the next run overwrites."""
     for worker in pool:
-        worker.process.kill()
+        worker.process.kill()  # not `terminate`, which a library may catch or ignore
     for worker in pool:
         worker.process.join()
         worker.process.close()
@@ -150,7 +150,7 @@ def _portable(error: Exception, part: Any) -> Exception:
     if not isinstance(error, DeepenError):
         error.add_note(f"in a worker process, on {shown(part)}:\n{text}")
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # some errors are written and cannot be read: they would break the parent
     except Exception:
         return RuntimeError(f"in a worker process, on {shown(part)}:\n{text}")
     return error

@@ -38,11 +38,12 @@ class Architecture:
     def parameters_per_layer(self) -> int:
         """Weights of one block: attention, feed-forward and two norms."""
         queries, keys = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        attention = self.hidden_size * (2 * queries + 2 * keys)
+        attention = self.hidden_size * (2 * queries + 2 * keys)  # query and output, key and value
         feed_forward = (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
         if self.gpt2:
+            # Of attention and feed-forward, inner and outer.
             biases = queries + 2 * keys + self.hidden_size + self.intermediate_size + self.hidden_size
-            return attention + feed_forward + biases + 4 * self.hidden_size
+            return attention + feed_forward + biases + 4 * self.hidden_size  # two LayerNorms of two vectors
         return attention + feed_forward + 2 * self.hidden_size + (queries + 2 * keys) * self.attention_bias
 
     @property
@@ -87,6 +88,7 @@ class Architecture:
 
         The factor is for two-byte values and a feed-forward of 4 h; here twice that, with the real feed-forward width.
         """
+        # 34 h with a feed-forward of 4 h is 18 h, and 4 for each inner value; a gated one keeps half as many more.
         per_token = self.hidden_size * (18 + 4 * (1.5 if self.gated else 1) * self.intermediate_size / self.hidden_size)
         return 2.0 * self.num_layers * per_token * tokens
 
@@ -101,8 +103,8 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         hidden_size=hidden_size,
         num_layers=config["num_hidden_layers"],
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_size=config.get("head_dim") or hidden_size // heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,  # absent where each query head has its own
+        head_size=config.get("head_dim") or hidden_size // heads,  # some families set it apart (Gemma, Qwen3)
         intermediate_size=config["intermediate_size"],
         vocabulary_size=config["vocab_size"],
         max_length=config.get("max_position_embeddings", 2048),

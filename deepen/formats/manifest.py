@@ -116,6 +116,7 @@ class StageJob:
 def fingerprint(stage: str, format_number: int, config: Any, inputs: Mapping[str, str]) -> str:
     """Identity of a stage's result: name, FORMAT, non-default settings, plug versions and input fingerprints."""
     parts = {"stage": stage, "format": format_number, "config": identity(config), "inputs": dict(inputs)}
+    # Only one way to write it: equal settings must give equal text.
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -127,6 +128,7 @@ def _identity(job: StageJob, config: Any) -> dict[str, Any]:
 def begin_stage(job: StageJob, *, stage: str, format_number: int, config: Any) -> str:
     """Mark ``job.out`` as being worked on and return the start time (the first start, when work is resumed)."""
     job.out.mkdir(parents=True, exist_ok=True)
+    # The mark of the first start stays: its fingerprint is checked before a stage resumes.
     if (begun := read_unfinished(job.out)) is not None:
         return str(begun["started"])
     started = now()
@@ -170,6 +172,7 @@ def finish_stage(
         started=begin_stage(job, stage=stage, format_number=format_number, config=config),
         finished=now(),
     )
+    # The manifest first: a kill between the two leaves a finished artifact, whose mark nobody asks for.
     write_manifest(job.out, manifest)
     (job.out / UNFINISHED).unlink(missing_ok=True)
     return manifest
@@ -230,6 +233,7 @@ def check_unchanged(artifact: Artifact, *, hashed: str) -> None:
     found = []
     for entry in artifact.manifest.files:
         path = artifact.path / entry.path
+        # Sizes cost nothing; hashing all would take as long as reading all.
         if entry.path.startswith(hashed) or not path.is_file() or path.stat().st_size != entry.bytes:
             found.append(damage(entry, artifact.path))
     faults = [fault for fault in found if fault is not None]
@@ -244,6 +248,7 @@ def check_unchanged(artifact: Artifact, *, hashed: str) -> None:
 def refer_to(directory: Path, artifact: Artifact) -> None:
     """Make ``directory`` a reference to an equal, finished artifact of another run."""
     directory.mkdir(parents=True, exist_ok=True)
+    # Relative: both runs may be moved together.
     location = os.path.relpath(artifact.path.resolve(), directory.resolve())
     write_manifest(directory, artifact.manifest.model_copy(update={"location": location, "files": ()}))
 

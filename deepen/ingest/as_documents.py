@@ -130,6 +130,7 @@ def _category(record: Record, source: Source, found: Conversation) -> str | None
         value = record.values.get(source.category.field)
     elif source.category is not None:
         return source.category
+    # A lone surrogate would make the file unwritable.
     return str(value).encode("utf-8", "replace").decode() if value is not None else None
 
 

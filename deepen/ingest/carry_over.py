@@ -48,13 +48,14 @@ def carry_over(source: Source, config: IngestConfig, job: StageJob, format_numbe
         and mark in job.raw_inputs
         and earlier.manifest.inputs[mark].fingerprint == job.raw_inputs[mark].fingerprint
     )
+    # The same files may be found by another path.
     same_settings = _without_path(identity(source)) in before.get("sources", ())
     if not (same_contents and same_settings and before.get("extraction", {}) == identity(config.extraction)):
         return None
     files = tuple(
         entry
         for entry in earlier.manifest.files
-        if entry.path.startswith(f"documents/{source.name}-") and entry.path.count("-") == 1
+        if entry.path.startswith(f"documents/{source.name}-") and entry.path.count("-") == 1  # names have no hyphen
     )
     if any(damage(entry, earlier.path) for entry in files):
         return None

@@ -102,6 +102,7 @@ def _turn(turn: Any) -> tuple[str, str] | Fault:
     role = _ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
         return Fault("unknown_role", f"`{str(speaker)[:40]}`")
+    # Without the call the turns behind it make no sense.
     if any(turn.get(name) for name in _CALLS):
         return Fault("tool_call", "a call of a tool, which is no text")
     content = _content(turn.get("content", turn.get("value")))
@@ -128,7 +129,7 @@ def _of_turns(said: Sequence[tuple[str, str]]) -> Conversation | Fault:
     text, spans = [], []
     end = 0
     for role, content in said:
-        if content and end:
+        if content and end:  # an empty turn has a span of its own and no blank lines
             text.append(_BETWEEN_TURNS)
             end += len(_BETWEEN_TURNS)
         spans.append(Span(role, end, end + len(content)))

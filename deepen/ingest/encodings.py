@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 
 UTF_8 = "utf-8"
 SAMPLE_BYTES = 1 << 20
+# Longer marks first: that of UTF-32-LE begins with that of UTF-16-LE.
 _BOMS = (
     (codecs.BOM_UTF8, UTF_8),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -89,6 +90,7 @@ class _Sampled(io.RawIOBase):
         self._fault: Exception | None = None
         pieces, missing = [], num_bytes
         try:
+            # Not `read`, which would lose what came before a fault.
             while missing > 0 and (piece := self._stream.read1(missing)):
                 pieces.append(piece)
                 missing -= len(piece)
@@ -116,6 +118,7 @@ class _Transcoded(io.RawIOBase):
 
     def __init__(self, stream: BinaryIO, encoding: str) -> None:
         self._stream = stream
+        # Bytes it does not know survive both ways.
         self._decoder = codecs.getincrementaldecoder(encoding)("surrogateescape")
         self._ready = memoryview(b"")
         self._ended = False
@@ -136,7 +139,8 @@ class _Transcoded(io.RawIOBase):
 
 def _wide(sample: bytes) -> str | None:
     """UTF-16 or UTF-32 without a mark: mostly ASCII text shows itself by where its NULs are."""
-    sample = sample[: len(sample) // 4 * 4][:4096]
+    sample = sample[: len(sample) // 4 * 4][:4096]  # whole units of UTF-32, so that places modulo 4 can be compared
+    # Mostly ASCII in UTF-16 has half of its bytes zero, in UTF-32 three quarters.
     if sample.count(0) * 4 < len(sample) or len(sample) < 8:
         return None
     share = [sample[place::4].count(0) * 4 / len(sample) for place in range(4)]
@@ -155,6 +159,7 @@ def _wide(sample: bytes) -> str | None:
 
 def _is_utf_8(sample: bytes, whole: bool) -> bool:
     try:
+        # Incremental: a sample may end inside a character.
         codecs.getincrementaldecoder(UTF_8)("strict").decode(sample, final=whole)
     except UnicodeDecodeError:
         return False
@@ -175,6 +180,7 @@ def _declared(sample: bytes) -> str | None:
     found = _DECLARED.search(head) if head.lstrip().startswith(b"<") else None
     try:
         name = codecs.lookup(found[1].decode()).name if found else None
+        # That it is no UTF-8 is known by now.
         return name if name is not None and name != UTF_8 and fits(sample, name) else None
     except LookupError:
         return None

@@ -75,6 +75,7 @@ def list_files(path: str, file_format: str = "auto") -> list[InputFile]:
         root = _fixed_folder(expanded)
         pattern = os.path.relpath(expanded, root) if root else expanded
         names = glob.iglob(pattern, root_dir=root or None, recursive=True)  # noqa: PTH207 - knows absolute patterns
+    # A set, since `**` finds some twice.
     files = [_input_file(root, name, file_format) for name in set(names) if _is_readable_kind(Path(root, name))]
     if file_format == MEGATRON:
         files = [file for file in files if file.path.endswith(".idx")]
@@ -127,8 +128,9 @@ def _walk(root: str) -> Iterator[str]:
     """Relative names of all files below ``root`` that are not hidden; linked folders are entered once."""
     visited: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
+        # In place: so `os.walk` does not enter them.
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        real = os.path.realpath(folder)
+        real = os.path.realpath(folder)  # links may lead in a circle
         if real in visited:
             subfolders.clear()
             continue

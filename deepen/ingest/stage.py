@@ -100,6 +100,7 @@ def _parts(source: Source, files: Sequence[InputFile], extraction: Extraction, j
     groups: list[list[InputFile]] = []
     num_bytes = 0
     for file in files:
+        # A large file is a part by itself.
         if not groups or (num_bytes + file.num_bytes > _PART_BYTES and source.limit is None):
             groups.append([])
             num_bytes = 0
@@ -141,11 +142,12 @@ def _line(source: str, reject: Reject) -> bytes:
         "detail": reject.detail,
         "records": reject.num_records,
     }
+    # A reject must be writable whatever is in it.
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _all_rejects(out: Path, parts: Sequence[Part], carried: Mapping[str, Carried | None]) -> Iterator[dict[str, Any]]:
-    for name, earlier in carried.items():
+    for name, earlier in carried.items():  # in the order of the recipe, whether read now or taken over
         if earlier is not None:
             yield from earlier.rejects()
         for part in (part for part in parts if part.source.name == name):

@@ -79,9 +79,9 @@ def open_stream(file: Input) -> BinaryIO:
     """The uncompressed bytes of a file (gzip, zstandard, bzip2 and xz are recognised by their first bytes)."""
     packed = file.open()
     try:
-        start = packed.read(6)
+        start = packed.read(6)  # the longest magic number, that of xz
         packed = _rewound(packed, start)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: nobody else knows the file yet
         packed.close()
         raise
     for magic, name, unpack in _COMPRESSIONS:
@@ -93,6 +93,7 @@ def open_stream(file: Input) -> BinaryIO:
 def open_seekable(file: Input) -> BinaryIO:
     """The uncompressed bytes of a file as something that can be read back and forth."""
     stream = open_stream(file)
+    # Going back in compressed data would mean unpacking it again.
     if stream.seekable() and not isinstance(getattr(stream, "raw", None), _Owned):
         return stream
     with stream:
@@ -147,7 +148,7 @@ class Guarded(io.RawIOBase):
             data = self._stream.read(len(buffer))
         except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
             raise StreamError("corrupt_archive", brief(error)) from error
-        if self._too_many(len(data)):
+        if self._too_many(len(data)):  # asked after each read: an honest size in the header proves nothing
             raise StreamError("archive_bomb", "expands to more than any honest file of its size")
         buffer[: len(data)] = data
         return len(data)
@@ -219,11 +220,12 @@ class _Zstd:
         """Decompress some more; False at the end of the file."""
         self._packed = self._packed or self._file.read(_PACKED_BYTES)
         if not self._packed:
-            if self._frame is not None:
+            if self._frame is not None:  # a frame was begun and the file is over: it was cut off
                 raise EOFError
             return False
         self._frame = self._frame or self._decompressor.decompressobj()
         self._plain = memoryview(self._frame.decompress(self._packed))
+        # The beginning of the next frame, if one follows.
         self._packed = self._frame.unused_data if self._frame.eof else b""
         if self._frame.eof:
             self._frame = None
@@ -244,6 +246,7 @@ class _Streams:
 
     def read1(self, size: int, /) -> bytes:
         while True:
+            # In turn, until there is something to give: what the stream still holds, the stream after it, more bytes.
             if self._stream is not None and (data := self._decompress(size)):
                 return data
             if self._stream is not None and self._stream.eof:
@@ -251,6 +254,7 @@ class _Streams:
             if self._stream is None or self._stream.needs_input:
                 self._packed = self._packed or self._file.read(_PACKED_BYTES)
                 if self._stream is None:
+                    # Zeros between streams are padding (xz asks for them in fours); anything else must begin a stream.
                     self._packed = self._packed.lstrip(b"\0") or self._file.read(_PACKED_BYTES).lstrip(b"\0")
                     self._stream = self._new() if self._packed else None
                 if not self._packed:
@@ -262,6 +266,7 @@ class _Streams:
         self._stream = None
 
     def _decompress(self, size: int) -> bytes:
+        # A decompressor that holds back output is given nothing new: it would keep that, and memory would grow.
         packed, self._packed = (self._packed, b"") if self._stream.needs_input else (b"", self._packed)
         return b"" if self._stream.eof else bytes(self._stream.decompress(packed, size))
 

@@ -49,6 +49,7 @@ class Tally:
 def supply_of_ids(ids: Array, supplies: Sequence[Supply]) -> Array:
     """Index of the supply that each row id is from; supplies must stand in the order of their ids."""
     starts = np.array([supply.first_id for supply in supplies], dtype=np.uint64)
+    # Ids of a supply are one range: the last start that is not above.
     return np.searchsorted(starts, ids, side="right") - 1
 
 
@@ -63,7 +64,7 @@ def rows_drawn(order: Order, supplies: Sequence[Supply], num_batches: int) -> Ar
 def tally(order: Order, supplies: Sequence[Supply], phase_ends: Sequence[int]) -> Tally:
     """Count an order, in windows that also end at ``phase_ends``."""
     even = (round(number * order.num_batches / WINDOWS) for number in range(WINDOWS + 1))
-    cuts = tuple(sorted({0, *even, *phase_ends}))
+    cuts = tuple(sorted({0, *even, *phase_ends}))  # phases end at cuts too, so that each can be told from whole windows
     offsets = np.concatenate([[0], np.cumsum([supply.num_rows for supply in supplies])])
     starts = np.array([supply.first_id for supply in supplies], dtype=np.uint64)
     tokens_of_rows = np.concatenate([supply.tokens_per_row for supply in supplies])
@@ -129,6 +130,7 @@ def _source_counts(name: str, mixture: Mixture, result: Mapping[str, Any], found
     return {
         "role": stored[0].role,
         "documents": sum(supply.documents for supply in stored),
+        # An uncut document is one piece per pass.
         "cuts": max(0, sum(supply.pieces - passes * supply.documents for supply in stored)),
         "shard_tokens": result["shard_tokens"],
         "passes": passes,

@@ -41,12 +41,13 @@ def plan_stretches(
     shares = _share_lines(config, sources, amounts)
     anneal = config.anneal
     annealed_from = num_batches - anneal.last.in_steps(**amounts) if anneal is not None else num_batches
+    # Wherever something may jump a stretch ends; within one, everything is constant or a straight line.
     cuts = {0, annealed_from, num_batches, *(end for end, _ in lengths), *(line[1] for line in shares)}
     stretches = []
     for first, end in pairwise(sorted(cut for cut in cuts if 0 <= cut <= num_batches)):
         length = next(part.length for until, part in lengths if first < until)
         line = next(line for line in shares if first < line[1])
-        share = (_at(line, first), _at(line, end))
+        share = (_at(line, first), _at(line, end))  # of a ramp that is cut, its values at the cuts
         annealed = first >= annealed_from and anneal is not None
         if annealed and anneal is not None and anneal.domain_share is not None and not config.control:
             share = (anneal.domain_share, anneal.domain_share)
@@ -122,6 +123,7 @@ def _with_weights(
             asked = config.anneal.weights
         weights: dict[str, float] = {}
         for role in ROLES:
+            # Over the whole run, also where weights are those of one stretch: a source's cap is for all of it.
             budget = sum(
                 s.num_batches * s.rows_per_batch * s.sequence_length
                 * (s.mean_domain_share if role == "domain" else 1 - s.mean_domain_share)
@@ -143,7 +145,7 @@ def _weights_within(asked: Any, members: Sequence[SourceTokens], config: MixConf
     elif asked in ("equal", "unimax"):
         parts = [1.0] * len(members)
     else:
-        parts = [size ** (1 / config.temperature) for size in sizes]
+        parts = [size ** (1 / config.temperature) for size in sizes]  # 1: by size; larger: nearer to equal
     total = sum(parts)
     return {source.name: part / total for source, part in zip(members, parts, strict=True)} if total else {}
 
@@ -157,6 +159,7 @@ def unimax(sizes: Sequence[float], budget: float, max_epochs: float) -> list[flo
     taken = [0.0] * len(sizes)
     left = budget
     for place, index in enumerate(sorted(range(len(sizes)), key=lambda index: sizes[index])):
+        # From the smallest on: what a small one cannot give is shared by all that come after it.
         taken[index] = min(left / (len(sizes) - place), max_epochs * sizes[index])
         left -= taken[index]
     return taken

@@ -58,6 +58,7 @@ def mix(config: MixConfig, job: StageJob, *, batch_tokens: int, num_batches: int
     segments = write_segments(job.out, Segments(sources=mixture.sources, segments=segments_of(mixture, ORDER)))
     described = write_json(job.out / MIXTURE, mixture.model_dump(mode="json"))
     ends = [stretch.first_batch + stretch.num_batches for stretch in stretches]
+    # From the file as written, not from the builder's memory.
     counts = mix_counts(mixture, supplies, packed, tally(Order.open(job.out), supplies, ends))
     say(summary(counts))
     for warning in repetition_warnings(counts):
@@ -228,7 +229,7 @@ def _write_order(config: MixConfig, job: StageJob, mixture: Mixture, supplies: S
     )
     blocks = builder.blocks(phases_of(mixture.phases, mixture.supplies))
     entry = write_order(job.out / ORDER, _tracked(blocks, num_rows), job.out)
-    if builder.num_rows < num_rows:
+    if builder.num_rows < num_rows:  # the order is shorter than the run: it is never a stage's result
         raise exhausted_error(builder, config, mixture.phases, num_rows)
     return entry
 

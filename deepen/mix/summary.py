@@ -110,6 +110,7 @@ def exhausted_error(
     asked = (
         int(builder.drawn[builder.exhausted]) / spent.num_rows * spent.num_tokens * num_rows / max(1, builder.num_rows)
     )
+    # What is asked is guessed from the part that was drawn: rounded up, and half a tenth more, to be enough.
     epochs = math.ceil(10 * asked / spent.num_tokens + 0.5) / 10
     ways += [
         f"set mix.max_epochs to {epochs:g}",

@@ -68,6 +68,7 @@ def _carried(earlier: Artifact, out: Path, name: str, mark: str) -> CarriedShard
         return None
     wanted = {f"shards/{name}.bin", f"shards/{name}.idx", f"shards/{name}.trained", f"documents/{name}.npy"}
     files = tuple(entry for entry in earlier.manifest.files if entry.path in wanted)
+    # Hashed before they are believed: a damaged shard is made again.
     if any(damage(entry, earlier.path) for entry in files):
         return None
     for entry in files:

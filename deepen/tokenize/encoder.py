@@ -28,7 +28,7 @@ EncoderName = Literal["gigatoken", "tokenizers"]
 
 LONG_CHARACTERS = 1 << 20
 PIECE_CHARACTERS = 1 << 18
-_PIECES_TOGETHER = 16
+_PIECES_TOGETHER = 16  # so that the pieces of a long text are encoded in one call
 
 
 class Encoder:
@@ -51,7 +51,7 @@ class Encoder:
         suspects = self._control | {number for number, token in added.items() if token.special}
         self._is_suspect = np.zeros(max(suspects, default=0) + 1, dtype=bool)
         self._is_suspect[list(suspects)] = True
-        self._suspect_range = (min(suspects, default=1), max(suspects, default=0))
+        self._suspect_range = (min(suspects, default=1), max(suspects, default=0))  # without any, an empty range
         self._context_ids = {context: self.reference_ids(context) for context in CONTEXTS}
 
     def by_reference(self) -> Encoder:
@@ -65,7 +65,7 @@ class Encoder:
         ids = self._plain_ids(text)
         if self._control.isdisjoint(ids.tolist()):
             return ids
-        # The vocabulary holds the spelling of a control token as an ordinary word: take the spelling apart.
+        # The vocabulary holds the spelling of a control token as an ordinary word: cut it behind its first character.
         cuts = [0, *(found.start() + 1 for found in self._special_text.finditer(text)), len(text)]
         ids = np.concatenate([self._plain_ids(text[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)])
         if not self._control.isdisjoint(ids.tolist()):
@@ -134,14 +134,14 @@ class Encoder:
         """The fast encoder's ids and lengths, with the texts that spell a control token encoded by the reference."""
         offsets = np.asarray(encoded.layout.offsets.data, dtype=np.int64)
         flat = np.asarray(encoded.layout.content.data)[offsets[0] : offsets[-1]]
-        offsets = offsets - offsets[0]
+        offsets = offsets - offsets[0]  # they may begin anywhere in a larger buffer
         if len(flat) and self._reference.id_to_token(int(flat.max())) is None:
             raise DeepenError(
                 f"gigatoken gave the id {flat.max()}, which is not in the vocabulary",
                 hint="report the tokenizer; ids outside the vocabulary would be read as other tokens",
             )
         suspects = self._suspects(flat)
-        touched = np.unique(np.searchsorted(offsets, suspects, side="right") - 1)
+        touched = np.unique(np.searchsorted(offsets, suspects, side="right") - 1)  # the texts in which they stand
         corrected = {int(at): self.reference_ids(text_of(int(at))) for at in touched}
         return _replaced(flat, np.diff(offsets), corrected)
 
@@ -193,7 +193,7 @@ def choose_encoder(folder: Path, control: Sequence[int], texts: Sequence[str]) -
 def choose_boundary(folder: Path, control: Sequence[int], texts: Sequence[str], name: EncoderName) -> Boundary:
     """Where texts may be cut without changing an id, tried by cutting ``texts`` very often."""
     choices: tuple[Boundary, ...] = ("word", "line")
-    for boundary in choices:
+    for boundary in choices:  # the finest first; what is not proven clean is not used
         encoder = Encoder(folder, name=name, control=control, boundary=boundary)
         whole, lengths = encoder.encode(texts)
         pieces = [encoder.encode_long(text, piece_characters=200) for text in texts]

@@ -84,7 +84,7 @@ def slices_of(path: Path) -> list[FileSlice]:
         if num_bytes >= SLICE_BYTES or index == len(groups) - 1:
             slices.append(FileSlice(path, (begin, index + 1), num_documents))
             begin, num_documents, num_bytes = index + 1, 0, 0
-    return slices or [FileSlice(path, (0, 0), 0)]
+    return slices or [FileSlice(path, (0, 0), 0)]  # a file without documents still makes an (empty) part
 
 
 @lru_cache(maxsize=2)
@@ -105,11 +105,12 @@ def encode_part(part: EncodePart) -> dict[str, Any]:
             halves, flags = pack_ids(ids), None
             if spans is None:
                 tokens, lengths = encoder.encode_column(texts)
-                if part.encoder != "tokenizers":
+                if part.encoder != "tokenizers":  # the reference need not be compared with itself
                     sample += _sample(halves, texts, (tokens, lengths))
                 counts["target_bytes"] += _num_bytes(texts)
             else:
                 tokens, lengths, flags, written = turns.encode(halves, texts.to_pylist(), spans.to_pylist())
+                # Ids, tokens and counts must name the same documents.
                 texts, halves = texts.filter(pa.array(written)), halves[written]
             framed, lengths = frame(tokens, lengths, vocabulary)
             writer.add_documents(framed, lengths)
@@ -166,10 +167,12 @@ def num_words(texts: pa.LargeStringArray) -> int:
     # load numba.
     for begin in range(0, len(data) - 1, _WORD_BLOCK):
         is_word = _is_word(data[begin : begin + _WORD_BLOCK + 1])  # one byte is shared with the next block
+        # A word begins where a byte of one follows one of none.
         found += int(np.count_nonzero(is_word[1:] > is_word[:-1]))
     first = np.unique(offsets[:-1] - offsets[0])
     first = first[first < len(data)]
     inner = first[first > 0]
+    # Words that begin with their text were counted only behind a space: those are taken off, then all added.
     across = np.count_nonzero(_is_word(data[inner]) & ~_is_word(data[inner - 1]))
     return int(found - across + np.count_nonzero(_is_word(data[first])))  # a text begins a word, whatever is before it
 
@@ -186,6 +189,7 @@ def frame(tokens: Array, lengths: Array, vocabulary: Vocabulary) -> tuple[Array,
     framed_lengths = lengths + extra
     framed = np.empty(len(tokens) + extra * len(lengths), dtype=token_dtype(vocabulary.size))
     ends = np.cumsum(framed_lengths) - 1
+    # Begin and end tokens take their places; what is left over are the places of the text, in order.
     is_text = np.ones(len(framed), dtype=bool)
     is_text[ends] = False
     framed[ends] = vocabulary.end_of_document_id
@@ -232,6 +236,7 @@ def first_differing(encoder: Encoder, sample: Sequence[Sampled]) -> str | None:
         given = document.tokens if len(piece) == len(document.text) else document.tokens[: len(expected)]
         if np.array_equal(given, expected):
             continue
+        # A beginning may differ at its cut only: before a document is blamed, all of it is compared.
         if len(piece) == len(document.text) or not np.array_equal(
             document.tokens, encoder.reference_ids(document.text)
         ):

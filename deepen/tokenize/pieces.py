@@ -15,6 +15,7 @@ Boundary = Literal["word", "line", "none"]
 
 CONTEXTS = ("", "a", "a\n")
 _LETTER = r"[^\W\d_]"
+# Letters on both sides: splitters treat runs of spaces, numbers and signs in ways of their own (`\s+(?!\S)`).
 _AFTER_LINE = rf"(?<=\S\n)(?={_LETTER})"
 _BEFORE_SPACE = rf"(?<={_LETTER})(?= {_LETTER})"
 _CUTS = {"line": re.compile(_AFTER_LINE), "word": re.compile(f"{_AFTER_LINE}|{_BEFORE_SPACE}")}
@@ -33,5 +34,6 @@ def cut(text: str, most_characters: int, boundary: Boundary) -> Iterator[tuple[s
             break
         yield context, text[begin : found.start()]
         begin = found.start()
+        # A stand-in that ends as the text before does.
         context = CONTEXTS[2] if text[begin - 1] == "\n" else CONTEXTS[1]
     yield context, text[begin:]

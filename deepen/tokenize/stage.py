@@ -134,6 +134,7 @@ def _prepare(
         template=config.template,
         report=config.report,
     )
+    # One part, for the sake of the ledger: a run that goes on must not learn or extend the vocabulary again.
     (prepared,) = map_parts(
         prepare, [part], workers=1, ledger=_ledger(job) / "tokenizer", what="tokenizer", unit="tokenizers", sizes=[1]
     )
@@ -157,7 +158,7 @@ def _encode(
     prefixes, folder = _parts_directory(job), job.out / "tokenizer"
     named = [(name, each) for name, paths in files.items() for path in paths for each in slices_of(path)]
     sizes = [each.num_documents for _, each in named]
-    for encoder in dict.fromkeys((prepared["encoder"], "tokenizers")):
+    for encoder in dict.fromkeys((prepared["encoder"], "tokenizers")):  # once, if the reference is what was chosen
         boundary = prepared["boundary"]
         parts = [
             EncodePart(each.path, prefixes / each.name, folder, vocabulary, encoder, boundary, template, each.groups)
@@ -198,7 +199,7 @@ def _totals(role: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     because: dict[str, str] = {}
     for result in results:
         refused.update(result["refused"])
-        because = result["refused_because"] | because
+        because = result["refused_because"] | because  # the first part's example stays
     sums = {key: sum(result[key] for result in results) for key in keys}
     return {"role": role, **sums, "refused": dict(sorted(refused.items())), "refused_because": because}
 

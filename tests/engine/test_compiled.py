@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numba
+import pytest
 
 import deepen.engine.compiled as compiled
 
@@ -11,15 +12,23 @@ def test_the_cache_is_named_by_the_sources_of_all_kernels(tmp_path, monkeypatch)
     assert Path(numba.config.CACHE_DIR).name == f"kernels-{compiled.kernel_digest()}"
 
 
-def test_a_changed_kernel_has_another_cache(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["curate", "curate/kernels", "mix/packing/deep"])
+def test_a_changed_kernel_has_another_cache(place, tmp_path, monkeypatch):
     package = tmp_path / "deepen"
-    for room in ("engine", "curate"):
-        (package / room).mkdir(parents=True)
-    (package / "curate" / "kernel.py").write_text("A = 1")
+    for folder in ("engine", place):
+        (package / folder).mkdir(parents=True)
+    (package / place / "kernel.py").write_text("A = 1")
     monkeypatch.setattr(compiled, "__file__", str(package / "engine" / "compiled.py"))
     before = compiled.kernel_digest()
-    (package / "curate" / "kernel.py").write_text("A = 2")
+    (package / place / "kernel.py").write_text("A = 2")
     assert compiled.kernel_digest() != before
+
+
+def test_every_file_with_kernels_is_in_the_digest():
+    package = Path(compiled.__file__).parents[1]
+    users = {path for path in package.rglob("*.py") if "engine.compiled import" in path.read_text()}
+    assert len(users) > 20
+    assert users - set(compiled.kernel_sources()) == set()
 
 
 def test_without_a_home_that_can_be_written_the_kernels_still_have_a_place(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 
 _BATCH_BYTES = 1_000_000
 """Text of a batch: what is found in it (words above all) should stay near the processor."""
-_LARGE_BYTES = 64_000_000
+_LARGE_BYTES = 64_000_000  # texts from here on are worth the time it takes to give memory back to the system
 HEAD_BYTES = 800
 """So much of each text is kept as it came: room for the 200 characters that a dropped document shows."""
 _REST = [name for name in SCHEMA.names if name not in ("text", "scores", "content_hash")]
@@ -118,22 +118,25 @@ class Batch:
 
     def put(self, documents: Mapping[int, tuple[Document, Document]]) -> None:
         """Take over documents, given by their row as they were and as a step made them."""
+        # All texts of the batch are laid together anew once, however many of its documents the step has changed.
         texts: dict[int, bytes] = {}
         for row, (before, after) in documents.items():
             self.scores.put(row, after.scores)
             if after.text != before.text:
                 texts[row] = after.text.encode()
+            # Text, scores and hash have columns of their own: only for what else differs a document is kept.
             rest = replace(after, text="", scores={}, content_hash="")
             if rest != replace(before, text="", scores={}, content_hash=""):
                 self._changed[row] = rest
         if texts:
+            # Dropped ones give up their text.
             kept = [texts.get(row, self.texts.data(row)) if self.alive[row] else b"" for row in range(len(self))]
             self.edit(texts_of_bytes(kept), np.isin(np.arange(len(self)), list(texts)))
 
     def edit(self, texts: Texts, edited: Array) -> None:
         """Take other texts, which differ in the rows marked in ``edited`` (bool [n])."""
         self.texts, self._edited = texts, self._edited | edited
-        self._words, self._lines = None, None
+        self._words, self._lines = None, None  # they were found in the texts as they were
 
     def kept(self) -> pa.Table:
         """The documents that are alive, as a table of ``SCHEMA``."""
@@ -151,6 +154,7 @@ class Batch:
 
     def _rest(self, rows: Array) -> pa.Table:
         """The columns that hardly any step changes, of some rows."""
+        # Changed documents are put behind the table, and each row takes its place from either: no column is made anew.
         table = self._table.select(_REST)
         if not self._changed:
             return table if len(rows) == len(table) else table.take(pa.array(rows))
@@ -185,7 +189,7 @@ class Scores:
     def put(self, row: int, scores: Mapping[str, float]) -> None:
         """Make these the scores of one document."""
         for name, (_, known) in self._columns.items():
-            known[row] = known[row] and name in scores
+            known[row] = known[row] and name in scores  # what the document no longer has is forgotten
         for name, value in scores.items():
             values, known = self._column(name)
             values[row], known[row] = value, True
@@ -196,6 +200,7 @@ class Scores:
 
     def column(self, rows: Array) -> pa.Array:
         """The scores of some documents as an Arrow column of maps."""
+        # One row per document, one column per quantity: `nonzero` goes by rows, which is the order of a map column.
         known = np.array([known[rows] for _, known in self._columns.values()], dtype=np.bool_).T
         values = np.array([values[rows] for values, _ in self._columns.values()], dtype=np.float64).T
         shape = len(rows), len(self._columns)  # without documents or quantities there is nothing to transpose
@@ -223,7 +228,7 @@ def batches_of(table: pa.Table) -> Iterator[Batch]:
         parts.append(table.slice(begin, end - begin))
         begin = end
     del table  # so that a large text is gone once a step has made another one of it
-    parts.reverse()
+    parts.reverse()  # so that `pop` gives the next one and lets go of it
     while parts:
         batch = Batch(parts.pop())
         if len(batch.texts.buffer) > _LARGE_BYTES:  # what reading it took goes back to the system

@@ -27,6 +27,7 @@ def edited_within(document: Document, edit: Callable[[str], str]) -> Document:
     spans: list[Span] = []
     old, new = 0, 0
     for span in document.spans:
+        # Each part by itself: an edit of the whole text could join the end of a turn with what follows it.
         between, said = edit(document.text[old : span.begin]), edit(document.text[span.begin : span.end])
         begin = new + len(between)
         parts += [between, said]
@@ -46,18 +47,22 @@ def of_pieces(document: Document, text: bytes, pieces: Sequence[Piece]) -> Docum
     if document.spans is None or reduced == document.text:
         return replace(document, text=reduced)
     lengths = [len(part) for part in parts]
+    # Every second part is a piece, the others are separators.
     new_begins = (np.cumsum(lengths) - lengths)[1::2].tolist()
-    before = _characters_before(text)
+    before = _characters_before(text)  # pieces count bytes, spans count characters
     old_begins = [int(before[first]) for _, first, _ in pieces]
     old_ends = [int(before[last]) for _, _, last in pieces]
     spans = []
     for span in document.spans:
+        # The first piece that ends after the span begins, the last that begins before it ends: the span's own.
         after, at = bisect_right(old_ends, span.begin), bisect_left(old_begins, span.end) - 1
         begin = len(reduced)
         if after < len(pieces):
+            # What began in something taken out begins with the piece; what began inside it keeps its distance.
             begin = new_begins[after] + max(0, span.begin - old_begins[after])
         end = begin
         if at >= 0:
+            # If nothing of it stays, the last piece before it lies in front of `begin`: then the span is empty.
             end = max(begin, new_begins[at] + min(span.end, old_ends[at]) - old_begins[at])
         spans.append(Span(span.role, begin, end))
     return replace(document, text=reduced, spans=tuple(spans))
@@ -65,6 +70,7 @@ def of_pieces(document: Document, text: bytes, pieces: Sequence[Piece]) -> Docum
 
 def _characters_before(text: bytes) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """How many characters begin before each byte, and in all at the end."""
+    # A character begins at every byte that continues none.
     starts = (np.frombuffer(text, dtype=np.uint8) & 0xC0) != 0x80
     return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(starts)])
 

@@ -66,7 +66,7 @@ class Lines:
 def words_of(texts: Texts | Sequence[str]) -> Words:
     """The words of some texts."""
     own = texts if isinstance(texts, Texts) else texts_of(texts)
-    most = int(own.sizes.sum())
+    most = int(own.sizes.sum())  # no word without a byte: room for all, so that the loop never has to grow a table
     hashes, lengths = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.int32)
     flags, counts = np.empty(most, dtype=np.uint8), np.empty((len(own), 4), dtype=np.int64)
     offsets = np.zeros(len(own) + 1, dtype=np.int64)
@@ -99,7 +99,7 @@ def lines_of(texts: Texts | Sequence[str]) -> Lines:
 
 @njit(cache=True)
 def _words(buffer, starts, ends, hashes, lengths, flags, offsets, counts):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    nowhere, used = np.empty(0, dtype=np.int32), 0
+    nowhere, used = np.empty(0, dtype=np.int32), 0  # empty: positions are not wanted
     for number in range(len(starts)):
         text = buffer[starts[number] : ends[number]]
         end = used + split_words(text, nowhere, nowhere, hashes[used:], lengths[used:], flags[used:])
@@ -127,6 +127,7 @@ def _lines(buffer, starts, ends, hashes, lengths, flags, breaks, offsets, counts
         offsets[number + 1] = used
         for column in range(5):
             counts[column, number] = found[column + 1]
+        # A text of one line feed has both ends open: beyond each there is an empty line.
         counts[5, number] = (text[0] == 0x0A) + (text[-1] == 0x0A) if len(text) else 0
 
 

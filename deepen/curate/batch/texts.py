@@ -39,6 +39,7 @@ class Texts:
 
     def only(self, chosen: Array) -> Texts:
         """The same with all texts empty that are not marked in ``chosen`` (bool [n])."""
+        # An empty text keeps its row, and costs the loops nothing.
         return Texts(self.buffer, self.starts, np.where(chosen, self.ends, self.starts))
 
     def where(self, chosen: Array, other: Texts) -> Texts:
@@ -55,6 +56,7 @@ class Texts:
 
     def head(self, number: int, characters: int) -> str:
         """The first characters of one text."""
+        # A character has at most four bytes; the one that is cut in the middle is the one to ignore.
         return self.data(number)[: 4 * characters].tobytes().decode(errors="ignore")[:characters]
 
 
@@ -79,6 +81,7 @@ def from_arrow(column: pa.ChunkedArray) -> Texts:
     _, offset_data, data = array.buffers()
     if not len(array):
         return texts_of([])
+    # A slice shares the buffers of the whole.
     offsets = np.frombuffer(offset_data, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
     buffer = np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
     return Texts(buffer, offsets[:-1], offsets[1:])
@@ -86,6 +89,7 @@ def from_arrow(column: pa.ChunkedArray) -> Texts:
 
 def to_arrow(texts: Texts) -> pa.Array:
     """A column of ``large_string``; texts that lie end to end are not copied."""
+    # Arrow keeps one array of offsets, so each text must end where the next begins; the first need not begin at 0.
     if len(texts) and not np.array_equal(texts.starts[1:], texts.ends[:-1]):
         texts = texts_of_bytes([texts.data(number) for number in range(len(texts))])
     offsets = np.append(texts.starts, texts.ends[-1:] if len(texts) else np.zeros(1, dtype=np.int64))

@@ -57,7 +57,7 @@ class Decontaminate(DocumentStep):
             owners = index.grams[LONG].first_owners(words)
             if len(owners):
                 return Drop(f"contaminated_{LONG_RUN}", len(owners), named.shown(int(owners[0])))
-        share, text = index.largest_share(words)
+        share, text = index.largest_share(words)  # measured in any case: a kept document's share is among its scores
         if text >= 0 and share >= self.min_share_8_grams:
             return Drop(f"contaminated_{SHORT_RUNS}", share, named.shown(text))
         for n in range(self.phrase_words, SHORT):

@@ -32,6 +32,7 @@ class Grams:
         """Where in ``known`` the n-grams of ``words`` are, each once, ascending."""
         from deepen.curate.contamination.kernel import find_n_grams
 
+        # Each once: a document may repeat an item.
         return np.unique(find_n_grams(words, self.n, self.bitmap, self.known))
 
     def first_owners(self, words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
@@ -43,6 +44,7 @@ class Grams:
         places = self.places(words)
         if len(places) == 0:
             return np.empty(0, np.int64), np.empty(0, np.int64)
+        # One entry per shared run and text.
         owners = np.concatenate([self.owners[self.starts[place] : self.starts[place + 1]] for place in places])
         return np.unique(owners, return_counts=True)
 
@@ -77,6 +79,7 @@ class Index:
         for measure, text, value in self._matches(words, min_share):
             item = int(self.items[text])
             before = found.get(item)
+            # The strongest measure counts.
             if before is None or measure < before[0] or (measure == before[0] and value > before[1]):
                 found[item] = (measure, value)
         return found
@@ -107,11 +110,13 @@ def index_of(items: Iterable[Sequence[str]], phrase_words: int) -> Index:
         longest = max((len(words) for words in texts), default=0)
         for words in texts:
             lengths = [n for n in (LONG, SHORT) if len(words) >= n]
+            # A short answer of a long item ("the second one") is no phrase to look for: only the longest text is.
             if len(words) == longest < SHORT and longest >= phrase_words:
                 lengths = [longest]
             for n in lengths:
                 found.setdefault(n, []).append((len(owners), np.unique(n_grams(words, n))))
             if lengths:
+                # Not how many runs, how many different ones.
                 num_short.append(len(found[SHORT][-1][1]) if SHORT in lengths else 0)
                 owners.append(number)
     grams = {n: _grams(n, texts) for n, texts in found.items()}
@@ -123,6 +128,6 @@ def _grams(n: int, texts: list[tuple[int, npt.NDArray[np.uint64]]]) -> Grams:
 
     every = np.concatenate([grams for _, grams in texts])
     owners = np.repeat([text for text, _ in texts], [len(grams) for _, grams in texts])
-    order = np.argsort(every, kind="stable")
+    order = np.argsort(every, kind="stable")  # stable: of equal runs the first text's stays first, see `first_owners`
     known, starts = np.unique(every[order], return_index=True)
     return Grams(n, known, np.append(starts, len(every)), owners[order], bitmap_of(known))

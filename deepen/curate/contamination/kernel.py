@@ -19,13 +19,13 @@ _ZERO, _ONE, _S6, _63 = np.uint64(0), np.uint64(1), np.uint64(6), np.uint64(63)
 def word_hashes(text: str) -> npt.NDArray[np.uint64]:
     """Hashes of the words of a text."""
     if not text.isascii():
-        text = text.lower()
+        text = text.lower()  # all of Unicode's capitals; the loop folds those of ASCII
     return np.asarray(_hash_words(np.frombuffer(text.encode(), dtype=np.uint8)))
 
 
 @njit(cache=True)
 def _hash_words(text):  # type: ignore[no-untyped-def]  # noqa: C901 - one loop
-    hashes = np.empty(len(text), dtype=np.uint64)
+    hashes = np.empty(len(text), dtype=np.uint64)  # no word without a byte
     count, position, state, open_word = 0, 0, HASH_SEED, False
     size = len(text)
     while position < size:
@@ -35,7 +35,7 @@ def _hash_words(text):  # type: ignore[no-untyped-def]  # noqa: C901 - one loop
             if 0x41 <= byte <= 0x5A:
                 point = byte + 0x20
             elif not (0x61 <= byte <= 0x7A or 0x30 <= byte <= 0x39):
-                if byte == 0x27 and open_word:
+                if byte == 0x27 and open_word:  # don't is one word, dont is the same one
                     position += 1
                     continue
                 ends = True
@@ -67,6 +67,7 @@ def _hash_words(text):  # type: ignore[no-untyped-def]  # noqa: C901 - one loop
 def n_grams(words, n):  # type: ignore[no-untyped-def]
     """Hashes (uint64, never 0) of all n-grams in order."""
     grams = np.empty(max(0, len(words) - n + 1), dtype=np.uint64)
+    # A polynomial in the hashes of n words, modulo 2**64: one word further takes two products, however long the run.
     oldest = _ONE
     for _ in range(n - 1):
         oldest *= _BASE
@@ -82,6 +83,7 @@ def n_grams(words, n):  # type: ignore[no-untyped-def]
 
 def bitmap_of(grams: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """A bitmap with a bit for each n-gram, at least eight times as many bits as n-grams."""
+    # At most one bit in eight is set, so hardly more than one foreign n-gram in eight is searched for.
     num_bits = 1 << max(9, (8 * len(grams)).bit_length())
     bitmap = np.zeros(num_bits // 64, dtype=np.uint64)
     _set_bits(grams, bitmap)
@@ -92,7 +94,7 @@ def bitmap_of(grams: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def _set_bits(grams, bitmap):  # type: ignore[no-untyped-def]
     mask = np.uint64(64 * len(bitmap) - 1)
     for gram in grams:
-        bit = (gram >> _ONE) & mask
+        bit = (gram >> _ONE) & mask  # the lowest bit is 1 in all of them and tells nothing
         bitmap[bit >> _S6] |= _ONE << (bit & _63)
 
 
@@ -113,7 +115,7 @@ def find_n_grams(words, n, bitmap, known):  # type: ignore[no-untyped-def]
         if number < n - 1:
             continue
         gram = mix(state) | _ONE
-        bit = (gram >> _ONE) & mask
+        bit = (gram >> _ONE) & mask  # as in `_set_bits`
         if (bitmap[bit >> _S6] >> (bit & _63)) & _ONE:
             place = np.searchsorted(known, gram)
             if place < len(known) and known[place] == gram:

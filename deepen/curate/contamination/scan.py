@@ -108,6 +108,7 @@ def scan_part(part: ScanPart) -> dict[str, Any]:
     return {"hits": count}
 
 
+# The hash is not looked at: it is here so that another file under the same name is another entry of the cache.
 @lru_cache(maxsize=1)
 def _index_of(items: str, items_hash: str) -> Index:
     return index_of(json.loads(Path(items).read_text()), _DEFAULTS.phrase_words)
@@ -115,7 +116,7 @@ def _index_of(items: str, items_hash: str) -> Index:
 
 def _told(items: Sequence[ProbeItem], hits: Array) -> Iterator[Hit]:
     """What was found of every item, from hits in the order of the documents."""
-    hits = hits[np.argsort(hits["item"], kind="stable")]
+    hits = hits[np.argsort(hits["item"], kind="stable")]  # stable: the first documents of an item stay the first
     cuts = np.flatnonzero(np.diff(hits["item"])) + 1
     for own in np.split(hits, cuts) if len(hits) else ():
         item, strongest = items[int(own["item"][0])], int(own["measure"].min())

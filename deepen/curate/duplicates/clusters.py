@@ -22,6 +22,7 @@ def find_clusters(corpus: Corpus, similarity: float) -> Labels:
     for path in corpus.pair_files:
         pairs = np.load(path)
         strong = pairs[pairs["similarity"] >= similarity]
+        # As arrays by themselves, not every third number.
         _join_pairs(strong["first"].copy(), strong["second"].copy(), parents)
     return np.asarray(_roots(parents))
 
@@ -29,6 +30,7 @@ def find_clusters(corpus: Corpus, similarity: float) -> Labels:
 @njit(cache=True)
 def _root(parents, document):  # type: ignore[no-untyped-def]
     while parents[document] != document:
+        # Path halving: each look leaves the way to the root half as long, so roots stay a few steps away.
         parents[document] = parents[parents[document]]
         document = parents[document]
     return document
@@ -39,6 +41,7 @@ def _join_pairs(first, second, parents):  # type: ignore[no-untyped-def]
     """Make the two clusters of each pair one, named after its first document."""
     for number in range(len(first)):
         one, other = _root(parents, first[number]), _root(parents, second[number])
+        # The lower number is the root: a cluster is named after its first document, in whatever order pairs come.
         parents[max(one, other)] = min(one, other)
 
 

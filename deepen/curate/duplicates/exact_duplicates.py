@@ -21,6 +21,7 @@ class ExactDuplicates(CorpusStep):
         """The later copies; the value is the similarity, 1."""
         order = corpus.by_content(np.flatnonzero(alive))
         repeats = corpus.repeats(order)
+        # Equal texts are neighbours, and only the first of them is no repeat: the last such place begins the group.
         first_of_each = np.maximum.accumulate(np.where(repeats, 0, np.arange(len(order))))
         copies, kept = order[repeats], order[first_of_each[repeats]]
         in_order = np.argsort(copies)

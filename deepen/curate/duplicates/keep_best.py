@@ -20,12 +20,14 @@ def keep_best(
 ) -> tuple[Positions, Positions, npt.NDArray[np.float64]]:
     """Of documents sorted by cluster, best first: those to drop, the kept one most similar to each, how similar."""
     shared = np.zeros(len(clusters), dtype=np.bool_)
+    # Documents alone in their cluster, which most are, are left out: their sets need not be read.
     shared[1:] = clusters[1:] == clusters[:-1]
     shared[:-1] |= shared[1:]
     documents, clusters = documents[shared], clusters[shared]
     copies, kept, values = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
     carried = np.empty(0, np.int64)
     for begin, end in blocks(corpus.stored, documents):
+        # A cluster may go on from one block to the next; only what was kept of it comes along, and only if it does.
         if len(carried) and clusters[begin] != clusters[begin - 1]:
             carried = carried[:0]
         chosen = np.concatenate([carried, documents[begin:end]])
@@ -50,14 +52,15 @@ def _keep(clusters, num_carried, starts, shingles, threshold):  # type: ignore[n
     for document in range(len(clusters)):
         if document == 0 or clusters[document] != clusters[document - 1]:
             num_kept = 0
+        # Carried ones were kept already: they are not judged again, and go into the ring below.
         if document >= num_carried:
             own = shingles[starts[document] : starts[document + 1]]
             for place in range(min(num_kept, _NUM_COMPARED)):
                 other = ring[place]
                 similarity = similar(own, shingles[starts[other] : starts[other + 1]], threshold)
-                if similarity > values[document]:
+                if similarity > values[document]:  # of equals the first, since the best come first
                     values[document], kept_of[document] = similarity, other
         if kept_of[document] < 0:
-            ring[num_kept % _NUM_COMPARED] = document
+            ring[num_kept % _NUM_COMPARED] = document  # the oldest makes room
             num_kept += 1
     return kept_of, values, ring[: min(num_kept, _NUM_COMPARED)].copy()

@@ -31,6 +31,7 @@ def find_leaks(corpus: Corpus, held_out: Positions, trained: Positions) -> Posit
     prefixes = [_prefix(own) for own in np.split(sets.shingles, sets.starts[1:-1])]
     owners = np.repeat(np.arange(len(held_out)), [len(prefix) for prefix in prefixes])
     keys = np.concatenate(prefixes)
+    # One sorted list of (shingle, who has it in its prefix): for a shingle all owners stand together.
     order = np.argsort(keys, kind="stable")
     firsts = corpus.stored.first_documents
     with track("curate: copies of held-out documents", len(trained), "documents") as tracker:
@@ -61,10 +62,13 @@ def prefix_size(size, threshold):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _most_similar(keys, owners, held_starts, held_shingles, rows, starts, shingles, threshold):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     found = np.full(len(rows), -1, dtype=np.int64)
+    # For each held-out document the last row it was compared with: nothing has to be cleared from row to row.
     compared_with = np.full(len(held_starts) - 1, -1, dtype=np.int64)
     for number in range(len(rows)):
         own = shingles[starts[rows[number]] : starts[rows[number] + 1]]
         best = 0.0
+        # Two sets of similarity t share at least t m elements, m the size of either. If none of them were in its
+        # prefix, all would be among the last ceil(t m) - 1: too few. So both prefixes hold the smallest shared one.
         for shingle in own[: prefix_size(len(own), threshold)]:
             place = np.searchsorted(keys, shingle)
             while place < len(keys) and keys[place] == shingle:

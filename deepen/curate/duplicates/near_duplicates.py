@@ -38,7 +38,9 @@ class NearDuplicates(CorpusStep):
         documents = np.flatnonzero(alive)
         clusters = labels[documents]
         if not self.across_sources:
+            # One number per cluster and source.
             clusters = clusters * (1 + corpus.source.max(initial=0)) + corpus.source[documents]
+        # By cluster, then best first: `lexsort` takes the last key first.
         order = np.lexsort((*self._ranks(corpus, documents), clusters))
         copies, kept, similarities = keep_best(corpus, documents[order], clusters[order], self.similarity)
         in_order = np.argsort(copies)

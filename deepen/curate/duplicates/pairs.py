@@ -26,8 +26,9 @@ PAIR = np.dtype([("first", "<i8"), ("second", "<i8"), ("similarity", "<f8")])
 """Two documents (the lower number first) and their exact Jaccard similarity."""
 
 _DOCUMENTS_PER_PART = 1_000_000
-_BANDS_TOGETHER_UP_TO = 20_000
+_BANDS_TOGETHER_UP_TO = 20_000  # documents: below, reading the files for each band would take longer than comparing
 _DOCUMENTS_PER_BLOCK, _SHINGLES_PER_BLOCK = 16_384, 4_000_000
+# Not above `_NUM_COMPARED`: a group that is not large fits into the ring as a whole, so in it every two meet.
 _LARGE_GROUP = 1024
 _NUM_COMPARED = 1024
 
@@ -87,6 +88,7 @@ def _pairs_of_band(stored: StoredSets, band: int, part: PairPart) -> Iterator[np
     limits = np.array([part.weakest, part.strongest])
     compared = np.zeros(0, dtype=np.int64)
     for begin, end in blocks(stored, documents):
+        # A group may go on from one block to the next; what it is still to be compared with is carried over.
         if len(compared) and groups[begin] != groups[begin - 1]:
             compared = compared[:0]
         chosen = np.concatenate([compared, documents[begin:end]])
@@ -110,7 +112,7 @@ def _without_known_pairs(
     if not len(groups):
         return documents, groups
     in_pair = (np.bincount(groups) == 2)[groups]
-    firsts = np.flatnonzero(in_pair)[::2]
+    firsts = np.flatnonzero(in_pair)[::2]  # the two of a group stand side by side
     known = np.zeros(len(documents), dtype=np.bool_)
     for begin in range(0, len(firsts), _DOCUMENTS_PER_BLOCK):
         own = firsts[begin : begin + _DOCUMENTS_PER_BLOCK]
@@ -135,9 +137,11 @@ def blocks(stored: StoredSets, documents: Positions) -> Iterator[tuple[int, int]
 
 def _groups(stored: StoredSets, band: int, slice_number: int, num_slices: int) -> tuple[Positions, Positions]:
     """Documents that share their key with another, sorted by key and number, and the number of each one's group."""
+    # Python numbers, since 2**64 does not fit an uint64: `high` is the last key of the slice, not the one after it.
     low, high = (2**64 * slice_number // num_slices, 2**64 * (slice_number + 1) // num_slices - 1)
     keys, documents = [], []
     for number, files in enumerate(stored.parts):
+        # Keys are hashes, so equal ranges of them hold about equally many documents; only the slice is read.
         own = np.load(files.sorted_keys, mmap_mode="r")[band]
         begin, end = (
             np.searchsorted(own, np.array([low], np.uint64)),
@@ -153,10 +157,10 @@ def _groups(stored: StoredSets, band: int, slice_number: int, num_slices: int) -
     same_as_before = np.zeros(len(ordered), dtype=np.bool_)
     same_as_before[1:] = ordered[1:] == ordered[:-1]
     shared = same_as_before.copy()
-    shared[:-1] |= same_as_before[1:]
+    shared[:-1] |= same_as_before[1:]  # the first of a group equals the one after it
     groups = np.cumsum(~same_as_before[shared]) - 1
     found = np.concatenate([np.empty(0, np.int64), *documents])[order[shared]]
-    return found[np.lexsort((found, groups))], groups
+    return found[np.lexsort((found, groups))], groups  # `argsort` leaves equal keys in any order
 
 
 @njit(cache=True)
@@ -169,6 +173,7 @@ def _compare_groups(groups, is_large, num_carried, keys, band, starts, shingles,
     num_documents = len(groups)
     pairs = np.empty((256, 3), dtype=np.float64)
     num_pairs = 0
+    # Of this call's documents: what was joined before is compared again, which changes nothing.
     parents = np.arange(num_documents)
     ring = np.empty(_NUM_COMPARED, dtype=np.int64)
     num_in_ring = 0
@@ -179,19 +184,22 @@ def _compare_groups(groups, is_large, num_carried, keys, band, starts, shingles,
             own = shingles[starts[document] : starts[document + 1]]
             for place in range(min(num_in_ring, _NUM_COMPARED)):
                 other = ring[place]
+                # What a chain of strong pairs joins is one cluster at every similarity asked for: no need to compare.
                 if _met_before(keys[document], keys[other], band) or _root(parents, document) == _root(parents, other):
                     continue
                 similarity = similar(own, shingles[starts[other] : starts[other + 1]], limits[0])
                 if similarity == 0.0:
                     continue
-                if num_pairs == len(pairs):
+                if num_pairs == len(pairs):  # twice as long each time: a constant cost per pair
                     larger = np.empty((2 * num_pairs, 3), dtype=np.float64)
                     larger[:num_pairs] = pairs
                     pairs = larger
                 pairs[num_pairs, 0], pairs[num_pairs, 1], pairs[num_pairs, 2] = other, document, similarity
                 num_pairs += 1
                 if similarity >= limits[1]:
+                    # Later root below earlier root: a document that is still its own root resembled none before it.
                     parents[_root(parents, document)] = _root(parents, other)
+        # In a large group the earlier one stands for those that resemble it: the ring has room for others.
         if document < num_carried or not is_large[document] or _root(parents, document) == document:
             ring[num_in_ring % _NUM_COMPARED] = document
             num_in_ring += 1

@@ -22,7 +22,7 @@ _NUM_SLOTS = NUM_BANDS * ROWS_PER_BAND
 _NUM_WORDS = 5
 _S8, _S32, _BYTE = np.uint64(8), np.uint64(32), np.uint32(255)
 _BASE = np.uint64(0xD6E8FEB86659FD93)  # any odd number with well mixed bits does
-_BASE_4 = np.uint64(pow(0xD6E8FEB86659FD93, 4, 2**64))
+_BASE_4 = np.uint64(pow(0xD6E8FEB86659FD93, 4, 2**64))  # what the oldest of five words is multiplied with by then
 _NOT_ASCII = np.uint64(1 << 63)  # keeps code points apart from packed ASCII characters
 _SEPARATOR, _ELSE = 0, 255
 _KINDS = np.array(
@@ -42,6 +42,7 @@ def _permutations() -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
         value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
         numbers.append((value ^ (value >> 31)) >> 32)
     table = np.array(numbers, dtype=np.uint32)
+    # An odd factor makes the map a permutation of all 32-bit numbers: two shingles never have one image.
     return table[:_NUM_SLOTS] | np.uint32(1), table[_NUM_SLOTS:]
 
 
@@ -63,6 +64,7 @@ def sign(texts: Texts) -> Signatures:
     """Signatures of some documents; every document has at least one shingle."""
     bands = np.empty((NUM_BANDS, len(texts)), dtype=np.uint64)
     sizes = np.empty(len(texts), dtype=np.int64)
+    # Room for all: a word has a byte and a separator, or is a character of three bytes; a text has a shingle.
     shingles = np.empty(int(texts.sizes.sum()) // 2 + 2 * len(texts), dtype=np.uint32)
     used = _sign_batch(texts.buffer, texts.starts, texts.ends, _FACTORS, _TERMS, bands, sizes, shingles)
     return Signatures(texts.sizes, bands, sizes, shingles[:used])
@@ -80,6 +82,7 @@ def _sign_batch(buffer, starts, ends, factors, terms, bands, sizes, shingles):  
         end = used + _sort_unique(shingles[used:end], scratch)
         _minhash(shingles[used:end], factors, terms, slots)
         for band in range(NUM_BANDS):
+            # Eight slots become one key: two documents share it if all eight agree, with probability s^8.
             key = HASH_SEED
             for row in range(ROWS_PER_BAND):
                 key = absorb(key, np.uint64(slots[band * ROWS_PER_BAND + row]))
@@ -89,6 +92,8 @@ def _sign_batch(buffer, starts, ends, factors, terms, bands, sizes, shingles):  
     return used
 
 
+# State: `word` has absorbed the open word but for up to seven ASCII characters in `packed`; `state` is the polynomial
+# of the last five words, whose hashes are in `window`, a ring.
 @njit(cache=True)
 def _shingle(text, kinds, out):  # type: ignore[no-untyped-def]  # noqa: C901 - one pass over the bytes
     """Hashes of all 5-word shingles in order; a shorter text is one shingle of all its words.
@@ -99,9 +104,10 @@ def _shingle(text, kinds, out):  # type: ignore[no-untyped-def]  # noqa: C901 - 
     window = np.zeros(_NUM_WORDS, dtype=np.uint64)
     state, word, packed, num_packed = np.uint64(0), HASH_SEED, np.uint64(0), 0
     num_words, count, position, in_word = 0, 0, 0, False
-    while position <= len(text):
+    while position <= len(text):  # one step beyond the end, where a separator closes the last word
         kind = kinds[text[position]] if position < len(text) else _SEPARATOR
         point, width, alone = np.int64(0), 1, False
+        # No letter or digit is 0, so the packed number also says how many there are.
         if kind != _SEPARATOR and kind != _ELSE:
             packed, num_packed, in_word = (packed << _S8) | np.uint64(kind), num_packed + 1, True
             if num_packed == 8:
@@ -112,9 +118,10 @@ def _shingle(text, kinds, out):  # type: ignore[no-untyped-def]  # noqa: C901 - 
             point, width = code_point(text, position)
             alone = is_unspaced(point)
         position += width
-        if kind == _ELSE and is_ignored(point):
+        if kind == _ELSE and is_ignored(point):  # a soft hyphen does not part a word, nor change its hash
             continue
         if kind == _ELSE and not alone and not is_separator(point):
+            # Packed ASCII goes in first, so that the hash depends on the order of the characters only.
             if num_packed:
                 word, packed, num_packed = absorb(word, packed), np.uint64(0), 0
             word, in_word = absorb(word, np.uint64(lower(point)) | _NOT_ASCII), True
@@ -137,6 +144,7 @@ def _shingle(text, kinds, out):  # type: ignore[no-untyped-def]  # noqa: C901 - 
 @njit(cache=True, inline="always")
 def _roll(window, num_words, state, hashed):  # type: ignore[no-untyped-def]
     """The polynomial of the last five words, one word on."""
+    # The window begins with zeros, which subtract nothing: the first five words need no case of their own.
     place = num_words % _NUM_WORDS
     state = (state - window[place] * _BASE_4) * _BASE + hashed
     window[place] = hashed
@@ -147,6 +155,7 @@ def _roll(window, num_words, state, hashed):  # type: ignore[no-untyped-def]
 def _emit(state, num_words, out, count):  # type: ignore[no-untyped-def]
     if num_words < _NUM_WORDS:
         return count
+    # Mixed, since the low bits of a polynomial depend on the low bits of its words alone.
     out[count] = np.uint32(mix(state) >> _S32)
     return count + 1
 
@@ -164,11 +173,12 @@ def _short_text(text, state, num_words):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _sort_unique(values, scratch):  # type: ignore[no-untyped-def]
     """Sort a set in place and drop repeats; returns how many are left."""
+    # A short set is sorted before the 1,024 counters of the other way are summed up.
     if len(values) < 48:
         values.sort()
     else:
         _radix_sort(values, scratch)
-    kept = 1
+    kept = 1  # a set is never empty, see `_short_text`
     for number in range(1, len(values)):
         if values[number] != values[number - 1]:
             values[kept] = values[number]
@@ -188,7 +198,7 @@ def _radix_sort(values, scratch):  # type: ignore[no-untyped-def]
     for place in range(4):
         total = 0
         for digit in range(256):
-            starts[place, digit], total = total, total + starts[place, digit]
+            starts[place, digit], total = total, total + starts[place, digit]  # from counts to where each digit begins
     source, target = values, scratch[: len(values)]
     for place in range(4):
         shift, own = np.uint32(8 * place), starts[place]
@@ -196,6 +206,7 @@ def _radix_sort(values, scratch):  # type: ignore[no-untyped-def]
             digit = (value >> shift) & _BYTE
             target[own[digit]] = value
             own[digit] += 1
+        # Four passes, an even number: the sorted numbers end up in `values` again.
         source, target = target, source
 
 
@@ -206,6 +217,7 @@ def _minhash(shingles, factors, terms, slots):  # type: ignore[no-untyped-def]
         factor, term = factors[slot], terms[slot]
         smallest = np.uint32(0xFFFFFFFF)
         for number in range(len(shingles)):
+            # 32 bits at every step, or numba widens them to 64 and the loop does half as many numbers at once.
             value = np.uint32(np.uint32(factor * shingles[number]) + term)
             smallest = min(smallest, value)
         slots[slot] = smallest
@@ -231,6 +243,8 @@ def jaccard(first, second):  # type: ignore[no-untyped-def]
 def similar(first, second, threshold):  # type: ignore[no-untyped-def]
     """The Jaccard similarity if it reaches ``threshold``, else 0; gives up once too many are unshared."""
     total = len(first) + len(second)
+    # From |A & B| / |A | B| >= t: so many must be common (a hair less, against rounding), and the rest of either set
+    # may be unshared (Xiao et al. 2008).
     needed = threshold / (1 + threshold) * total - 1e-6
     spare_first, spare_second = len(first) - needed, len(second) - needed
     if spare_first < 0 or spare_second < 0:

@@ -47,6 +47,7 @@ class Signer:
         save_array(files.ids, np.concatenate([np.empty((0, 2), dtype=np.uint64), *self._ids]))
         with writing(files.bands) as file:
             for bands in self._bands:
+                # A row per document, so that the keys of one are a single read.
                 file.write(np.ascontiguousarray(bands.T))
         keys = np.concatenate([np.empty((NUM_BANDS, 0), dtype=np.uint64), *self._bands], axis=1)
         rows = np.argsort(keys, axis=1)  # in whatever order where keys are equal: readers sort those

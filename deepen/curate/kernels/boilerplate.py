@@ -10,7 +10,7 @@ from deepen.engine.compiled import njit
 
 @njit(cache=True)
 def _is_letter(point):  # type: ignore[no-untyped-def]
-    return not is_separator(point) and not 0x30 <= point <= 0x39
+    return not is_separator(point) and not 0x30 <= point <= 0x39  # no separator and no digit
 
 
 @njit(cache=True)
@@ -30,7 +30,7 @@ def line_keys(text, ends, keys, words):  # type: ignore[no-untyped-def]
                 point, width = code_point(text, position)
             position += width
             if is_space(point):
-                pending, in_word = pending + (num_words > 0), False
+                pending, in_word = pending + (num_words > 0), False  # white space at the beginning is none of the line
                 continue
             if pending:  # white space inside the line counts as one space
                 state, pending = absorb(state, np.uint64(0x20)), 0
@@ -73,6 +73,7 @@ def distinct_keys(keys, words, offsets):  # type: ignore[no-untyped-def]
             if words[line] > 0:
                 found[used] = keys[line]
                 used += 1
+        # Sorted aside and written back over itself: without its repeats a text never needs more room than it took.
         own = np.sort(found[begin:used])
         used = begin
         for place in range(len(own)):
@@ -107,13 +108,14 @@ def find_boilerplate(keys, words, recurring, min_words):  # type: ignore[no-unty
     for line in range(size):
         if words[line] == 0:
             continue
-        edge = edge and known[line]
+        edge = edge and known[line]  # still within the known lines that open the text
         if known[line]:
             beside = previous >= 0 and known[previous]
             removed[line] = edge or beside or words[line] >= min_words
             if beside:
-                removed[previous] = True
+                removed[previous] = True  # it was judged before this neighbour of it was seen
         previous = line
+    # The known lines that close the text: going forwards one cannot tell that nothing else follows.
     for line in range(size - 1, -1, -1):
         if words[line]:
             if not known[line]:

@@ -25,7 +25,7 @@ _OTHER, _RARE, _SPACE, _TERMINAL, _CLOSING, _WIDE = 0, 1, 2, 3, 4, 5
 
 def _byte_classes() -> npt.NDArray[np.uint8]:
     table = np.zeros(256, dtype=np.uint8)
-    table[list(b"jJkK{[")] = _RARE
+    table[list(b"jJkK{[")] = _RARE  # javascript and cookie are looked for at their rarest letter
     table[0x80:] = _WIDE
     table[[*range(0x09, 0x0E), 0x20]] = _SPACE
     table[[0x2E, 0x3F, 0x21]] = _TERMINAL
@@ -54,6 +54,7 @@ def _is_at(text, position, phrase):  # type: ignore[no-untyped-def]
         return False
     for place in range(len(phrase)):
         byte = text[position + place]
+        # A capital differs from its small letter in the bit 0x20; of other bytes it makes other signs (a NUL a space).
         if byte != phrase[place] and (byte | 0x20 != phrase[place] or not 0x41 <= byte <= 0x5A):
             return False
     return True
@@ -62,12 +63,13 @@ def _is_at(text, position, phrase):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _phrase_at(text, position):  # type: ignore[no-untyped-def]
     """The bit of the unwanted phrase that has its rare letter at ``position``, or 0. No phrase goes over a line end."""
+    # Folds J and K to small letters, and also `[` (0x5B) to `{` (0x7B), which the next lines tell apart.
     byte = text[position] | 0x20
     if byte == 0x7B:
         return BRACE_BIT if text[position] == 0x7B else _BRACKET_BIT
     if byte == 0x6A:
         return JAVASCRIPT_BIT if _is_at(text, position, _JAVASCRIPT) else 0
-    if not _is_at(text, position - 3, _COOKIE):
+    if not _is_at(text, position - 3, _COOKIE):  # the k is its fourth letter; below, its place in each phrase
         return 0
     found = _is_at(text, position - 3, _COOKIE_POLICY) or _is_at(text, position - 8, _USES_COOKIES)
     found = found or _is_at(text, position - 10, _USE_OF_COOKIES) or _is_at(text, position - 7, _USE_COOKIES)
@@ -133,6 +135,7 @@ def judge_lines(text, wanted, limits, spans, verdicts, brackets):  # type: ignor
     return count, sentences
 
 
+# In the order of datatrove's C4QualityFilter: a phrase counts only in a line that the rules before it have left.
 @njit(cache=True)
 def _verdict(text, first, last, words, longest, bits, limits):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     if longest > limits[0]:
@@ -150,6 +153,8 @@ def _verdict(text, first, last, words, longest, bits, limits):  # type: ignore[n
     return POLICY if bits & POLICY_BIT else KEPT
 
 
+# Carried along: `ended`, whether the word's last mark but quotes ends a sentence; `closed`, whether the word before the
+# present place did; `continuations`, bytes of the word that begin no character.
 @njit(cache=True)
 def _scan(text, position, end):  # type: ignore[no-untyped-def]  # noqa: C901 - one loop
     """Of a line: begin and end of its visible part, words, characters of the longest, sentences, bits of phrases."""
@@ -164,11 +169,13 @@ def _scan(text, position, end):  # type: ignore[no-untyped-def]  # noqa: C901 - 
             first = position
         words += 1
         continuations, ended, start = 0, False, position
+        # The bits of both tables agree only where one of the three words may begin: others cost no comparison.
         if position + 1 < end and _FIRST[text[position]] & _SECOND[text[position + 1]]:
             bits |= _phrase_before(text, position)
         while position < end:
             byte = text[position]
             kind = np.int64(_CLASSES[byte])
+            # The most common case has a loop of its own, which does nothing but look into the table.
             if kind == _OTHER:
                 ended = False
                 position += 1
@@ -187,9 +194,9 @@ def _scan(text, position, end):  # type: ignore[no-untyped-def]  # noqa: C901 - 
                 break
             if kind == _TERMINAL:
                 ended = byte != 0x2E or not is_abbreviated(text, start, position)
-            elif kind != _CLOSING:
+            elif kind != _CLOSING:  # quotes and brackets behind a full stop leave the sentence ended
                 ended = False
-            continuations += width - 1
+            continuations += width - 1  # taken off again, so that `longest` is in characters
             position += width
         longest = max(longest, position - start - continuations)
         last = position
@@ -206,7 +213,7 @@ def _ends_sentence(text, first, last):  # type: ignore[no-untyped-def]
     last = _before_references(text, first, last)
     if last == first:
         return False
-    if text[last - 1] == 0x22 or text[last - 1] == 0x27:
+    if text[last - 1] == 0x22 or text[last - 1] == 0x27:  # in C4 a quote at the end is enough
         return True
     if last - first >= 3 and text[last - 1] == 0x2E and text[last - 2] == 0x2E and text[last - 3] == 0x2E:
         return False
@@ -223,7 +230,7 @@ def _before_references(text, first, last):  # type: ignore[no-untyped-def]
         start = last - 2
         while start > first and 0x30 <= text[start] <= 0x39:
             start -= 1
-        if text[start] != 0x5B:
+        if text[start] != 0x5B:  # `[]` without a number goes too: the pattern of datatrove is `\[\d*]`
             return last
         last = start
     return last
@@ -250,10 +257,11 @@ def filter_texts(buffer, starts, ends, wanted, limits, references, out, out_ends
             counts[number, 2] += verdict == KEPT
             counts[number, 3] += verdict == LOREM_IPSUM
             counts[number, 4] += verdict == BRACE
-            blank = blank or verdict == BLANK
+            blank = blank or verdict == BLANK  # it parts what is kept, whatever was dropped beside it
             if verdict == KEPT:
                 if counts[number, 2] > 1:
                     out[used] = 0x0A
+                    # Both line feeds are written and one or both are counted: the next line overwrites what is not.
                     out[used + 1] = 0x0A
                     used += 1 + blank
                 used = _copy_line(text, spans[line, 0], spans[line, 1], references and brackets[line], out, used)

@@ -17,6 +17,7 @@ def measure_lengths(buffer, starts, ends):  # type: ignore[no-untyped-def]
         while position < ends[number]:
             byte = buffer[position]
             if byte < 0x80:
+                # Python also splits at the information separators, 0x1C to 0x1F, which are no Unicode space.
                 space = byte <= 0x20 and (byte == 0x20 or 0x09 <= byte <= 0x0D or byte >= 0x1C)
                 position += 1
             else:
@@ -24,7 +25,7 @@ def measure_lengths(buffer, starts, ends):  # type: ignore[no-untyped-def]
                 space = is_space(point)
                 position += width
             characters += 1
-            words += inside and space
+            words += inside and space  # a word is counted at its end; one that ends the text follows below
             inside = not space
         lengths[number, 0], lengths[number, 1] = characters, words + inside
     return lengths

@@ -58,6 +58,7 @@ def describe_lines(text, hashes, lengths, flags, breaks):  # type: ignore[no-unt
             pending += 1
             position += 1
             continue
+        # The hash is that of `hash_bytes`, built up on the way: a line is read once for all that is asked about it.
         start, state, packed, length, dots = position, HASH_SEED, _NOTHING, 0, 0
         while position < size:
             byte = text[position]
@@ -67,25 +68,27 @@ def describe_lines(text, hashes, lengths, flags, breaks):  # type: ignore[no-unt
             packed = (packed << _S8) | np.uint64(byte)
             if (position - start) & 7 == 0:
                 state, packed = absorb(state, packed), _NOTHING
-            length += (byte & 0xC0) != 0x80
+            length += (byte & 0xC0) != 0x80  # continuation bytes begin no character
+            # One look into a table for nearly every byte, instead of a comparison with each of the three.
             if not _IS_SPECIAL[byte]:
                 dots = 0
                 continue
             if byte == 0x2E:
                 dots += 1
-                if dots == 3:
+                if dots == 3:  # six dots are two ellipses, as `str.count("...")` has it
                     num_ellipses += 1
                     dots = 0
                 continue
             dots = 0
             num_hashes += byte == 0x23
+            # The ellipsis is E2 80 A6. A lead byte occurs nowhere else in UTF-8, so looking back cannot be deceived.
             if byte == 0xA6 and position - start > 2 and text[position - 2] == 0x80 and text[position - 3] == 0xE2:
                 num_ellipses += 1
         hashes[count], lengths[count], breaks[count] = finished(state, packed, position - start), length, pending
         flags[count] = _flags(text, start, position)
         characters += length
         count, pending = count + 1, 0
-    num_lines = newlines + (size > 0 and text[size - 1] != 0x0A)
+    num_lines = newlines + (size > 0 and text[size - 1] != 0x0A)  # the last line may have no line feed
     return count, num_lines, newlines, characters + newlines, num_hashes, num_ellipses
 
 
@@ -102,6 +105,7 @@ def _last(text, start, end):  # type: ignore[no-untyped-def]
 def _flags(text, start, end):  # type: ignore[no-untyped-def]
     last = _last(text, start, end)
     point, _ = code_point(text, last)
+    # Asked before white space is taken off: datatrove's FineWeb filter asks `line.endswith` of the line as it is.
     flags = TERMINAL if is_terminal(point) else 0
     while is_space(point):
         end = last
@@ -114,7 +118,7 @@ def _flags(text, start, end):  # type: ignore[no-untyped-def]
     if point == 0x2026 or dotted:
         flags |= ELLIPSIS
     point, width = code_point(text, start)
-    while is_space(point):
+    while is_space(point):  # ends, because the loop above has met a visible character
         start += width
         point, width = code_point(text, start)
     if point == 0x2D or point == 0x2022:
@@ -128,14 +132,14 @@ def join_paragraphs(hashes, lengths, flags, breaks, needed, out_hashes, out_leng
     many there are."""
     count, state, length, wanted = 0, HASH_SEED, 0, False
     for number in range(len(hashes)):
-        if breaks[number] >= 2 and number > 0:
+        if breaks[number] >= 2 and number > 0:  # two line feeds: an empty line; the first line ends nothing
             if wanted:
                 out_hashes[count], out_lengths[count] = mix(state), length
                 count += 1
             state, length, wanted = HASH_SEED, 0, False
         elif length:
-            length += 1
-        state = absorb(state, hashes[number])
+            length += 1  # the line feed between two lines of a paragraph
+        state = absorb(state, hashes[number])  # hashes of lines make the paragraph's: the text is not read again
         length += lengths[number]
         wanted = wanted or flags[number] & needed == needed
     if wanted:

@@ -30,6 +30,7 @@ def _look(text):  # type: ignore[no-untyped-def]
     while position < len(text):
         byte = text[position]
         if byte < 0x80:
+            # Control characters are removed, and CR becomes LF.
             if byte < 0x20 and byte != 0x0A and byte != 0x09 or byte == 0x7F:
                 return UNUSUAL
             visible = visible or byte > 0x20
@@ -39,9 +40,8 @@ def _look(text):  # type: ignore[no-untyped-def]
         point, width = code_point(text, position)
         if after_lead or not _is_common(point):
             return UNUSUAL
-        after_lead = (
-            0xC2 <= point <= 0xF4
-        )  # and another one beyond ASCII may be UTF-8 that was read in another encoding
+        # A lead byte of UTF-8, if it was read in Latin-1: with more beyond ASCII behind it this may be mojibake.
+        after_lead = 0xC2 <= point <= 0xF4
         visible = visible or point > 0xA0
         position += width
     return COMMON if visible else BLANK
@@ -52,13 +52,13 @@ def _is_common(point):  # type: ignore[no-untyped-def]
     """Whether a character beyond ASCII stays as it is under NFC, joins with no other and is no control character."""
     return (
         0xA0 <= point < 0x300
-        or 0x400 <= point <= 0x482
-        or 0x2010 <= point <= 0x2027
+        or 0x400 <= point <= 0x482  # Cyrillic up to its combining marks
+        or 0x2010 <= point <= 0x2027  # up to the line separator (2028), which becomes a line feed
         or point == 0x2022
         or point == 0x20AC
         or point == 0x2122
-        or 0x3001 <= point <= 0x3029
-        or 0x3041 <= point <= 0x3096
+        or 0x3001 <= point <= 0x3029  # up to the combining tone marks
+        or 0x3041 <= point <= 0x3096  # hiragana up to the combining voice marks
         or 0x30A1 <= point <= 0x30FA
         or 0x4E00 <= point <= 0x9FFF
         or 0xFF01 <= point <= 0xFF5E

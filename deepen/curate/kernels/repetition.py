@@ -102,9 +102,10 @@ def _line_shares(hashes, lengths, flags, breaks, num_characters, num_open_ends, 
     ``num_open_ends`` (0 to 2; -1: blank lines do not count): how many ends of the text are line feeds, beyond each of
     which the reference implementation sees one more, empty, line.
     """
-    needed = VISIBLE if num_open_ends < 0 else 0
+    needed = VISIBLE if num_open_ends < 0 else 0  # flags that a line must have: with 0 every line counts
     num_lines, repeated, characters = duplicate_lines(hashes, lengths, flags, needed)
     if num_open_ends > 0:
+        # Of two empty lines beyond the ends the second repeats the first, without a character of its own.
         num_lines, repeated = num_lines + num_open_ends, repeated + (num_open_ends - 1)
     shares[0], shares[1] = repeated / max(1, num_lines), characters / num_characters
     chosen, sizes = np.empty(len(hashes), dtype=np.uint64), np.empty(len(hashes), dtype=np.int64)
@@ -118,7 +119,7 @@ def _slot(table, key):  # type: ignore[no-untyped-def]
     """Where ``key`` is, or belongs, in a table whose size is a power of two."""
     mask = np.uint64(len(table) - 1)
     slot = key & mask
-    while table[slot] != _ZERO and table[slot] != key:
+    while table[slot] != _ZERO and table[slot] != key:  # at most half of the slots are taken, so a free one ends it
         slot = (slot + _ONE) & mask
     return slot
 
@@ -126,7 +127,7 @@ def _slot(table, key):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _table_size(count):  # type: ignore[no-untyped-def]
     size = 8
-    while size < 2 * count:
+    while size < 2 * count:  # a power of two, so that a mask finds the slot; at most half full
         size *= 2
     return size
 
@@ -137,7 +138,7 @@ def _duplicates(hashes, lengths):  # type: ignore[no-untyped-def]
     table = np.zeros(_table_size(len(hashes)), dtype=np.uint64)
     repeated, characters = 0, 0
     for number in range(len(hashes)):
-        key = hashes[number] | _ONE
+        key = hashes[number] | _ONE  # zero stands for a free slot; one bit of the hash pays for that
         slot = _slot(table, key)
         if table[slot] == key:
             repeated += 1
@@ -153,7 +154,7 @@ def _n_grams(words, lengths, flags, num_characters, as_datatrove, shares):  # ty
     places = np.arange(num_words, dtype=np.int32)  # where an n-gram might begin that occurs twice
     grams = words.copy()  # hash of the n-gram at each of those places
     firsts, counts = np.empty(num_words, dtype=np.int32), np.empty(num_words, dtype=np.int32)
-    table = np.empty(min(2 * _table_size(num_words), _LARGEST_TABLE), dtype=np.int32)
+    table = np.empty(min(2 * _table_size(num_words), _LARGEST_TABLE), dtype=np.int32)  # one for all nine lengths
     count = num_words
     for n in range(2, 11):
         if num_words < n:
@@ -164,6 +165,7 @@ def _n_grams(words, lengths, flags, num_characters, as_datatrove, shares):  # ty
             place, most = _top(places[:count], counts, firsts)
             if most > 1 or as_datatrove:
                 span = _length(lengths, flags, place, n)
+                # Four shares of lines and paragraphs come first, so those of 2-grams are the fifth.
                 shares[2 + n] = min(1.0, most * span / num_characters)
         else:
             shares[2 + n] = _repeated(places[:count], n, lengths, counts, firsts) / num_characters
@@ -176,6 +178,7 @@ def _grown(places, grams, words, n):  # type: ignore[no-untyped-def]
     count = 0
     for number in range(len(places)):
         place = places[number]
+        # What stays is moved to the front of the same arrays; `count` never passes `number`, so nothing unread is lost.
         if place + n <= len(words):
             places[count], grams[count] = place, absorb(grams[number], words[place + n - 1])
             count += 1
@@ -190,6 +193,7 @@ def _count_grams(grams, table, counts, firsts):  # type: ignore[no-untyped-def]
     are the best mixed ones: they choose the slot, those below the range.
     """
     bits, range_bits = 3, 0
+    # Slots for all n-grams at once, as far as the table goes; beyond that, ranges that fill it to one half.
     while (1 << bits) < _SLOTS_PER_GRAM * len(grams) and (2 << bits) <= len(table):
         bits += 1
     while (1 << (bits + range_bits)) < 2 * len(grams):
@@ -201,22 +205,25 @@ def _count_grams(grams, table, counts, firsts):  # type: ignore[no-untyped-def]
         own[:] = -1
         for number in range(len(grams)):
             gram = grams[number]
-            if range_bits and (gram >> range_shift) & range_mask != np.uint64(part):
+            if range_bits and (gram >> range_shift) & range_mask != np.uint64(part):  # another pass is for it
                 continue
+            # The table holds numbers of n-grams, not hashes: half the bytes, so twice the slots in the cache.
             slot = np.int64(gram >> shift)
             first = own[slot]
+            # `&` and `max` let both be worked out without a jump: for a free slot `grams[0]` is read and not used.
             while (first >= 0) & (grams[max(first, 0)] != gram):
                 slot = (slot + 1) & mask
                 first = own[slot]
             counts[number] = 0
             first = number if first < 0 else first
-            own[slot] = firsts[number] = first
+            own[slot] = firsts[number] = first  # stays as it is when an equal n-gram was there
             counts[first] += 1
 
 
 @njit(cache=True)
 def _top(places, counts, firsts):  # type: ignore[no-untyped-def]
     """Where the first of the most frequent n-grams is, and how often it occurs (overlaps count)."""
+    # Without a repeat the text's first n-gram stands, once, as `Counter.most_common` of the reference gives it.
     most, best = 1, 0
     for number in range(len(places)):
         if firsts[number] == number and counts[number] > most:
@@ -230,8 +237,9 @@ def _repeated(places, n, lengths, counts, firsts):  # type: ignore[no-untyped-de
     characters, next_place = 0, 0
     for number in range(len(places)):
         place, first = places[number], firsts[number]
-        if place < next_place:
+        if place < next_place:  # skipped, and not noted as seen either, as in the reference
             continue
+        # The sign says that the n-gram was met in this pass; counts are made anew for the next length.
         if counts[first] < 0:
             for word in range(place, place + n):
                 characters += lengths[word]
@@ -246,6 +254,7 @@ def _kept(places, grams, counts, firsts):  # type: ignore[no-untyped-def]
     """Keep the places whose n-gram occurs more than once; returns their number."""
     count = 0
     for number in range(len(places)):
+        # Copied in any case, and counted only if it stays: no branch that depends on the text.
         places[count], grams[count] = places[number], grams[number]
         count += abs(counts[firsts[number]]) > 1
     return count

@@ -12,15 +12,17 @@ import numpy as np
 from deepen.engine.compiled import njit
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, the increment of splitmix64
-_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # of splitmix64 (Steele et al. 2014)
 _S8, _S27, _S30, _S31, _S56 = np.uint64(8), np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(56)
 
+# Not zero: from a state of zero `absorb` would not see leading zeros. (FNV's offset basis; any other would do.)
 HASH_SEED = np.uint64(0xCBF29CE484222325)
 
 
 @njit(cache=True, inline="always")
 def code_point(text, position):  # type: ignore[no-untyped-def]
     """The code point that starts at byte ``position`` of valid UTF-8, and its number of bytes."""
+    # The texts were Python strings once, so their UTF-8 is whole: neither bounds nor continuation bytes are tested.
     first = np.int64(text[position])
     if first < 0x80:
         return first, 1
@@ -48,19 +50,19 @@ def is_space(point):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def is_unspaced(point):  # type: ignore[no-untyped-def]
     """Letters of scripts without spaces between words: Chinese, Japanese, Thai, Lao, Tibetan, Burmese, Khmer, Yi."""
-    if point < 0x0E00:
+    if point < 0x0E00:  # below Thai every script parts its words: nearly all text leaves here
         return False
     return (
         point <= 0x109F
         or 0x1780 <= point <= 0x17FF
         or 0x2E80 <= point <= 0x2FDF
-        or 0x3005 <= point <= 0x3007
+        or 0x3005 <= point <= 0x3007  # iteration mark and zero: letters that stand among punctuation
         or 0x3040 <= point <= 0x312F
         or 0x31A0 <= point <= 0x4DBF
         or 0x4E00 <= point <= 0xA4CF
         or 0xF900 <= point <= 0xFAFF
-        or 0xFF66 <= point <= 0xFF9F
-        or 0x20000 <= point <= 0x3FFFF
+        or 0xFF66 <= point <= 0xFF9F  # half-width kana
+        or 0x20000 <= point <= 0x3FFFF  # rare Chinese characters
     )
 
 
@@ -69,8 +71,9 @@ def is_separator(point):  # type: ignore[no-untyped-def]
     """Whatever is neither letter nor digit, as far as it is common: spaces, punctuation, symbols, emoji."""
     if point < 0x80:
         return not (0x30 <= point <= 0x39 or 0x41 <= point <= 0x5A or 0x61 <= point <= 0x7A)
-    if point < 0xC0 or point == 0xD7 or point == 0xF7:
+    if point < 0xC0 or point == 0xD7 or point == 0xF7:  # the signs of times and division stand among Latin letters
         return True
+    # The scripts below 0x2000 are nearly all letters and marks that belong to them: their few separators are named.
     if point < 0x2000:
         return point in (0x0589, 0x05BE, 0x060C, 0x061B, 0x061F, 0x06D4, 0x0964, 0x0965, 0x1680)
     return (
@@ -100,6 +103,7 @@ def lower(point):  # type: ignore[no-untyped-def]
         return point + 0x20
     if point < 0xC0:
         return point
+    # This would turn the sign of times (0xD7) into that of division; both are separators, which nobody asks about.
     if point <= 0xDE or 0x391 <= point <= 0x3A9 or 0x410 <= point <= 0x42F:
         return point + 0x20
     if 0x400 <= point <= 0x40F:
@@ -110,6 +114,7 @@ def lower(point):  # type: ignore[no-untyped-def]
 @njit(cache=True, inline="always")
 def absorb(state, value):  # type: ignore[no-untyped-def]
     """One step of an order-dependent hash over unsigned 64-bit values; finish with ``mix``."""
+    # A product carries bits upwards only; the old state, shifted, brings the high ones down again.
     return ((state ^ value) * _MULTIPLIER) ^ (state >> _S31)
 
 
@@ -124,6 +129,7 @@ def mix(state):  # type: ignore[no-untyped-def]
 @njit(cache=True, inline="always")
 def finished(state, packed, size):  # type: ignore[no-untyped-def]
     """The hash of ``size`` bytes of which every full eight were absorbed and the rest is in ``packed``."""
+    # At most seven bytes are left, so the highest byte is free for their number: else `a` and NUL `a` had one hash.
     return mix(absorb(state, packed | (np.uint64(size & 7) << _S56)))
 
 

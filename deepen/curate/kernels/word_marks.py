@@ -76,14 +76,14 @@ def kind_before(text, position):  # type: ignore[no-untyped-def]
     if position == 0:
         return SPACE
     kind = np.int64(CLASSES[text[position - 1]])
-    return LETTER if kind == WIDE else kind
+    return LETTER if kind == WIDE else kind  # going back over a character of several bytes would cost a loop
 
 
 @njit(cache=True)
 def joins_digits(text, position):  # type: ignore[no-untyped-def]
     """Whether an en dash (10–20) or a raised decimal point (0·5) between two digits is at ``position``."""
     if text[position] == 0xC2:
-        after = position + 2
+        after = position + 2  # the raised point has two bytes, the dash three
         joins = after < len(text) and text[position + 1] == 0xB7
     else:
         after = position + 3
@@ -105,7 +105,7 @@ def is_clitic(text, position, width):  # type: ignore[no-untyped-def]
         position += width
         if letters > 2:
             return False
-    return letters > 0 and kind != DIGIT
+    return letters > 0 and kind != DIGIT  # 's2 is no clitic
 
 
 @njit(cache=True)
@@ -114,10 +114,10 @@ def _before_clitic(text, start, position, width):  # type: ignore[no-untyped-def
     if not is_clitic(text, position, width):
         return -1
     after = position + width
-    negates = text[position - 1] | 0x20 == 0x6E and text[after] | 0x20 == 0x74
+    negates = text[position - 1] | 0x20 == 0x6E and text[after] | 0x20 == 0x74  # n't, in letters of any size
     if not negates or (after + 1 < len(text) and class_at(text, after + 1)[0] == LETTER):
         return position
-    return position - 1 if position - 1 > start else -1
+    return position - 1 if position - 1 > start else -1  # n't alone has no word before it and stays whole
 
 
 def _packed(word: str) -> int:
@@ -132,6 +132,7 @@ def _packed_words(words: str) -> npt.NDArray[np.int64]:
 @njit(cache=True)
 def _is_one_of(text, position, end, packed_words):  # type: ignore[no-untyped-def]
     """Whether the bytes between two positions, seven at most, are one of the words."""
+    # Seven bytes leave the sign alone, so numbers sort as words do, and one search among a few dozen finds the word.
     packed = np.int64(0)
     for place in range(position, end):
         packed = (packed << 8) | np.int64(text[place])
@@ -155,11 +156,12 @@ def is_abbreviated(text, start, position):  # type: ignore[no-untyped-def]
     if position == start or text[position - 1] >= 0x80:
         return False
     before = text[position - 1]
-    single = position - 1 == start or text[position - 2] == 0x2E
+    single = position - 1 == start or text[position - 2] == 0x2E  # one letter, or one after a full stop: J. and U.S.
     if 0x41 <= before <= 0x5A:
-        return single or not 0x41 <= text[position - 2] <= 0x5A
+        return single or not 0x41 <= text[position - 2] <= 0x5A  # spaCy parts a full stop after two capitals only
     if not 0x61 <= before <= 0x7A:
         return False
+    # No abbreviation has more than six letters; most words of the text are ruled out by that or by their small letter.
     if single or position - start > 6 or (text[start] > 0x5A and text[start] != 0x76):  # only `vs` has no capital
         return single
     return _is_one_of(text, start, position, _ABBREVIATIONS)
@@ -177,6 +179,7 @@ def before_unit(text, start, end):  # type: ignore[no-untyped-def]
     begin = end
     while begin > start and CLASSES[text[begin - 1]] == LETTER:
         begin -= 1
+    # Not letters alone, not digits alone; no unit has more than four letters.
     if begin in (start, end) or end - begin > 4 or CLASSES[text[begin - 1]] != DIGIT:
         return end
     if end < len(text) and class_at(text, end)[0] >= STICKY:
@@ -187,23 +190,26 @@ def before_unit(text, start, end):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def after_marks(text, start, position):  # type: ignore[no-untyped-def]
     """Past the marks at ``position`` inside a word: where it goes on, or where it ends; and which of the two."""
+    # `stays`: how far the marks belong to the word if nothing follows them (`50%` none, `U.S.` the last one).
     size, end, stays, kind = len(text), position, position, SPACE
     while end < size:
         kind, width = class_at(text, end)
         if kind <= SPACE or kind == ALONE_LETTER:
             break
-        if kind == MARK and width > 1:
+        if kind == MARK and width > 1:  # quotation marks and the like beyond ASCII always end the word
             return stays, False
         end += width
         if kind == STICKY and _stays(text, start, end - 1):
             stays = end
     if end >= size or kind in (SPACE, ALONE_LETTER):
         return stays, False
-    if _is_scheme(text, start, position):
+    if _is_scheme(text, start, position):  # http:// and the like: an address, whatever follows
         return _address_end(text, end), False
+    # In an address nothing is cut (example.org/a-b): before a cut the whole stretch is looked at.
     cut = _cut(text, start, position, end, kind)
     if cut < 0:
         return end, True
+    # Not in the rest of a word that was cut.
     if text[position] != 0x27 and text[position] < 0x80 and kind_before(text, start) in (SPACE, MARK, QUOTE):
         address = _address_end(text, position)
         if _is_address(text, start, address):
@@ -223,7 +229,7 @@ def _stays(text, start, position):  # type: ignore[no-untyped-def]
 def _cut(text, start, position, end, after):  # type: ignore[no-untyped-def]
     """Where the word is cut that has marks between ``position`` and ``end`` and goes on; -1 if it is not."""
     mark = text[position]
-    if mark == 0x27 or mark >= 0x80:
+    if mark == 0x27 or mark >= 0x80:  # an apostrophe, plain or typographic (three bytes)
         return _before_clitic(text, start, position, 1 if mark < 0x80 else 3)
     if not _parts(text, position, end, after):
         return -1
@@ -239,11 +245,12 @@ def _parts(text, position, end, after):  # type: ignore[no-untyped-def]
     """Whether the marks between ``position`` and ``end``, with a word on each side, part the two."""
     before, mark = kind_before(text, position), text[position]
     letters, digits = before == LETTER and after == LETTER, before == DIGIT and after == DIGIT
-    for place in range(position + 1, end):
+    for place in range(position + 1, end):  # marks of several kinds in a row part nothing here
         if text[place] != mark:
             return False
     if mark == 0x2E:  # end.Next are two sentences
         return end > position + 1 or (0x61 <= text[position - 1] <= 0x7A and 0x41 <= text[end] <= 0x5A)
+    # From here on spaCy's infix rules: a-b, 10-20; then a,b; 2+2, 2*2; a:b, a/b, a<b, a=b, a>b.
     if mark == 0x2D:
         return (after == LETTER and before <= DIGIT) or (digits and end == position + 1)
     if end > position + 1:
@@ -286,6 +293,7 @@ def _address_end(text, position):  # type: ignore[no-untyped-def]
         if kind == SPACE or (width > 1 and kind != LETTER):
             break
         end += width
+    # The full stop of the sentence, the bracket around it.
     while end > position and (CLASSES[text[end - 1]] == MARK or text[end - 1] == 0x2E or text[end - 1] == 0x27):
         end -= 1
     return end
@@ -315,6 +323,7 @@ def _is_port(text, position, end):  # type: ignore[no-untyped-def]
 def _is_host(text, position, end):  # type: ignore[no-untyped-def]
     """Whether labels of letters, digits, hyphens and underscores stand between full stops, the last one of two small
     letters or more, and then the end, a path or a port."""
+    # Of the present label: its length, may it be the last one (`small`), was the last byte a hyphen (`joined`).
     dots, length, small, joined = 0, 0, True, False
     while position < end:
         byte = text[position]
@@ -325,7 +334,7 @@ def _is_host(text, position, end):  # type: ignore[no-untyped-def]
         elif byte == 0x2E and 0 < length <= _LONGEST_LABEL and not joined:
             dots, length, small = dots + 1, 0, True
         elif (byte == 0x2D or byte == 0x5F) and length:
-            small, length = False, length + 1
+            small, length = False, length + 1  # no top-level domain has a hyphen
         else:
             if byte == 0x2F or byte == 0x3F or byte == 0x23 or _is_port(text, position, end):
                 break
@@ -338,7 +347,7 @@ def _is_host(text, position, end):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def after_face(text, position):  # type: ignore[no-untyped-def]
     """Where the emoticon of marks ends, :) or ;-) or :*, whose eyes are before ``position``; or ``position``."""
-    mouth = position + (position < len(text) and text[position] == 0x2D)
+    mouth = position + (position < len(text) and text[position] == 0x2D)  # behind the nose, if there is one
     if mouth >= len(text):
         return position
     if text[mouth] == 0x29:

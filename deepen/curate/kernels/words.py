@@ -52,6 +52,7 @@ _SYMBOLS = np.array(
 )
 
 
+# A word's hash must be that of `hash_bytes`, whichever branch found it: else 30 and the 30 of `30mph` would differ.
 @njit(cache=True)
 def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-untyped-def]  # noqa: C901 - one loop
     """The words of a text: byte positions ``starts`` and ``ends`` (nobody wants them if they are empty), ``hashes``
@@ -68,7 +69,7 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
             state, packed, least = HASH_SEED, _NOTHING, kind
             while kind <= DIGIT:
                 packed = (packed << _S8) | np.uint64(byte)
-                least &= kind
+                least &= kind  # LETTER is 0 and DIGIT is 1: 0 once there is a letter
                 position += 1
                 if (position - start) & 7 == 0:
                     state, packed = absorb(state, packed), _NOTHING
@@ -78,7 +79,7 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
                 kind = np.int64(CLASSES[byte])
             run_end = position
             position = _after_run(text, start, position, kind)
-            if position == run_end:
+            if position == run_end:  # the common case: nothing was added or parted, all is known
                 if located:
                     starts[count], ends[count] = start, position
                 hashes[count], lengths[count] = finished(state, packed, position - start), position - start
@@ -88,7 +89,7 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
         elif kind == MARK:
             position += 1
             hashes[count] = finished(HASH_SEED, np.uint64(byte), 1)
-            if byte == 0x3A or byte == 0x3B:
+            if byte == 0x3A or byte == 0x3B:  # only a colon or semicolon can be the eyes of an emoticon
                 position = after_face(text, position)
                 hashes[count] = hash_bytes(text, start, position)
             if located:
@@ -146,6 +147,7 @@ def _after_run(text, start, position, kind):  # type: ignore[no-untyped-def]
             position += is_abbreviated(text, start, position)
         else:
             position = _word_end(text, start, position)
+    # In a run nothing but digits is so low: a number with letters at its end may hold a unit.
     if text[start] <= 0x39 and CLASSES[text[position - 1]] == LETTER:
         position = before_unit(text, start, position)
     return position
@@ -180,7 +182,7 @@ def _word_end(text, start, position):  # type: ignore[no-untyped-def]
 def _begins_word(text, position, width, kind):  # type: ignore[no-untyped-def]
     """Whether the mark at ``position`` is the beginning of a word (``.gov``, ``-5``, ``'s``) and not one of its own."""
     after = position + width
-    if after >= len(text) or text[position] == 0x3D:
+    if after >= len(text) or text[position] == 0x3D:  # an equals sign is always parted at the beginning
         return False
     follows_word = kind_before(text, position) <= INERT
     if kind == QUOTE:
@@ -239,6 +241,6 @@ def count_words(lengths, flags):  # type: ignore[no-untyped-def]
         plain = (flags[number] & SYMBOL) == 0
         num_plain += plain
         num_characters += plain * lengths[number]
-        num_alphabetic += flags[number] & ALPHABETIC
+        num_alphabetic += flags[number] & ALPHABETIC  # the flag is the lowest bit: 1 or 0
         num_alone += (flags[number] & ALONE) != 0
     return num_plain, num_characters, num_alphabetic, num_alone

@@ -77,6 +77,7 @@ def apply_to_batch(steps: Sequence[Applies], batch: Batch) -> Dropped:
         if not isinstance(step, Judges):
             _apply_singly(step, batch, batch.alive.copy(), dropped)
             continue
+        # A batch form sees texts only; where it may edit one that has spans, the step's `apply` must move these along.
         singly = batch.alive & batch.has_spans if step.edits else np.zeros(len(batch), np.bool_)
         judgement = step.judge(batch)
         if judgement.undecided is not None:
@@ -93,6 +94,7 @@ def _take(judgement: Judgement, batch: Batch, concerned: npt.NDArray[np.bool_], 
         batch.scores.add(name, values, concerned & ~np.isnan(values))
     if judgement.broken is not None:
         assert judgement.values is not None, "a broken rule has a value"
+        # A step counts its own reasons from 0.
         places = np.array([dropped.place(reason) for reason in judgement.reasons], dtype=np.int64)
         goes = concerned & (judgement.broken >= 0)
         if goes.any():
@@ -112,7 +114,7 @@ def _apply_singly(step: Applies, batch: Batch, concerned: npt.NDArray[np.bool_],
             dropped.note(row, result)
             batch.scores.put(row, {**before.scores, **result.scores})
             batch.alive[row] = False
-        elif result is not before:
+        elif result is not before:  # most steps give the document back as it was: nothing to put
             documents[row] = before, result
     batch.put(documents)
 

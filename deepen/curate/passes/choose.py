@@ -58,11 +58,12 @@ def _decisions(
     decisions["code"][copies] = FIRST_REASON
     decisions["value"][copies] = similarities(corpus, copies, chosen.copy_of[copies])
     kept[copies] = chosen.copy_of[copies]
+    # Watched documents are scored or dropped, never trained.
     unused = np.flatnonzero(chosen.watched & (decisions["code"] == 0))
     decisions["code"][unused] = FIRST_REASON + 1
     decisions["value"][unused] = corpus.index["num_bytes"][unused]
     for step in config.corpus_steps:
-        drops = step.apply(corpus, decisions["code"] == 0)
+        drops = step.apply(corpus, decisions["code"] == 0)  # each step sees what the ones before have left
         if drops.reason not in reasons:
             reasons.append(drops.reason)
         decisions["code"][drops.documents] = FIRST_REASON + reasons.index(drops.reason)
@@ -81,6 +82,7 @@ def _save(corpus: Corpus, decisions: np.ndarray[Any, Any], kept: Positions) -> N
         own = np.zeros(int(firsts[number + 1] - firsts[number]), dtype=DECISION)
         own["code"] = decisions["code"][firsts[number] : firsts[number + 1]]
         own["value"] = decisions["value"][firsts[number] : firsts[number + 1]]
+        # `dropped` ascends, so a part's own are one stretch.
         begin, end = np.searchsorted(dropped, firsts[number : number + 2])
         own["kept_id"][dropped[begin:end] - firsts[number]] = kept_ids[begin:end]
         save_array(files.decisions, own)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from deepen.formats.files.atomic import writing
 
-_ROWS_AT_ONCE = 32
+_ROWS_AT_ONCE = 32  # reading up to so many for each one wanted costs less than a read of its own
 
 Positions = npt.NDArray[np.int64]
 """Documents by their number in the corpus."""
@@ -156,6 +156,7 @@ def _gather(path: Path, begins: Positions, out: npt.NDArray[Any], places: Positi
     descriptor = os.open(path, os.O_RDONLY)
     try:
         for begin, place, end in zip(begins.tolist(), places.tolist(), ends.tolist(), strict=True):
+            # Straight into its place, without a seek.
             num_read = os.preadv(descriptor, [data[place * width : end * width]], begin * width)
             assert num_read == (end - place) * width, f"`{path}` is shorter than its index says"
     finally:

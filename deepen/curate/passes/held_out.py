@@ -55,6 +55,7 @@ def split(corpus: Corpus, labels: Labels, sources: Sequence[SourcePlan], config:
             choice.take_by_hash(number, source, config)
     trained = np.flatnonzero(~watched & (choice.copy_of < 0) & ~choice.held_out)
     leaks = find_leaks(corpus, np.flatnonzero(choice.held_out), trained)
+    # Chosen first, searched afterwards: clusters of MinHash miss some copies, and no copy may be trained on.
     choice.copy_of[trained] = leaks
     return Split(choice.held_out, choice.copy_of, watched)
 
@@ -83,9 +84,11 @@ class _Choice:
         num_taken, num_bytes = 0, 0
         for document in self.corpus.by_content(documents):
             size = int(self.corpus.index["num_bytes"][document])
+            # One beyond the whole cap would end the choice at once.
             if num_taken >= target or not self._is_free(document) or size > cap_bytes:
                 continue
             if num_bytes + size > cap_bytes:
+                # Not `continue`: filling what is left of the cap with small ones would favour short documents.
                 break
             if source.role == "watch" or self._may_go(document):
                 self._take(document)
@@ -116,17 +119,19 @@ class _Choice:
         return self._by_label[first:last]
 
     def _num_by_source(self, documents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        trained = documents[~self.watched[documents]]
+        trained = documents[~self.watched[documents]]  # a watch source loses nothing: it is not trained
         return np.bincount(self.corpus.source[trained], minlength=self._num_sources)
 
     def _may_go(self, document: np.int64) -> bool:
         """Whether the cluster is small enough that no source loses more than its share."""
         removed = self._num_by_source(self._cluster(document))
+        # A source that loses nothing by this cluster has no say, even if it has given all that it may.
         return bool(np.all((removed == 0) | (self._num_removed + removed <= self._most_removed)))
 
     def _take(self, document: np.int64) -> None:
         cluster = self._cluster(document)
         self._num_removed += self._num_by_source(cluster)
+        # The whole cluster in one go: from now on none of it is free, so no cluster is taken twice.
         self.copy_of[cluster] = document
         self.copy_of[document] = -1
         self.held_out[document] = True

@@ -93,7 +93,7 @@ def _kept(part: FirstPart, count: _Incoming, drops: pq.ParquetWriter) -> Iterato
             drops.write_table(table)
             count.dropped.update(table["reason"].to_pylist())
         table = batch.kept() if batch.alive.any() else None
-        del batch
+        del batch  # before the consumer goes on: a large text would be held twice
         if table is not None:
             yield table
 
@@ -150,7 +150,7 @@ def _chosen(files: PartFiles, decisions: np.ndarray[Any, Any], code: int) -> Ite
 
 def _drop_tables(files: PartFiles, decisions: np.ndarray[Any, Any], reasons: Sequence[str]) -> Iterator[pa.Table]:
     """What the first pass dropped, then what was decided afterwards, in the order of the documents."""
-    yield from regrouped(read_tables(files.dropped))
+    yield from regrouped(read_tables(files.dropped))  # the first pass wrote a small group per batch
     for table, own in _with_decisions(files, decisions):
         chosen = np.flatnonzero(own["code"] >= FIRST_REASON)
         if len(chosen):
@@ -174,4 +174,4 @@ def _decided(
 
 
 def _names(kept_ids: np.ndarray[Any, Any]) -> list[str]:
-    return [name if name.strip("0") else "" for name in DocumentIds(kept_ids)]
+    return [name if name.strip("0") else "" for name in DocumentIds(kept_ids)]  # zeros stand for no document

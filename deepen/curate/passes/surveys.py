@@ -24,8 +24,8 @@ from deepen.curate.step import Applies, DocumentStep, Drop, Judgement
 from deepen.formats.documents.documents import Document
 
 Keys = npt.NDArray[np.uint64]
-_MERGED_KEYS = 8_000_000
-_PENDING_KEYS = 4_000_000
+_MERGED_KEYS = 8_000_000  # at a time, over all parts
+_PENDING_KEYS = 4_000_000  # gathered before they are sorted: sorting after each batch would be quadratic
 
 
 class SurveyStep(DocumentStep):
@@ -138,7 +138,7 @@ def _sum(counted: Sequence[tuple[Keys, npt.NDArray[np.int64]]]) -> tuple[Keys, n
     order = np.argsort(keys, kind="stable")
     keys, counts = keys[order], counts[order]
     firsts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    return keys[firsts], np.add.reduceat(counts, firsts)
+    return keys[firsts], np.add.reduceat(counts, firsts)  # sums from each first to the next
 
 
 def conclude_survey(source: str, parts: Sequence[SurveyPart], num_documents: int) -> None:
@@ -156,6 +156,7 @@ def _ranges(parts: Sequence[SurveyPart]) -> Iterator[tuple[Keys, npt.NDArray[np.
         (np.load(part.file("keys"), mmap_mode="r"), np.load(part.file("counts"), mmap_mode="r")) for part in parts
     ]
     num_ranges = 1 + sum(len(keys) for keys, _ in tables) // _MERGED_KEYS
+    # Keys are hashes: equal ranges hold about equally many. A key lies in one range only, so its sum is whole.
     limits = [number * (2**64 // num_ranges) for number in range(num_ranges)]
     starts = [np.searchsorted(keys, np.array(limits, dtype=np.uint64)).tolist() + [len(keys)] for keys, _ in tables]
     for number in range(num_ranges):

@@ -25,6 +25,7 @@ def pack_ids(ids: Sequence[str]) -> Array:
     digits = "".join(ids)
     if len(digits) != 32 * len(ids):
         raise ValueError("a document id has 32 hexadecimal digits")
+    # Hex digits are big-endian, files are little-endian.
     return np.frombuffer(bytes.fromhex(digits), dtype=">u8").reshape(-1, 2).astype("<u8")
 
 

@@ -164,6 +164,7 @@ def regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         for row, size in enumerate(pc.binary_length(table["text"]).to_pylist()):
             rows, num_bytes = rows + 1, num_bytes + size
             if rows == _ROWS_PER_GROUP or num_bytes >= _CHARACTERS_PER_GROUP:
+                # Slices share the memory of their tables; here they are copied once, and the tables can go.
                 yield pa.concat_tables([*pending, table.slice(begin, row + 1 - begin)]).combine_chunks()
                 pending, begin, rows, num_bytes = [], row + 1, 0, 0
         if begin < table.num_rows:
@@ -211,7 +212,7 @@ def roles_in(path: Path) -> set[str]:
             return found
         for index in range(file.num_row_groups):
             spans = file.read_row_group(index, columns=["spans"])["spans"]
-            if spans.null_count < len(spans):
+            if spans.null_count < len(spans):  # most files have no spans at all
                 flat = spans.combine_chunks().flatten()
                 found.update(flat.field("role").unique().to_pylist())
     return found
@@ -226,4 +227,4 @@ def document_files(directory: Path, source: str | None = None) -> list[Path]:
 
 def _part_order(path: Path) -> tuple[str, int]:
     source, _, part = path.stem.rpartition("-")
-    return source, int(part)
+    return source, int(part)  # as a number: of more than 99,999 parts names do not sort

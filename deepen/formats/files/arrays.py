@@ -33,6 +33,7 @@ def write_array(
             if block.size:  # an empty array has no buffer that could be written
                 file.write(np.ascontiguousarray(block, dtype=kind))
             num_rows += len(block)
+        # Inside the block: a wrong header never gets its name.
         assert num_rows == shape[0], f"{num_rows} rows written, {shape[0]} announced"
     return file.entry(path.relative_to(root).as_posix())
 

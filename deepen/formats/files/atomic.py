@@ -51,7 +51,7 @@ class HashingWriter:
 
     def write(self, data: Any) -> int:
         """Write bytes or any contiguous buffer; returns the number of bytes."""
-        view = memoryview(data).cast("B")
+        view = memoryview(data).cast("B")  # arrays and Arrow buffers, too, without a copy
         self._file.write(view)
         self._hash.update(view)  # type: ignore[arg-type]
         self.num_bytes += view.nbytes
@@ -89,13 +89,15 @@ class HashingWriter:
 def writing(path: Path, kind: str = "xxh3") -> Iterator[HashingWriter]:
     """Write ``path`` atomically: the block writes to a temporary file that is synced and renamed when it succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")  # in the same folder: a rename is atomic only within a file system
     with temporary.open("wb") as file:
+        # An error here skips all below: the old file stays, and the next try overwrites NAME.tmp.
         yield HashingWriter(file, kind)
         file.flush()
+        # Before the rename: else the new name may reach the disk before the contents, and a power cut empty it.
         os.fsync(file.fileno())
     temporary.replace(path)
-    sync_directory(path.parent)
+    sync_directory(path.parent)  # a rename is a change of the folder, which has to reach the disk itself
 
 
 def write_bytes(path: Path, data: bytes, kind: str = "xxh3") -> FileEntry:
@@ -128,10 +130,10 @@ def link_or_copy(source: Path, target: Path) -> None:
     """The same file under another name where the file system can do that, else a copy; ``target`` appears whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
-    temporary.unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)  # of an earlier try; `os.link` does not overwrite
     try:
         os.link(source, temporary)
-    except OSError:
+    except OSError:  # another file system, or one without links
         shutil.copyfile(source, temporary)
     temporary.replace(target)
 
@@ -155,7 +157,7 @@ def damage(entry: FileEntry, root: Path) -> str | None:
     path = root / entry.path
     if not path.is_file():
         return f"`{path}` is missing"
-    if path.stat().st_size != entry.bytes:
+    if path.stat().st_size != entry.bytes:  # asked first: it spares hashing what cannot be right
         return f"`{path}` has {path.stat().st_size} bytes, its manifest says {entry.bytes}"
     if hash_file(path, entry.hash.partition(":")[0]) != entry.hash:
         return f"`{path}` has other contents than its manifest says (hash differs)"

@@ -38,6 +38,7 @@ def append_record(path: Path, record: dict[str, Any], *, sync: bool = False) -> 
     if _read_only:
         return
     with path.open("a", encoding="utf-8") as file:
+        # One write for the line with its end: what has no end was cut by a kill.
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if sync:
             file.flush()

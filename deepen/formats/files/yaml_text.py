@@ -63,6 +63,7 @@ def parse_value(text: str) -> Any:
 
 
 def _plain(node: Node, key: Key, name: str, result: YamlText) -> Any:
+    # A mapping's key was noted before: its line, not its value's.
     result.places.setdefault(key, f"{name}:{node.start_mark.line + 1}")
     if isinstance(node, ScalarNode):
         return _scalar(node)
@@ -85,7 +86,7 @@ def _plain(node: Node, key: Key, name: str, result: YamlText) -> Any:
 
 
 def _scalar(node: ScalarNode) -> Any:
-    if node.style in ("'", '"', "|", ">"):
+    if node.style in ("'", '"', "|", ">"):  # quoted: text, whatever it looks like
         return node.value
     value = parse_value(node.value) if node.value.strip() else None
     return node.value if isinstance(value, date) else value  # dates stay text

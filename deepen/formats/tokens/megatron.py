@@ -32,7 +32,7 @@ _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items()}
 _TOKEN_CODES = (1, 2, 3, 4, 5, 8)
-_LARGEST_U16_VOCABULARY = 65_500
+_LARGEST_U16_VOCABULARY = 65_500  # Megatron's limit, not 65,536
 _BLOCK = 1 << 20
 _REMEDY = "copy the pair again from where it was made, or make it anew"
 
@@ -66,7 +66,7 @@ class IndexedDatasetWriter:
         self.num_tokens = 0
         self.entries: tuple[FileEntry, ...] = ()
         """Entries of ``.bin`` and ``.idx`` (named by their file names) once the block has ended."""
-        self._lengths = array("i")
+        self._lengths = array("i")  # grows in place, 4 bytes a number; a list of Python numbers takes many times that
         self._boundaries = array("q", [0])
         self._stack = ExitStack()
 
@@ -93,6 +93,7 @@ class IndexedDatasetWriter:
         assert lengths.max(initial=0) < 2**31, "a sequence holds at most 2^31 - 1 tokens"
         self._write(tokens)
         filled = lengths > 0
+        # A boundary for every document, a sequence for those that are not empty.
         boundaries = len(self._lengths) + np.cumsum(filled, dtype=np.int64)
         self._lengths.frombytes(lengths[filled].astype(np.int32).tobytes())
         self._boundaries.frombytes(boundaries.tobytes())
@@ -107,7 +108,7 @@ class IndexedDatasetWriter:
         self._boundaries.frombytes((dataset.boundaries[1:] + first).astype(np.int64).tobytes())
 
     def _write(self, tokens: Array) -> None:
-        if len(tokens) and tokens.dtype != self.dtype:
+        if len(tokens) and tokens.dtype != self.dtype:  # a cast would wrap ids that are too large, without a word
             limits = np.iinfo(self.dtype)
             low, high = int(tokens.min()), int(tokens.max())
             assert limits.min <= low and high <= limits.max, f"ids {low}..{high} do not fit {self.dtype}"
@@ -117,7 +118,7 @@ class IndexedDatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)  # renames `.bin`, if there was no error
         if kind is not None:
             return
         with writing(idx_path(self.prefix)) as file:
@@ -225,7 +226,7 @@ def _read_index(path: Path) -> _Index:
     if len(head) < _HEADER.size:
         raise DamageError(f"`{path}` ends inside its header ({num_bytes} bytes)", hint=_REMEDY)
     _, version, code, num_sequences, num_boundaries = _HEADER.unpack(head)
-    if version == int.from_bytes(VERSION.to_bytes(8, "little"), "big"):
+    if version == int.from_bytes(VERSION.to_bytes(8, "little"), "big"):  # 1, read in the wrong direction
         raise SourceError(
             f"`{path}` is big-endian (its version, at byte 9, reads {version}); pairs are little-endian",
             hint="it was made on another kind of machine: make the pair anew on a little-endian one, or give the text",
@@ -249,6 +250,7 @@ def _map_index(path: Path, num_bytes: int, code: int, num_sequences: int, num_bo
         )
     raw = np.memmap(path, dtype=np.uint8, mode="r")
     at = _HEADER.size
+    # Views of bytes, since nothing is aligned in this format: the header has 34 bytes.
     lengths = raw[at : at + 4 * num_sequences].view("<i4")
     offsets = raw[at + 4 * num_sequences : at + 12 * num_sequences].view("<i8")
     boundaries = raw[at + 12 * num_sequences : expected].view("<i8")
@@ -265,11 +267,12 @@ def _read_tokens(path: Path, dtype: np.dtype[Any], index: _Index) -> Array:
         raise DamageError(f"`{path}` is missing, its index is there", hint=_REMEDY)
     num_bytes = path.stat().st_size
     expected = 0
-    for begin in range(0, len(index.lengths), _BLOCK):
+    for begin in range(0, len(index.lengths), _BLOCK):  # in blocks, so that a long index is not held in memory
         expected += int(index.lengths[begin : begin + _BLOCK].sum(dtype=np.int64)) * dtype.itemsize
     if num_bytes != expected:
         raise DamageError(f"`{path}` has {num_bytes} bytes, its index asks for {expected}", hint=_REMEDY)
     last_end = int(index.offsets[-1]) + int(index.lengths[-1]) * dtype.itemsize if len(index.lengths) else 0
     if last_end != expected:
         raise DamageError(f"`{idx_path(path)}`: sequences end at byte {last_end}, not at {expected}", hint=_REMEDY)
+    # An empty file cannot be mapped.
     return np.memmap(path, dtype=dtype, mode="r") if num_bytes else np.empty(0, dtype=dtype)

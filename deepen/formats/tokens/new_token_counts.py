@@ -28,6 +28,7 @@ def count_new_tokens(shard: Path, base_vocabulary_size: int, vocabulary_size: in
     tokens = IndexedDataset.open(shard).tokens
     for begin in range(0, len(tokens), _BLOCK):
         block = tokens[begin : begin + _BLOCK]
+        # New ids follow all old ones.
         new = block[block >= base_vocabulary_size].astype(np.int64) - base_vocabulary_size
         counts += np.bincount(new, minlength=len(counts))
     return counts

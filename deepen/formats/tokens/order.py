@@ -150,6 +150,7 @@ class Order:
         ranges: list[_Range] = []
         for path, table in zip(paths, tables, strict=True):
             for segment in table.segments:
+                # The later file wins from its first batch on.
                 ranges = [*_cut(ranges, segment.first_batch), _open_range(path.parent, segment)]
         for before, after in zip(ranges, ranges[1:], strict=False):
             if before.end_batch != after.segment.first_batch:
@@ -183,6 +184,7 @@ class Order:
     def batch_of_step(self, step: int) -> int:
         """The batch of optimizer step ``step`` (from 1), holes passed over."""
         batch = step - 1
+        # By first batch: passing over one hole may lead into the next.
         for hole in sorted(self.holes, key=lambda hole: hole.first_batch):
             if hole.first_batch <= batch:
                 batch += hole.num_batches
@@ -205,7 +207,7 @@ class Order:
         end_batch = self.num_batches if end_batch is None else end_batch
         for found in self._ranges:
             segment, rows = found.segment, found.segment.rows_per_batch
-            step = max(1, _BLOCK_ROWS // rows)
+            step = max(1, _BLOCK_ROWS // rows)  # whole batches
             begin, end = max(first_batch, segment.first_batch), min(end_batch, found.end_batch)
             for batch in range(begin, end, step):
                 at = segment.first_row + (batch - segment.first_batch) * rows
@@ -216,7 +218,7 @@ class Order:
         wanted = np.array(sorted(ids), dtype=np.uint64)
         found = []
         for segment, batch, block in self.blocks():
-            if len(wanted) <= _FEW_ROWS:
+            if len(wanted) <= _FEW_ROWS:  # a few comparisons are faster than the sort inside `isin`
                 hits = np.zeros(len(block), dtype=np.bool_)
                 for row_id in wanted:
                     hits |= block == row_id
@@ -238,6 +240,7 @@ class Order:
         for segment, batch, ids in self.blocks(0, num_batches):
             kept = np.ones(len(ids) // segment.rows_per_batch, dtype=np.bool_)
             for hole in self.holes:
+                # A negative index would count from the end.
                 kept[max(0, hole.first_batch - batch) : max(0, hole.first_batch + hole.num_batches - batch)] = False
             yield ids[np.repeat(kept, segment.rows_per_batch)]
 
@@ -247,7 +250,7 @@ class Order:
         shape = None
         for segment, batch, block in self.blocks(0, num_batches):
             now = (segment.sequence_length, segment.rows_per_batch, segment.isolated)
-            if now != shape:
+            if now != shape:  # where files are cut or joined says nothing: only a change of shape is hashed
                 state.update(f"{batch}:{now}".encode())
                 shape = now
             state.update(np.ascontiguousarray(block).data)

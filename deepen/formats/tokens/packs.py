@@ -78,6 +78,7 @@ def tokens_per_row(rows: Array, segments: Array) -> Array:
     for begin in range(0, num_rows, _BLOCK):
         starts = np.asarray(rows[begin : min(begin + _BLOCK, num_rows)])
         end = int(rows[min(begin + _BLOCK, num_rows)])
+        # Every row has a segment: `reduceat` would give an empty one the length of the next.
         totals[begin : begin + len(starts)] = np.add.reduceat(segments[int(starts[0]) : end, 2], starts - starts[0])
     return totals
 

@@ -91,14 +91,14 @@ class TrainedWriter:
         """The entry of the file (named by its file name), if there is one, once the block has ended."""
 
     def __enter__(self) -> Self:
-        self._path.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)  # of an earlier try: no file means that all is trained
         return self
 
     def add(self, num_tokens: int, flags: Array | None) -> None:
         """Append the flags (uint8) of ``num_tokens`` tokens; None: all of them are targets."""
         if flags is not None and self._file is None:
             self._file = self._stack.enter_context(writing(self._path))
-            self._write_ones(self.num_tokens)
+            self._write_ones(self.num_tokens)  # for all that came before the first masked document
         if flags is not None and self._file is not None:
             assert len(flags) == num_tokens, f"{len(flags)} flags for {num_tokens} tokens"
             self._file.write(np.ascontiguousarray(flags, dtype=np.uint8))

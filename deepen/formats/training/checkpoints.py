@@ -160,7 +160,7 @@ def checkpoint_before(directory: Path, step: int, *, good_only: bool) -> Checkpo
     With ``good_only`` only one whose manifest says ``good``. Files are hashed before they are believed.
     """
     for info in reversed(list_checkpoints(directory)):
-        fits = info.step < step and is_resumable(info) and not verify(info)
+        fits = info.step < step and is_resumable(info) and not verify(info)  # `verify` hashes gigabytes: asked last
         if fits and (not good_only or read_checkpoint(info).good):
             return info
     return None
@@ -192,7 +192,7 @@ def drop_optimizer(info: CheckpointInfo) -> None:
         files = tuple(entry for entry in manifest.files if not _is_of_optimizer(entry.path))
         changed = manifest.model_copy(update={"weights_only": True, "files": files})
         write_json(info.path / MANIFEST, changed.model_dump(mode="json"))
-    left = [path for path in info.path.iterdir() if _is_of_optimizer(path.name)]
+    left = [path for path in info.path.iterdir() if _is_of_optimizer(path.name)]  # also those of an earlier try
     for path in left:
         path.unlink()
     if left:

@@ -66,6 +66,7 @@ class Ledger:
         if keeps_records():  # of several processes that decide alike one writes
             lines = "".join(json.dumps(decision.record(), ensure_ascii=False) + "\n" for decision in new)
             with self.path.open("ab") as file:
+                # One write, so that a kill hardly ever parts decisions that belong together.
                 file.write(lines.encode())
                 file.flush()
                 os.fsync(file.fileno())
@@ -104,6 +105,7 @@ class Ledger:
         """The step up to which a run may resume whose newest checkpoint has ``step``: not within what was rolled
         back."""
         for rewind in reversed(self.rewinds()):
+            # The newest rewind first: one may lead to a step that an earlier one has rolled back.
             if rewind.details["to"] < step < rewind.step:
                 step = int(rewind.details["to"])
         return step
@@ -138,6 +140,7 @@ def _folded(decisions: Sequence[Decision]) -> list[Decision]:
     kept: list[Decision] = []
     for decision in sorted(decisions, key=lambda decision: decision.step):
         if decision.cannot is not None:
+            # The same but for `cannot`.
             kept = [d for d in kept if d.model_copy(update={"cannot": decision.cannot}) != decision]
         kept.append(decision)
     return kept

@@ -65,6 +65,7 @@ def prune(directory: Path, keep: int, *, weights_only: bool = False) -> None:
     infos = list_checkpoints(directory)
     found = {info.step: manifest for info in infos if (manifest := _readable(info)) is not None}
     mine = roles(list(found.values()), keep)
+    # A checkpoint that cannot be read may be a passing fault of the disk: among the newest it is left to people.
     newest = {info.step for info in infos[-keep:]}
     for info in infos:
         if info.step not in found:

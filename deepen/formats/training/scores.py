@@ -114,6 +114,7 @@ def _kept(scores: Sequence[Score]) -> list[Score]:
     """The scores that a budget is about and that no other one summarises."""
     kept = [score for score in scores if score.is_budgeted]
     names = {score.probe for score in kept}
+    # Tasks of a probe that has a mean: the mean stands for them.
     return [score for score in kept if ":" not in score.probe or score.probe.partition(":")[0] not in names]
 
 

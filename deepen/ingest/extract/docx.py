@@ -23,7 +23,7 @@ _DEEPEST_HEADING = 6
 
 def extract(data: bytes, options: dict[str, Any]) -> Extracted:
     """The text of a document; ``title`` in its meta."""
-    open_zipped(data).close()
+    open_zipped(data).close()  # for its checks: python-docx would unpack a bomb
     document = _open(data)
     blocks = [_block(item) for item in document.iter_inner_content()]
     text = "\n\n".join(block for block in [*blocks, *_notes(document)] if block.strip())
@@ -82,7 +82,7 @@ def _table(table: Table) -> str:
     for row in table.rows:
         cells: list[_Cell] = []
         for cell in row.cells:
-            if not cells or cell._tc is not cells[-1]._tc:
+            if not cells or cell._tc is not cells[-1]._tc:  # a merged cell comes once for each column it covers
                 cells.append(cell)
         texts = [" ".join(_cell(cell).split()) for cell in cells]
         if any(texts):

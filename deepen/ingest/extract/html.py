@@ -27,6 +27,7 @@ def extract(data: bytes, options: dict[str, Any]) -> Extracted:
     meta = {"title": title} if (title := _title(html)) else {}
     if encoding != UTF_8:
         meta["encoding"] = encoding
+    # Always run, since it is fast: how much it finds tells whether trafilatura has lost the page.
     text = _by_resiliparse(html)
     if options["extractor"] == "trafilatura":
         careful = _by_trafilatura(html)

@@ -35,6 +35,7 @@ def extract_isolated(function: str, data: bytes, options: dict[str, Any], limits
     if child is None:
         child = _children[limits] = _Child(limits)
     answer = child.ask(function, data, options)
+    # Stopped before the next file, not at the next request: a process that has grown holds memory while others work.
     if child.is_spent:
         _children.pop(limits).stop()
     if was_used and answer.get("reason") in _PERHAPS_OF_BEFORE:
@@ -48,13 +49,14 @@ class _Child:
     def __init__(self, limits: Extraction) -> None:
         self._limits = limits
         self.is_spent = False
+        # It must find what this process finds.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
         command = [sys.executable, "-m", "deepen.ingest.extract.process", str(limits.seconds), str(limits.memory_MB)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # libraries complain there about every other file
             env=environment,
             process_group=0,  # so that both its halves can be ended at once
         )
@@ -84,7 +86,7 @@ class _Child:
         """End the process."""
         atexit.unregister(self.stop)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)  # the group: the waiting half and the working one
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -100,6 +102,7 @@ class _Child:
         assert self._process.stdout is not None, "stdout is a pipe"
         descriptor, pieces = self._process.stdout.fileno(), []
         while num_bytes:
+            # Raw reads: a buffered one waits for all bytes, past any deadline, and `select` does not see what it holds.
             ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise TimeoutError

@@ -55,7 +55,7 @@ def _open(data: bytes, passwords: Sequence[str]) -> pdfium.PdfDocument:
         try:
             return pdfium.PdfDocument(data, password=password)
         except pdfium.PdfiumError as error:
-            if "password" not in str(error).lower():
+            if "password" not in str(error).lower():  # pdfium tells only by its message
                 raise Refused("corrupt_pdf", str(error)) from error
     tried = f"none of {len(passwords)} passwords opens it" if passwords else "give `passwords` for the source"
     raise Refused("encrypted", tried)
@@ -96,7 +96,7 @@ def _seam(before: str, after: str) -> str:
 def _without_running_lines(pages: list[list[str]]) -> list[list[str]]:
     """The pages without the lines that repeat, digits aside, at the tops or at the bottoms of many of them."""
     numbered = len(pages) > 1
-    for _ in ("tops", "bottoms"):
+    for _ in ("tops", "bottoms"):  # pages are turned over after each pass, so the second one sees the bottoms as tops
         running = _running(pages)
         pages = [_trim(page, running, numbered)[::-1] for page in pages]
     return pages
@@ -131,7 +131,7 @@ def _trim(lines: list[str], running: set[tuple[bool, str]], numbered: bool) -> l
         if not line.strip():
             kept.append(line)
             continue
-        if looked_at == _EDGE_LINES:
+        if looked_at == _EDGE_LINES:  # what is further inside is text, even if it repeats
             return kept + lines[place:]
         shape, is_first = _shape(line), looked_at == 0
         is_number = is_first and numbered and _PAGE_NUMBER.fullmatch(line) is not None
@@ -147,7 +147,7 @@ def _join_hyphenated(text: str) -> str:
 
     def whole(match: re.Match[str]) -> str:
         first, second, behind = match.groups()
-        is_soft = match[0][len(first)] in _SOFT
+        is_soft = match[0][len(first)] in _SOFT  # the character behind the first part: what the word was cut with
         if not is_soft and (not second[:1].islower() or first.isdigit()):
             return match[0]
         keeps = not is_soft and words[f"{first}-{second}"] > words[first + second]

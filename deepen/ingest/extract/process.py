@@ -39,28 +39,30 @@ def main(seconds: float, memory_bytes: int) -> None:
     _end_with_parent()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no answer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides when to end
     worker = os.fork()  # nothing has started a thread yet
     if worker:
-        requests.close()
+        requests.close()  # or the parent would go on writing to this end when the worker is gone
         _send(answers, _how_it_ended(worker, seconds, memory_bytes))
         return
-    _end_with_parent()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _end_with_parent()  # a fork does not inherit it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is an answer here: no gigabytes of core file
+    # On top of what the interpreter and its libraries take, so that the setting is about the file alone.
     limit = _memory_in_use() + memory_bytes
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # private memory only: mapped libraries do not count
     while (header := _block(requests)) is not None:
         try:
             data = _block(requests) or b""
         except MemoryError:
             _send(answers, {"reason": "extraction_memory", "detail": "the file alone is too large", "is_spent": True})
             return
+        # SIGPROF keeps its default, to end the process: a handler in Python would wait for the library to come back.
         signal.setitimer(signal.ITIMER_PROF, seconds)
         answer = _answer(json.loads(header), data)
         signal.setitimer(signal.ITIMER_PROF, 0)
         del data
-        gc.collect(0)
+        gc.collect(0)  # what the file leaves must be gone before memory is measured
         spent = answer.get("reason") == "extraction_memory" or _memory_in_use() > limit - memory_bytes * _SPENT_SHARE
         _send(answers, {**answer, "is_spent": spent})
 
@@ -84,6 +86,7 @@ def _how_it_ended(worker: int, seconds: float, memory_bytes: int) -> dict[str, A
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     if code == -signal.SIGPROF:
         reason, detail = "extraction_timeout", f"more than {seconds:g} CPU seconds"
+    # SIGKILL is the kernel's, out of memory. Libraries abort in many ways when an allocation fails: the peak tells why.
     elif code == -signal.SIGKILL or peak_bytes > memory_bytes * _SPENT_SHARE:
         reason, detail = "extraction_memory", f"the library gave up ({how}) near {memory_bytes // 10**6} MB"
     else:
@@ -126,6 +129,7 @@ def _memory_in_use() -> int:
     if sys.platform != "linux":
         return 0
     status = Path("/proc/self/status").read_text()
+    # What RLIMIT_DATA counts.
     return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData:"))
 
 

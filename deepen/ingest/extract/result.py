@@ -38,6 +38,7 @@ def open_zipped(data: bytes) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(BytesIO(data))
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise Refused("corrupt_archive", str(error)) from error
+    # As announced; libraries stop reading a part where it is longer.
     expanded = sum(part.file_size for part in archive.infolist())
     if expanded > _SUSPECT_BYTES and expanded > len(data) * _RATIO:
         raise Refused("archive_bomb", f"{len(data)} bytes would expand to {expanded}")

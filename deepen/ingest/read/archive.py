@@ -36,6 +36,7 @@ def read_zip(file: Input, reading: Reading, read_member: Opener) -> Iterator[Rec
     try:
         with open_seekable(file) as stream, zipfile.ZipFile(stream) as archive:
             visit = _Visit(file.location, reading, read_member, stream.seek(0, io.SEEK_END))
+            # Not as packed: the same files give the same documents whatever tool made the zip.
             for member in sorted(archive.infolist(), key=lambda member: member.filename):
                 if not member.filename.endswith("/"):
                     yield from visit.read(member.filename, _zip_opener(archive, member, visit))
@@ -67,6 +68,7 @@ def read_tar(file: Input, reading: Reading, read_member: Opener) -> Iterator[Rec
     """Records of all members, in the order of the archive; after damage the rest of it is one reject."""
     last = "its beginning"
     try:
+        # As a stream: a tar is never sought in.
         with open_stream(file) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             visit = _Visit(file.location, reading, read_member, _num_bytes(file))
             for member in archive:
@@ -81,7 +83,7 @@ def read_tar(file: Input, reading: Reading, read_member: Opener) -> Iterator[Rec
 
 
 def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo, visit: _Visit) -> Callable[[], BinaryIO]:
-    limit = visit.limit(visit.num_bytes)
+    limit = visit.limit(visit.num_bytes)  # members of a tar have no packed size: that of the whole file stands for it
     return lambda: cast(BinaryIO, io.BufferedReader(Guarded(archive.extractfile(member), limit)))
 
 
@@ -118,7 +120,7 @@ class _Visit:
             yield _fault(self.place(name), error)
 
     def _refusal(self, name: str, known: str | None) -> tuple[str, str] | None:
-        path = PurePosixPath(name.replace("\\", "/"))
+        path = PurePosixPath(name.replace("\\", "/"))  # Windows tools write backslashes, and C: for a drive
         if path.is_absolute() or ".." in path.parts or not path.parts or ":" in path.parts[0]:
             return "unsafe_member", "its path leaves the archive"
         if known in CONTAINERS:

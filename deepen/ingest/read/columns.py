@@ -55,7 +55,7 @@ def _row_group(
     """Records of one row group; ``place`` is the file's location, the group's first row and its number of rows."""
     location, first_row, num_rows = place
     done = 0
-    if columns == []:
+    if columns == []:  # rows without any wanted field are rejected one by one, with their places
         yield from (Record(f"{location}:{first_row + row}", {}) for row in range(num_rows))
         return
     try:

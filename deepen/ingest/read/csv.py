@@ -59,6 +59,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
+        # To the reader this looks like the end of the file, inside quotes.
         if self._num_characters > _MAX_RECORD_CHARACTERS:
             raise StopIteration
         line = self._ahead.popleft() if self._ahead else self._read()
@@ -70,6 +71,7 @@ class _Lines:
     def _read(self) -> str:
         _, data = next(self._source)
         self.too_long = self.too_long or data is None
+        # What is no UTF-8 is found when its field is decoded.
         return (data or b"").decode("utf-8", "surrogateescape") + "\n"
 
     def peek(self) -> str:
@@ -88,7 +90,7 @@ class _Lines:
 
     def go_back(self) -> None:
         """Make the lines after the present record's first one the next to be read."""
-        self._ahead.extendleft(reversed(self._record[1:]))
+        self._ahead.extendleft(reversed(self._record[1:]))  # `extendleft` turns them round again
         self.number -= len(self._record) - 1
 
 
@@ -102,7 +104,7 @@ def _rows(lines: _Lines, file: Input, reading: Reading) -> Iterator[Record | Rej
             row = next(reader)
         except csv.Error as error:
             yield Reject(location, "invalid_csv", brief(error))
-            open_quotes += "unexpected end" in str(error)
+            open_quotes += "unexpected end" in str(error)  # how the csv module calls a quote that is never closed
             if header is None or open_quotes > _MAX_OPEN_QUOTES:
                 yield Reject(location, "invalid_csv", "the rest of the file was not read: header or quotes are damaged")
                 return

@@ -29,6 +29,7 @@ def contents_of(source: Source, files: Sequence[InputFile], tell: Callable[[str]
     if source.text is not None or not tables:
         return Contents(source.text or "text")
     how = reading(source, Extraction(), tables_only=True)
+    # Lazily: a hundred records are enough.
     every = (found for file in tables for found in READERS[str(file.format)](file, how))
     return guess_contents(source, (found for found in every if isinstance(found, Record)), tell)
 
@@ -122,6 +123,7 @@ def files_needed(source: Source, extraction: Extraction, files: Iterable[InputFi
         seen = contents_of(source, taken, tell=_silently)
         if seen != contents:
             contents, reached, counted = seen, Reached(), 0
+        # Only the new file, unless the guess has changed.
         for made in read_documents(source, taken[counted:], contents, extraction):
             reached = reached if isinstance(made, Reject) else reached.plus(made)
             if reached.covers(source.limit):

@@ -49,6 +49,7 @@ def _values(stream: BinaryIO) -> Iterator[Any]:
     text = _Window(stream)
     if text.start() != "[":
         values = _sequence(text, separator="")
+        # Two values, or one, tell whether the file is a lone object; more are not held.
         begin = list(islice(values, 2))
         yield from begin if len(begin) != 1 else _inside(begin[0])
         yield from values
@@ -112,7 +113,7 @@ class _Window:
         while True:
             try:
                 value, after = self._decoder.raw_decode(self._text, self._place)
-            except json.JSONDecodeError:
+            except json.JSONDecodeError:  # damaged, or only not all here yet: more is read before it is believed
                 if self._ended:
                     raise
             else:
@@ -123,7 +124,7 @@ class _Window:
 
     def _grow(self) -> None:
         """Read as much again as is held, so that a long value is not tried too often."""
-        self._text, self._place = self._text[self._place :], 0
+        self._text, self._place = self._text[self._place :], 0  # what was taken is forgotten
         data = self._stream.read(max(_CHUNK_BYTES, len(self._text)))
         if len(self._text) > MAX_RECORD_BYTES:
             raise json.JSONDecodeError(f"a value of more than {MAX_RECORD_BYTES} bytes", "", 0)
@@ -140,7 +141,7 @@ def _complete(data: bytes) -> int:
         byte = data[-back]
         if byte < 0x80:
             return len(data)
-        if byte >= 0xC0:
+        if byte >= 0xC0:  # a lead byte, which says how long its character is
             length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
             return len(data) if back >= length else len(data) - back
     return len(data)

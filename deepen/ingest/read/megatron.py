@@ -94,7 +94,7 @@ def _fault_of_ends(
     """
     lasts = (dataset[last - 1] for first, last in islice(documents, _LOOKED_AT) if last > first)
     ends = [int(tokens[-1]) for tokens in lasts if len(tokens)]
-    if decoder.end is None or not ends or decoder.end in ends:
+    if decoder.end is None or not ends or decoder.end in ends:  # one is enough: some documents may have been cut
         return None
     if len(set(ends)) == 1:
         detail = f"documents end with id {ends[0]}, the end-of-text token is {decoder.end}: name the pair's tokenizer"

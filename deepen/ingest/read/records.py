@@ -53,6 +53,7 @@ def lines_of(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         number += 1
         whole = line.endswith(b"\n")
         if not whole and len(line) >= MAX_RECORD_BYTES:
+            # To the end of the line, in pieces that are let go.
             while (rest := stream.readline(MAX_RECORD_BYTES)) and not rest.endswith(b"\n"):
                 pass
             yield number, None

@@ -75,6 +75,7 @@ def _read_page(
     if known is None:
         yield Reject(location, "unsupported_file", f"a page of type `{page.media_type or 'unknown'}`")
         return
+    # The server's charset is believed only where the bytes are not UTF-8 and agree with it: servers are often wrong.
     if reading.encoding == "auto" and encoding_of(page.body, whole=True) != "utf-8" and fits(page.body, page.charset):
         reading = replace(reading, encoding=page.charset)
     member = Member(location, known, lambda: cast(BinaryIO, io.BytesIO(page.body)))
@@ -102,7 +103,7 @@ def _header_lines(stream: BinaryIO) -> dict[str, str]:
         if not line.strip():
             return header
         name, _, value = line.decode("utf-8", "replace").partition(":")
-        header.setdefault(name.strip().lower(), value.strip())
+        header.setdefault(name.strip().lower(), value.strip())  # of a repeated field the first counts
     raise StreamError("corrupt_archive", "the rest of the file: a header without end")
 
 
@@ -167,7 +168,7 @@ def _body(data: bytes, fields: dict[str, str]) -> bytes:
 def _inflated(data: bytes, window: int) -> bytes:
     unpacker = zlib.decompressobj(window)
     try:
-        plain = unpacker.decompress(data, _MAX_PAGE_BYTES)
+        plain = unpacker.decompress(data, _MAX_PAGE_BYTES)  # no more than that: a page may be a bomb, too
     except zlib.error as error:
         raise StreamError("corrupt_gzip", brief(error)) from error
     if unpacker.unconsumed_tail:
@@ -188,7 +189,7 @@ def _unchunked(data: bytes) -> bytes:
         except ValueError:
             size = -1
         if size < 0 or end + 2 + size > len(data):
-            return b"".join(pieces) if pieces else data
+            return b"".join(pieces) if pieces else data  # the last chunk is cut off, or there never were any
         if size == 0:
             return b"".join(pieces)
         pieces.append(data[end + 2 : end + 2 + size])

@@ -68,6 +68,7 @@ def fixed_files(path: str) -> list[FixedFile]:
     missing = [file for file in found if not file.is_file()]
     if missing:
         raise SourceError(f"`{missing[0]}` is missing, and state.json lists it", hint="copy the whole folder again")
+    # Ids of rows are made of what is below it.
     root = folder if folder.is_dir() else Path(os.path.commonpath([file.parent for file in found]))
     return [FixedFile(file.relative_to(root).as_posix(), file) for file in found]
 
@@ -154,7 +155,7 @@ def _values(file: FixedFile, batch: pa.RecordBatch, name: str, first_row: int) -
     import pyarrow.compute as pc
 
     column = batch.column(name)
-    values = column.flatten()
+    values = column.flatten()  # of a slice only its own values, unlike `column.values`
     if column.null_count or values.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0]) if column.null_count else 0
         where = f"row {first_row + row}" if column.null_count else f"from row {first_row} on"
@@ -177,6 +178,7 @@ def _opened(file: FixedFile) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatc
             close = table.close
         else:
             source = pa.memory_map(str(file.path))
+            # An Arrow file begins with this; a stream, as `datasets` writes, with its schema.
             is_file = source.read(6) == b"ARROW1"
             source.seek(0)
             reader = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)

@@ -176,14 +176,16 @@ def _add(part: FixedPart, file: FixedFile, block: Block, found: _Shard) -> None:
     lengths = _lengths(block.ids, flags, block.ends)
     begins = np.concatenate([[0], block.ends[:-1]])
     starts = np.repeat(begins, np.diff(block.ends, prepend=0))
+    # The place of each token in its row, against the row's length.
     kept = np.arange(len(block.ids)) - starts < np.repeat(lengths, np.diff(block.ends, prepend=0))
     tokens, flags, filled = block.ids[kept], flags[kept], np.flatnonzero(lengths)
     too_long = np.flatnonzero(lengths > part.sequence_length)
     if len(too_long) and found.too_long is None:
         row = int(too_long[0])
+        # Not raised yet: the message names the longest row of all, so that one change of the settings is enough.
         found.too_long = (file.path, block.first_row + row, int(lengths[row]))
     found.writer.add_documents(tokens, lengths[filled])
-    found.mask.add(len(tokens), None if flags.all() else flags)
+    found.mask.add(len(tokens), None if flags.all() else flags)  # None: no mask file as long as all is trained
     found.halves.append(
         pack_ids([document_id(part.name, f"{file.location}:{block.first_row + row}") for row in filled.tolist()])
     )
@@ -196,6 +198,7 @@ def _add(part: FixedPart, file: FixedFile, block: Block, found: _Shard) -> None:
 
 def _count_targets(tokens: Array, flags: Array, ends: Array, found: _Shard) -> None:
     """Count UTF-8 bytes of the targets of each row, decoded; special tokens stand for no text."""
+    # `np.split` gives one piece more than there are ends: what is behind the last row, which is nothing.
     rows = [
         ids[of == 1].tolist() for ids, of in zip(np.split(tokens, ends)[:-1], np.split(flags, ends)[:-1], strict=True)
     ]

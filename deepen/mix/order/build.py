@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 _WHOLE = 1 << 32
 """Shares are multiples of 2^-32; lag times tokens of a row stays far below 2^63."""
-_BLOCK_ROWS = 1 << 20
+_BLOCK_ROWS = 1 << 20  # ids in memory at a time: 8 MB
 _SHIFT = np.uint64(SOURCE_SHIFT)
 _NO_EPOCH = np.int64(-1)
 
@@ -129,6 +129,7 @@ class Tree:
             given = [max(0.0, shares.get(self.paths[node], 0.0)) for node in range(first, first + number)]
             total = sum(given)
             ends = np.cumsum(given) / total * _WHOLE if total else np.zeros(number)
+            # Sums are rounded, not shares, so that the parts always make up the whole.
             sums[first : first + number] = np.round(ends).astype(np.int64)
         return sums
 
@@ -153,14 +154,16 @@ class OrderBuilder:
         self.tree = Tree.of(supplies)
         self._heirs = heirs
         sizes = np.array([supply.num_rows for supply in supplies], dtype=np.int64)
+        # In rows, so that a part of an epoch can be allowed.
         caps = np.array([int(max_epochs * size) for size in sizes], dtype=np.int64)
         keys = np.array([source_key(seed, supply.name) for supply in supplies], dtype=np.uint64)
         first = np.array([supply.first_id for supply in supplies], dtype=np.uint64)
         self._sources = (sizes, caps, keys, first)
+        # One array for all supplies, whose rows begin at the offsets.
         self._offsets = np.concatenate([[0], np.cumsum(sizes)])
         self._tokens = np.concatenate([supply.tokens_per_row for supply in supplies]).astype(np.int32, copy=False)
         self._state = _State.fresh(len(self.tree.paths), len(supplies))
-        if drawn is not None:
+        if drawn is not None:  # an order that goes on: cursors stay, lags begin at zero
             self._state.drawn[:] = drawn
         self.num_rows = 0
         """Rows drawn so far."""
@@ -185,11 +188,13 @@ class OrderBuilder:
                 yield block[:num_filled]
                 if num_filled == len(block):
                     continue
+                # With all roles allowed there was nothing, either.
                 if not self._has_heir(int(supply)) or (supply < 0 and everything):
                     self.exhausted = int(supply)
                     return
                 if supply < 0:  # nothing is left of what has a share: whatever there is takes over
                     everything = True
+                    # Equal weights for both roles: the one that is spent weighs nothing, and the other gives all.
                     begin = end = self.tree.weights({**phase.end, ("domain",): 1.0, ("replay",): 1.0})
 
     def _has_heir(self, supply: int) -> bool:
@@ -254,18 +259,20 @@ def _draw(
     sizes, caps, keys, first_ids = sources
     lags, is_spent, num_drawn, epochs, round_keys, weights = state
     tokens_of_rows, offsets = rows
-    batch = -1
+    batch = -1  # weights are set at the first row of every call: a supply may have been spent since
     for at in range(len(block)):
         if (first + at) // rows_per_batch != batch:
             batch = (first + at) // rows_per_batch
+            # Where shares go in a line, a batch has those of its middle.
             _set_weights((weights, is_spent), tree, begin, end, (2 * batch + 1, 2 * num_batches))
         leaf = _furthest_behind(lags, weights, tree)
-        supply = tree[2][leaf]
+        supply = tree[2][leaf]  # the root has -1: then the next line reads the last supply, and does nothing with it
         drawn, size = num_drawn[supply], sizes[supply]
+        # Back to Python, which decides who takes over; nothing was booked, so the same row is drawn again afterwards.
         if leaf == 0 or drawn >= caps[supply]:
             return at, supply
         epoch = drawn // size
-        if epochs[supply] != epoch:
+        if epochs[supply] != epoch:  # the round keys are made once per epoch, not once per row
             epochs[supply] = epoch
             round_keys[supply] = make_round_keys(keys[supply], np.uint64(epoch))
         place = np.uint64(drawn - epoch * size)
@@ -295,6 +302,7 @@ def _set_weights(
     for node in range(len(first_child) - 1, -1, -1):  # children come after their parents
         before = np.int64(0)
         for child in range(first_child[node], first_child[node] + num_children[node]):
+            # The line is drawn through the sums: they stay ascending, so no weight is negative and all make the whole.
             here = begin[child] + (end[child] - begin[child]) * part // parts
             is_empty = is_spent[supply[child]] if supply[child] >= 0 else weights[child] == 0
             weights[child] = 0 if is_empty else here - before
@@ -313,6 +321,7 @@ def _furthest_behind(lags: Array, weights: Array, tree: tuple[Array, Array, Arra
     while supply[node] < 0:
         best = -1
         for child in range(first_child[node], first_child[node] + num_children[node]):
+            # Strictly more, so that of equals the first in the recipe is taken: the same order on every machine.
             if weights[child] > 0 and (best < 0 or lags[child] > lags[best]):
                 best = child
         if best < 0:
@@ -321,6 +330,8 @@ def _furthest_behind(lags: Array, weights: Array, tree: tuple[Array, Array, Arra
     return node
 
 
+# The lags of siblings always add up to zero: together they are given what one of them takes. So none can drift, and
+# each stays within a few rows of its share. What weighs nothing is owed nothing, and keeps its lag.
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _book(leaf: int, tokens: np.int64, nodes: tuple[Array, Array], tree: tuple[Array, Array, Array, Array]) -> None:
     """Book ``tokens`` of one row: at each level everyone's share grows by its weight, the one taken from has a row."""

@@ -29,8 +29,8 @@ Array = npt.NDArray[Any]
 
 _EXTRA = 1
 """Tokens of a sample beyond its positions: the last label."""
-_SURPLUS = 0.005
-_SEPARATE_BELOW = 0.80
+_SURPLUS = 0.005  # more samples than its share, since the blend cannot hit shares exactly
+_SEPARATE_BELOW = 0.80  # of an epoch: a last one that is used less than this is shuffled by itself
 _BLOCK_ROWS = 1 << 20
 
 
@@ -56,11 +56,12 @@ def gpt_indices(lengths: Array, sequence_length: int, num_samples: int, seed: in
         before_last = ((epochs - 1) * tokens - _EXTRA) // sequence_length
         per_epoch = (tokens - _EXTRA) // sequence_length
         separate = num_samples - before_last < int(_SEPARATE_BELOW * per_epoch)
+    # Megatron's generator, and one for both shuffles: the samples' begins where the documents' has left it.
     random = np.random.RandomState(seed)
     document = _document_index(len(lengths), epochs, separate, random)
     total = (epochs * tokens - _EXTRA) // sequence_length
     sample = _sample_index(np.ascontiguousarray(lengths, dtype=np.int32), document, sequence_length, total)
-    shuffle = np.arange(total, dtype=np.uint32 if total < 2**32 - 2 else np.int64)
+    shuffle = np.arange(total, dtype=np.uint32 if total < 2**32 - 2 else np.int64)  # the type, too, is Megatron's
     for part in (shuffle[:before_last], shuffle[before_last:]) if separate else (shuffle,):
         random.shuffle(part)
     return Indices(document, sample, shuffle, epochs)
@@ -87,6 +88,7 @@ def _sample_index(lengths: Array, document: Array, sequence_length: int, num_sam
             here = lengths[document[place]] - offset
             left -= here
             if left <= 0:
+                # `left + here` tokens of this document are the sample's; the last of them is the next one's first, too.
                 offset += left + here - _EXTRA
             else:
                 place, offset = place + 1, 0
@@ -100,6 +102,7 @@ def _rows_of_samples(lengths: Array, document: Array, sample: Array) -> tuple[Ar
     num_samples = len(sample) - 1
     rows = np.zeros(num_samples + 1, np.int64)
     for number in range(num_samples):
+        # It touches every document from its first place to the next one's.
         rows[number + 1] = rows[number] + sample[number + 1, 0] - sample[number, 0] + 1
     segments = np.empty((rows[-1], 3), np.int64)
     at = 0
@@ -107,7 +110,7 @@ def _rows_of_samples(lengths: Array, document: Array, sample: Array) -> tuple[Ar
         for place in range(sample[number, 0], sample[number + 1, 0] + 1):
             start = sample[number, 1] if place == sample[number, 0] else 0
             is_last = place == sample[number + 1, 0]
-            end = sample[number + 1, 1] + _EXTRA if is_last else lengths[document[place]]
+            end = sample[number + 1, 1] + _EXTRA if is_last else lengths[document[place]]  # with the last label
             segments[at, 0], segments[at, 1], segments[at, 2] = document[place], start, end - start
             at += 1
     return rows, segments
@@ -120,6 +123,7 @@ def blend(weights: Array, size: int) -> tuple[Array, Array]:
     numbers = np.empty(size, np.int64)
     counts = np.zeros(len(weights), np.int64)
     for at in range(size):
+        # The source that lacks most. `max(at, 1)` and the order of the sums are Megatron's: floats must round alike.
         best, most = 0, weights[0] * max(at, 1) - counts[0]
         for source in range(1, len(weights)):
             error = weights[source] * max(at, 1) - counts[source]
@@ -233,7 +237,7 @@ def blended_blocks(
         for place, (index, _) in enumerate(asked):
             mine = chosen[first : first + len(block)] == place
             taken = numbers[first : first + len(block)][mine]
-            if len(taken) and taken[-1] >= len(shuffles[place]):
+            if len(taken) and taken[-1] >= len(shuffles[place]):  # a source's numbers ascend, so the last tells of all
                 raise SourceError(
                     f"mix: source `{sources[index][0]}` is too short for a sample of Megatron's order",
                     hint="use shorter rows, add documents, or set mix.order: shuffled",

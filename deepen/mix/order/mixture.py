@@ -109,6 +109,7 @@ def stored_supplies(config: MixConfig, source: Any, packed: Sequence[dict[str, A
         name += f"@{supply['sequence_length']}" if len(lengths) > 1 else ""
         share = _asked_weight(config, source.name, supply)
         supplies.append(StoredSupply(name=name, source=source.name, role=source.role, weight=share, **supply))
+    # Weights compare supplies of one length, since only these are drawn in one stretch; without rows there is no part.
     totals = {length: sum(s.weight for s in supplies if s.sequence_length == length and s.rows) for length in lengths}
     return [
         supply.model_copy(update={"weight": supply.weight / totals[supply.sequence_length] if supply.rows else 0.0})

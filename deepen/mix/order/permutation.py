@@ -18,11 +18,12 @@ from deepen.engine.compiled import njit
 
 Array = npt.NDArray[Any]
 
-_ROUNDS = 8
-_STEP = np.uint64(0xD6E8FEB86659FD93)
-_MULTIPLY_FIRST = np.uint64(0xA0761D6478BD642F)
+_ROUNDS = 8  # four are enough with ideal round functions (Luby & Rackoff 1988); ours is fast, and halves are narrow
+_STEP = np.uint64(0xD6E8FEB86659FD93)  # odd, so that its multiples modulo 2**64 do not repeat
+_MULTIPLY_FIRST = np.uint64(0xA0761D6478BD642F)  # odd, like the next: multiplying loses no bit
 _MULTIPLY_SECOND = np.uint64(0xE7037ED1A0B428DB)
 _SHIFT = np.uint64(32)
+# Narrower halves would leave few different shuffles; that a handful of rows then walk longer costs nothing.
 _LEAST_HALF_BITS = 4
 
 
@@ -67,6 +68,7 @@ def mixed(value: np.uint64) -> np.uint64:
 def make_round_keys(key: np.uint64, epoch: np.uint64) -> Array:
     """The keys of the network's rounds for one epoch."""
     round_keys = np.empty(_ROUNDS, np.uint64)
+    # Mixed, or an epoch's round keys would be those of the one before, moved up.
     state = mixed(key + _STEP * (epoch + np.uint64(1)))
     for number in range(_ROUNDS):
         state = state + _STEP
@@ -87,10 +89,13 @@ def half_bits_for(num_items: np.uint64) -> np.uint64:
 def item_at(place: np.uint64, num_items: np.uint64, half_bits: np.uint64, round_keys: Array) -> np.uint64:
     """The item at one place."""
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    # Cycle walking (Black & Rogaway 2002): places below n lie on cycles of the larger permutation, and going on along
+    # one leads to one below n at last, each from another one.
     item = place
     while True:
         left, right = item >> half_bits, item & mask
         for number in range(_ROUNDS):
+            # A round can be undone whatever `mixed` gives, since `right` is still there: so it is a permutation.
             left, right = right, left ^ (mixed(right ^ round_keys[number]) & mask)
         item = (left << half_bits) | right
         if item < num_items:

@@ -58,17 +58,17 @@ def remix(mix_directory: Path, order_directory: Path, change: Change) -> tuple[P
         max_epochs=mixture.max_epochs,
         seed=mixture.seed,
         heirs="run",
-        drawn=rows_drawn(order, supplies, change.batch),
+        drawn=rows_drawn(order, supplies, change.batch),  # from the order as trained, earlier changes included
     )
     number = int(files[-1].stem) + 1 if files else 1
     name = f"{number:03d}.u64"
     num_rows = sum(stretch.num_batches * stretch.rows_per_batch for stretch in stretches)
     blocks = _complete(builder, builder.blocks(phases_of(stretches, mixture.supplies)), num_rows)
-    write_order(order_directory / name, blocks, order_directory)
+    write_order(order_directory / name, blocks, order_directory)  # before its table, which makes it part of the order
     table = Segments(
         sources=order.sources,
         segments=segments_of(mixture.model_copy(update={"phases": tuple(stretches)}), name),
-        parent=order.digest(change.batch),
+        parent=order.digest(change.batch),  # training refuses the segment if other batches came before it
         parent_step=change.parent_step,
         reason=change.reason,
         domain_share=change.domain_share,
@@ -131,7 +131,7 @@ def _changed(stretch: Stretch, change: Change, mixture: Mixture) -> Stretch:
             raise RunError(f"`{missing[0]}` has no weight", hint=f"give a weight to every {role} source, or to none")
         if given:
             weights |= {name: weight / sum(given.values()) for name, weight in given.items()}
-    share = (change.domain_share, change.domain_share)
+    share = (change.domain_share, change.domain_share)  # a ramp ends here: the change is a constant
     return stretch.model_copy(update={"domain_share": share, "weights": weights})
 
 

@@ -35,12 +35,15 @@ def _fill(sizes: Array, sequence_length: int, placed: Array, most_looks: int) ->
     for size in sizes:
         counts[size] += 1
     following, pieces = _by_size(sizes, counts)
+    # `largest` only falls: nothing is put back.
     num_rows, num_looks, num_left, largest = 0, 0, len(sizes), sequence_length
     while num_left > 0:
         while counts[largest] == 0:
             largest -= 1
+        # The longest goes first, since it has the fewest partners: put off, it would end in a row of its own.
         room, size = sequence_length, largest
         while size > 0:
+            # Equal sizes are interchangeable: the first of the corpus goes first.
             placed[pieces[following[size]]] = num_rows
             following[size] += 1
             counts[size] -= 1
@@ -48,7 +51,7 @@ def _fill(sizes: Array, sequence_length: int, placed: Array, most_looks: int) ->
             room -= size
             size, looks = _next_size(counts, room, min(room, largest))
             num_looks += looks
-        if num_looks > most_looks:
+        if num_looks > most_looks:  # asked once a row, so that a row is never left half filled
             return -1
         num_rows += 1
     return num_rows
@@ -70,16 +73,18 @@ def _by_size(sizes: Array, counts: Array) -> tuple[Array, Array]:
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _next_size(counts: Array, room: int, longest: int) -> tuple[int, int]:
     """The size of the next piece for a row with so much room (0: none fits), and how many sizes were looked at."""
-    if room == 0 or counts[room] > 0:
+    if room == 0 or counts[room] > 0:  # full, or filled by one piece
         return room, 1
     looks = 1
+    # Two pieces that fill it, the longer one from the top; below half of the room the pairs would come again. The
+    # shorter one is found by the next call, as the one piece that fills what is left.
     for size in range(min(room - 1, longest), (room + 1) // 2 - 1, -1):
         looks += 1
         other = room - size
-        if counts[size] > 0 and counts[other] > (1 if other == size else 0):
+        if counts[size] > 0 and counts[other] > (1 if other == size else 0):  # two of one size take two pieces
             return size, looks
     best, most = 0, 0
     for size in range(longest, 0, -1):
-        if counts[size] > most:
+        if counts[size] > most:  # of equally frequent ones the longest
             best, most = size, counts[size]
     return best, looks + longest

@@ -29,7 +29,7 @@ def pack(lengths: Array, sequence_length: int, packing: str) -> tuple[Array, Arr
     """
     method = {"best_fit": best_fit, "concatenate": concatenate, "one_per_row": one_per_row}[packing]
     rows, segments = method(np.ascontiguousarray(lengths, dtype=np.int32), sequence_length)
-    small = len(lengths) < 2**31 and len(segments) < 2**31
+    small = len(lengths) < 2**31 and len(segments) < 2**31  # half the file, for all but the largest corpora
     return rows, segments.astype(np.int32) if small else segments
 
 
@@ -42,6 +42,7 @@ def one_per_row(lengths: Array, sequence_length: int) -> tuple[Array, Array]:
 
 def concatenate(lengths: Array, sequence_length: int) -> tuple[Array, Array]:
     """The classic splice: all tokens in corpus order, a row every ``sequence_length`` tokens."""
+    # A pass that only counts, so that arrays have their size.
     num_segments, num_rows = _count_splices(lengths, sequence_length)
     return _splice(lengths, sequence_length, num_segments, num_rows)  # type: ignore[no-any-return]
 
@@ -53,7 +54,7 @@ def best_fit(lengths: Array, sequence_length: int) -> tuple[Array, Array]:
     """
     pieces = _cut(lengths, sequence_length, _count_pieces(lengths, sequence_length))
     placed, num_rows = _place(pieces[:, 2], sequence_length)
-    if num_rows > -(-int(lengths.sum(dtype=np.int64)) // sequence_length):
+    if num_rows > -(-int(lengths.sum(dtype=np.int64)) // sequence_length):  # no packing has fewer rows than this
         filled = fill_exactly(pieces[:, 2], sequence_length)
         if filled is not None and filled[1] < num_rows:
             placed, num_rows = filled
@@ -88,7 +89,7 @@ def _splice(lengths: Array, sequence_length: int, num_segments: int, num_rows: i
             taken = min(room, length - start)
             segments[at, 0], segments[at, 1], segments[at, 2] = sequence, start, taken
             start, room, at = start + taken, room - taken, at + 1
-            rows[row] = at
+            rows[row] = at  # written over until the row is full: then it is where the next one begins
     return rows, segments
 
 
@@ -118,6 +119,7 @@ def _longest_first(sizes: Array, sequence_length: int) -> Array:
     """Piece numbers by falling size, equal sizes in corpus order (a counting sort)."""
     first = np.zeros(sequence_length + 2, np.int64)
     for size in sizes:
+        # Sizes are whole numbers up to T, so n pieces are sorted in n + T steps; slot 0 is for those of T tokens.
         first[sequence_length - size + 1] += 1
     first = np.cumsum(first)
     order = np.empty(len(sizes), np.int64)
@@ -138,6 +140,8 @@ def _place(sizes: Array, sequence_length: int) -> tuple[Array, int]:
     num_leaves = 1
     while num_leaves < sequence_length + 1:
         num_leaves *= 2
+    # Heap layout: node k has the children 2k and 2k + 1, the leaf of room r is `num_leaves + r`. The stacks are linked
+    # lists: `top` has the newest bin of each room, `below[bin]` the one under it, -1 ends them.
     tree = np.zeros(2 * num_leaves, np.bool_)
     top = np.full(sequence_length + 1, -1, np.int64)
     below = np.empty(len(sizes), np.int64)
@@ -147,6 +151,7 @@ def _place(sizes: Array, sequence_length: int) -> tuple[Array, int]:
         size = sizes[piece]
         room = _least_room(tree, num_leaves, size)
         if room < 0:
+            # A new bin enters no stack while it is empty.
             room, chosen, num_bins = sequence_length, num_bins, num_bins + 1
         else:
             chosen = top[room]
@@ -155,8 +160,8 @@ def _place(sizes: Array, sequence_length: int) -> tuple[Array, int]:
                 _mark(tree, num_leaves + room, False)
         placed[piece] = chosen
         left = room - size
-        if left > 0:
-            if top[left] < 0:
+        if left > 0:  # a full bin is in no stack: nothing fits in it
+            if top[left] < 0:  # a mark changes only when a stack begins or ends to be empty
                 _mark(tree, num_leaves + left, True)
             below[chosen] = top[left]
             top[left] = chosen
@@ -177,8 +182,10 @@ def _mark(tree: Array, leaf: int, filled: bool) -> None:
 def _least_room(tree: Array, num_leaves: int, size: int) -> int:
     """The smallest room of at least ``size`` that some bin has, or -1."""
     node = num_leaves + size
-    if tree[node]:
+    if tree[node]:  # exactly this room: no gap at all
         return size
+    # Up, until there is something to the right, where all rooms are larger than those below this node; then down it to
+    # the left, always to the leftmost mark.
     while node > 1 and not (node % 2 == 0 and tree[node + 1]):
         node //= 2
     if node <= 1:
@@ -199,7 +206,7 @@ def _collect(pieces: Array, placed: Array, num_bins: int) -> tuple[Array, Array]
         if number[placed[piece]] < 0:
             number[placed[piece]] = num_seen
             num_seen += 1
-        rows[number[placed[piece]] + 1] += 1
+        rows[number[placed[piece]] + 1] += 1  # counted one place on, so that the sums are where rows begin
     rows = np.cumsum(rows)
     following = rows[:-1].copy()
     segments = np.empty((len(placed), 3), np.int64)

@@ -61,8 +61,9 @@ def pack_source(part: PackPart) -> dict[str, Any]:
             rows, segments = pack(lengths[members], sequence_length, part.packing)
             if len(lengths) >= 2**31:
                 segments = segments.astype(np.int64)
+            # The packer numbers what it was given; rows name documents of the shard.
             segments[:, 0] = members[segments[:, 0]]
-            all_rows.append(rows[1:] + all_rows[-1][-1])
+            all_rows.append(rows[1:] + all_rows[-1][-1])  # one CSR over all parts, see `formats/tokens/packs.py`
             all_segments.append(segments)
             supplies.append(
                 {
@@ -100,6 +101,7 @@ def _division(lengths: Array, categories: Array, part: PackPart) -> Array:
         ends = np.cumsum(lengths[members], dtype=np.int64)
         limits = np.cumsum(part.parts) * (ends[-1] if len(ends) else 0)
         middles = ends - lengths[members] / 2  # a document belongs where most of it lies
+        # Rounding may put the last limit below the last middle.
         chosen[members] = np.minimum(np.searchsorted(limits, middles), len(part.lengths) - 1)
     return chosen
 
@@ -129,6 +131,7 @@ def _categories(part: PackPart, num_documents: int) -> tuple[list[str | None], A
     names = sorted(numbers)
     if not names:
         return [None], found
+    # Numbers were given as names were met; those of the sorted names do not depend on the order of the documents.
     return list(names), np.argsort([list(numbers).index(name) for name in names]).astype(np.int32)[found]
 
 

@@ -80,7 +80,7 @@ class TurnEncoder:
         self._encoder, self._vocabulary, self._template = encoder, vocabulary, template
         self._reader = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._marks = Marks.of(self._reader)
-        self._skeletons: dict[tuple[str, ...], Skeleton | RefusedError] = {}
+        self._skeletons: dict[tuple[str, ...], Skeleton | RefusedError] = {}  # by roles: most conversations share a few
         self._context_ids = encoder.reference_ids(_CONTEXT)
         self._contexts = {"start": "", "mark": self._context_behind_mark(), "text": self._context_behind_text()}
 
@@ -93,9 +93,11 @@ class TurnEncoder:
     def _context_behind_mark(self) -> str:
         """The context that gives the ids that the tokenizer itself gives behind a control token."""
         mark = self._reader.id_to_token(self._vocabulary.end_of_document_id) or ""
+        # Without the mark's own id.
         wanted = [self._reader.encode(mark + probe, add_special_tokens=False).ids[1:] for probe in _PROBES]
         plain = [self._encoder.reference_ids(probe).tolist() for probe in _PROBES]
         behind = [self._behind_context(probe) for probe in _PROBES]
+        # Only where it is needed and gives just what is wanted.
         return _CONTEXT if wanted != plain and wanted == behind else ""
 
     def _context_behind_text(self) -> str:
@@ -137,6 +139,7 @@ class TurnEncoder:
         ends_trained = bool(roles) and roles[-1] in TRAINED_ROLES
         if self._template is None or "prompt" in roles or "target" in roles:
             counts.conversations += 1
+            # What is between turns is text, too.
             edges = [0, *(place for span in spans for place in (span["begin"], span["end"])), len(text)]
             pieces = without_template(roles, has_begin=self._vocabulary.begin_of_document_id is not None)
             return pieces, [text[a:b] for a, b in zip(edges, edges[1:], strict=False)], ends_trained
@@ -144,6 +147,7 @@ class TurnEncoder:
         trimmed = [
             content.strip() if trims else content for content, trims in zip(contents, skeleton.trims, strict=True)
         ]
+        # A template is a program and may change contents (cut out thoughts, say): each conversation is compared.
         if self._template.render(list(zip(roles, contents, strict=True))) != skeleton.filled(trimmed):
             raise RefusedError("template_alters_text", "the template writes other words than the turns have")
         counts.conversations += 1
@@ -172,11 +176,12 @@ class TurnEncoder:
         marks = np.array([piece.id for piece in pieces if isinstance(piece, Mark)], dtype=np.uint32)
         lengths = np.ones(len(pieces), dtype=np.int64)
         lengths[is_run] = run_lengths
-        from_run = np.repeat(is_run, lengths)
+        from_run = np.repeat(is_run, lengths)  # by token: does it come from a run, or is it a mark
         tokens = np.empty(len(from_run), dtype=np.uint32)
         tokens[from_run], tokens[~from_run] = run_tokens, marks
         flags = np.repeat(np.array([piece.trained for piece in pieces], dtype=np.uint8), lengths)
         bounds = np.cumsum([0, *num_pieces])
+        # From pieces per document to tokens per document.
         token_bounds = np.concatenate([[0], np.cumsum(lengths)])[bounds]
         return tokens, np.diff(token_bounds), flags
 
@@ -190,6 +195,7 @@ class TurnEncoder:
             return tokens, lengths
         begins = (np.cumsum(lengths) - lengths)[with_context]
         size = len(self._context_ids)
+        # The last run may be shorter than the context: `lengths` says so below.
         places = np.minimum(begins[:, None] + np.arange(size), len(tokens) - 1)
         clean = (lengths[with_context] >= size) & (tokens[places] == self._context_ids).all(axis=1)
         if not clean.all():  # the context flowed into the run (it begins with a line end): encode it alone
@@ -209,7 +215,9 @@ class TurnEncoder:
         known = self._letters([number for answer in answers for number in self._encoder.reference_ids(answer).tolist()])
         skeleton = self._skeletons.get(tuple(span["role"] for span in spans))
         texts = skeleton.trained_texts if isinstance(skeleton, Skeleton) else []
+        # Longest first, or a short one would cut a piece out of a longer.
         marks = sorted([*self._marks.ids, *texts], key=len, reverse=True)
+        # The answers as written, or as the tokenizer writes them (it may change characters), with or without marks.
         if read not in (said, known) and _without(read, marks) not in (_without(said, marks), _without(known, marks)):
             raise DeepenError(
                 f"the mask of target tokens does not cover exactly the answers: {read[:80]!r} instead of {said[:80]!r}",
@@ -251,6 +259,7 @@ class PartTurns:
         ends = np.cumsum(laid.lengths)
         for place, at in enumerate(np.flatnonzero(laid.written).tolist()):
             self._target_bytes += _target_bytes(texts[at], spans[at])
+            # By the id: the same documents, whatever the workers.
             is_sampled = self._checked < CHECKED_FIRST or int(halves[at, 1]) % CHECK_ONE_IN == 0
             if is_sampled and len(texts[at]) <= CHECK_CHARACTERS:
                 piece = slice(int(ends[place] - laid.lengths[place]), int(ends[place]))
@@ -306,6 +315,7 @@ def frame_flags(laid: Laid, *, has_begin: bool) -> Array:
     framed[ends] = laid.ends
     if has_begin:
         is_text[ends + 1 - lengths] = False
+        # The begin token is marked like the text behind it: 1 in plain text, 0 where only answers are learned.
         framed[ends + 1 - lengths] = ~laid.masked
     framed[is_text] = laid.flags
     return framed

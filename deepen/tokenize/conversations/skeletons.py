@@ -105,7 +105,7 @@ def make_skeleton(template: Template, roles: Sequence[str], marks: Marks, vocabu
     turns = [(role, _stand_in(number)) for number, role in enumerate(roles)]
     rendered = template.render(turns)
     found = [int(number) for number in re.findall("\ue0f0(\\d+)\ue0f1", rendered)]
-    if sorted(found) != list(range(len(roles))):
+    if sorted(found) != list(range(len(roles))):  # a template may leave a turn out, or write it twice
         lost = next((number for number in range(len(roles)) if found.count(number) != 1), 0)
         detail = f"the template does not write turn {lost + 1} (`{roles[lost]}`) once"
         raise RefusedError("turn_not_rendered", detail)
@@ -113,7 +113,9 @@ def make_skeleton(template: Template, roles: Sequence[str], marks: Marks, vocabu
     for number, role in enumerate(roles):
         if role in TRAINED_ROLES:
             atoms = _with_answer(atoms, number, _prompt(template, turns[:number]), _tail(template, turns[: number + 1]))
+    # For the encoder; `rendered` below is compared with what the template writes, so nothing is stripped there.
     seen = [_stripped(atoms, at, marks) for at in range(len(atoms))]
+    # Rendered again with white space around each turn: where it is gone, the template trims.
     padded = template.render([(role, f"{_BEFORE}{content}{_BEHIND}") for role, content in turns])
     return Skeleton(
         tuple(atom.text if atom.turn is None else atom.turn for atom in _atoms(rendered, marks)),
@@ -124,7 +126,7 @@ def make_skeleton(template: Template, roles: Sequence[str], marks: Marks, vocabu
 
 
 def _stand_in(number: int) -> str:
-    return f"\ue0f0{number}\ue0f1"
+    return f"\ue0f0{number}\ue0f1"  # of the private use area: no template writes these, and `strip` leaves them alone
 
 
 def _prompt(template: Template, turns: Sequence[tuple[str, str]]) -> str | None:
@@ -138,13 +140,14 @@ def _prompt(template: Template, turns: Sequence[tuple[str, str]]) -> str | None:
 def _tail(template: Template, turns: Sequence[tuple[str, str]]) -> str | None:
     """What the template writes after the last turn of a conversation that ends with it, if it can."""
     try:
-        return template.render(turns).rpartition(turns[-1][1])[2]
+        return template.render(turns).rpartition(turns[-1][1])[2]  # all that follows the last stand-in
     except RefusedError:
         return None
 
 
 def _atoms(rendered: str, marks: Marks) -> list[_Atom]:
     """Marks, turns and fixed text, in order; together they are the rendered string."""
+    # Or a mark that begins another one would be found in its place.
     spellings = sorted(marks.ids, key=len, reverse=True)
     pattern = re.compile("|".join(["\ue0f0(?P<turn>\\d+)\ue0f1", *map(re.escape, spellings)]))
     atoms: list[_Atom] = []
@@ -180,6 +183,7 @@ def _with_answer(atoms: Sequence[_Atom], turn: int, prompt: str | None, tail: st
     before, after = list(atoms[:at]), list(atoms[at + 1 :])
     whole = "".join(atom.text for atom in before)
     if before and prompt is not None and whole.startswith(prompt):
+        # White space between the end of the prompt and the answer is for the model to write: it is trained, too.
         own, last = whole[len(prompt) :], before[-1]
         if own and not own.strip() and last.id is None and last.turn is None and last.text.endswith(own):
             kept = last.text.removesuffix(own)
@@ -192,14 +196,16 @@ def _with_closing(after: list[_Atom], tail: str | None) -> list[_Atom]:
 
     ``tail`` is what the template writes when the conversation ends here: what is not in it belongs to the next turn.
     """
-    length = 2 if after and after[0].is_blank else 1
+    length = 2 if after and after[0].is_blank else 1  # some templates write a line end before the end-of-turn token
     closing = "".join(atom.text for atom in after[:length])
     if len(after) >= length and after[length - 1].id is not None:
+        # Else the token opens the next turn: a conversation that ended here would not have it.
         if tail is None or tail.startswith(closing):
             after[:length] = [replace(atom, trained=True) for atom in after[:length]]
         return after
     if not after or after[0].turn is not None or tail is None:
         return after
+    # What is written here both before another turn and at the end.
     end = os.path.commonprefix([after[0].text, tail]).rstrip()
     rest = after[0].text.removeprefix(end)
     if end:
@@ -212,7 +218,7 @@ def _unframed(atoms: Sequence[_Atom], vocabulary: Vocabulary) -> list[_Atom]:
     found = list(atoms)
     if found and found[0].id is not None and found[0].id == vocabulary.begin_of_document_id:
         del found[0]
-    behind = 2 if len(found) > 1 and found[-1].is_blank else 1
+    behind = 2 if len(found) > 1 and found[-1].is_blank else 1  # a line end after the end token goes with it
     if len(found) >= behind and found[-behind].id == vocabulary.end_of_document_id:
         del found[-behind:]
     return found
@@ -231,7 +237,7 @@ def pieces_of(atoms: Iterable[_Atom], *, has_begin: bool) -> tuple[Run | Mark, .
         last = pieces[-1] if pieces else None
         if isinstance(last, Run) and last.trained == atom.trained:
             pieces[-1] = replace(last, parts=(*last.parts, part))
-        elif part != "":
+        elif part != "":  # a text of which marks left nothing begins no run
             pieces.append(Run((part,), atom.trained, follows))
             follows = "text"
     return tuple(pieces)

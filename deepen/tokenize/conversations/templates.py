@@ -80,7 +80,7 @@ def choose_template(setting: str, folder: Path) -> tuple[Template, list[FileEntr
 
     tokenizer: Any = load_tokenizer(folder)
     own = tokenizer.chat_template
-    source = own.get("default") if isinstance(own, dict) else own
+    source = own.get("default") if isinstance(own, dict) else own  # some have templates by name, for tools and the like
     remarks, entries = [], []
     if setting != "auto" or not source:
         source = BUILT_IN
@@ -92,7 +92,7 @@ def choose_template(setting: str, folder: Path) -> tuple[Template, list[FileEntr
         entries.append(entry.model_copy(update={"path": f"{folder.name}/{_FILE}"}))
     if "strftime_now" in source:
         remarks.append("the chat template writes today's date: trained with 26 Jul 2024 on every day")
-        source = _DATE + source
+        source = _DATE + source  # a macro hides the function of the same name
     names = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     template = Template(source, tuple(sorted(names.items())))
     try:

@@ -23,6 +23,7 @@ from deepen.errors import DeepenError
 
 SPACE = "\u2581"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+# Without a splitter a text is one word; but no piece of SentencePiece has a space mark behind a letter: cut there.
 _WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
 _LONGEST_WORD = 512
 """Longer words (base64, lines without spaces) are cut: what they repeat is found in the pieces as well."""
@@ -31,7 +32,7 @@ _WORDS_AT_ONCE = 100_000
 
 def byte_alphabet() -> dict[str, int]:
     """GPT-2's letters for the 256 bytes: printable ones stand for themselves, the rest for 256 and up."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # 173 is the soft hyphen, which is invisible
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): byte for byte in printable}
     return letters | {chr(256 + at): byte for at, byte in enumerate(others)}
@@ -118,7 +119,7 @@ class BaseModel:
             counted = Counter(split)
         else:
             counted = Counter(word for part in split for word in _WORD.findall(part))
-        for word in [word for word in counted if len(word) > _LONGEST_WORD]:
+        for word in [word for word in counted if len(word) > _LONGEST_WORD]:  # a list, because the counter is changed
             count = counted.pop(word)
             for begin in range(0, len(word), _LONGEST_WORD):
                 counted[word[begin : begin + _LONGEST_WORD]] += count
@@ -165,6 +166,7 @@ class BaseModel:
         if _BYTE.fullmatch(token):
             return 4
         kinds = {_kind_of(character) for character in body}
+        # Mixed pieces of the base stay as they are: nothing is joined to them.
         return kinds.pop() if len(kinds) == 1 else 4
 
 

@@ -41,7 +41,7 @@ class Changes:
 
 def extended(base: BaseModel, growth: Growth) -> BaseModel:
     """The base with the tokens and merges of ``growth``."""
-    settings = json.loads(json.dumps(base.settings))
+    settings = json.loads(json.dumps(base.settings))  # a deep copy: the base is still needed as it is
     model = settings["model"]
     vocabulary = model["vocab"]
     for token in settings["added_tokens"]:
@@ -49,6 +49,7 @@ def extended(base: BaseModel, growth: Growth) -> BaseModel:
     for number, token in enumerate(growth.tokens, start=base.size):
         assert token not in vocabulary, f"{token!r} is a token already"
         vocabulary[token] = number
+    # Older files have "a b" instead of ["a", "b"].
     as_pairs = not model["merges"] or not isinstance(model["merges"][0], str)
     model["merges"] += [list(merge) if as_pairs else " ".join(merge) for merge in growth.merges]
     return BaseModel(Tokenizer.from_str(json.dumps(settings, ensure_ascii=False)), settings)
@@ -70,6 +71,7 @@ def write_grown(folder: Path, grown: BaseModel) -> list[FileEntry]:
 
 def extension_of(base: BaseModel, grown: BaseModel, tokens: Sequence[str], init: dict[str, Any]) -> Extension:
     """What ``extension.json`` says: every new token, what it reads as and what it was before."""
+    # A piece that the base cannot write had no tokens before; the unknown token's row would say nothing of it.
     old_ids = [[] if base.unknown_id in ids else ids for ids in base.encode_words(tokens)]
     new = [
         NewToken(id=grown.vocabulary[token], token=token, text=base.read_token(token), old_ids=tuple(ids))

@@ -73,16 +73,17 @@ class _Maker:
             return "one token already"
         if any(len(piece) > 1 and self._is_unknown(piece) for piece in pieces):
             return "holds a character that the vocabulary cannot write"
-        tokens, merges = dict(self.tokens), dict(self.merges)
+        tokens, merges = dict(self.tokens), dict(self.merges)  # to go back to, if the word turns out to be out of reach
         self.tokens.update(dict.fromkeys(piece for piece in pieces if piece not in self._base.vocabulary))
         while len(pieces) > 1:
             pairs = zip(pieces, pieces[1:], strict=False)
+            # A pair that spells an old piece is passed over: its merge would change texts that hold no new token.
             pair = next((pair for pair in pairs if "".join(pair) not in self._base.vocabulary), None)
             if pair is None:
                 self.tokens, self.merges = tokens, merges
                 return "made of a token that merges do not reach"
             self.tokens["".join(pair)] = None
-            self.merges.setdefault(pair, len(self.merges))
+            self.merges.setdefault(pair, len(self.merges))  # the rank: after all before it
             pieces = self._split(word)  # the merge may apply in more than one place
         return ""
 
@@ -98,7 +99,7 @@ class _Maker:
             pieces += [part] if whole and not self._base.is_byte_level else [self._by_id[number] for number in ids]
         while True:
             ranks = [self.merges.get(pair, len(self.merges)) for pair in zip(pieces, pieces[1:], strict=False)]
-            best = min(ranks, default=len(self.merges))
+            best = min(ranks, default=len(self.merges))  # the lowest rank is merged first, as BPE does
             if best == len(self.merges):
                 return pieces
             at = ranks.index(best)

@@ -20,7 +20,7 @@ from deepen.tokenize.vocabulary.growth_kernel import HASH_BASE, learn
 Array = npt.NDArray[Any]
 Merge = tuple[str, str]
 
-_WRAP = (1 << 64) - 1
+_WRAP = (1 << 64) - 1  # Python's numbers have no end: cut to what the kernel's wrap around to
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def _symbols(base: BaseModel, counts: Counter[str]) -> _Symbols:
             row += [part] if part in lacking else [by_id[number] for number in next(encoded)]
         pieces.append(row)
     used = {piece for row in pieces for piece in row}
+    # The kernel breaks ties by these numbers, so they must not depend on the order in which words were met.
     order = sorted(used, key=lambda piece: (base.vocabulary.get(piece, base.size), piece))
     names = {piece: at for at, piece in enumerate(order)}
     flat = np.array([names[piece] for row in pieces for piece in row], dtype=np.int64)
@@ -114,6 +115,7 @@ def _hash(text: str) -> int:
     """The kernel's hash of a string: a polynomial in its code points plus one, modulo 2**64."""
     value = 0
     for character in text:
+        # Plus one: or NUL before a string would not change its hash.
         value = (value * HASH_BASE + ord(character) + 1) & _WRAP
     return value
 
@@ -131,7 +133,7 @@ def _named(base: BaseModel, symbols: _Symbols, steps: Array, state: Array) -> Gr
             saved.append(total)
             continue
         name = names[left] + names[right]
-        if made == len(names):
+        if made == len(names):  # a new string; else one more merge for a known one, whose gain grows
             names.append(name)
             tokens[name] = None
             saved.append(total)
@@ -141,10 +143,11 @@ def _named(base: BaseModel, symbols: _Symbols, steps: Array, state: Array) -> Gr
         merges[names[left], names[right]] = None
     _, offsets, times = symbols.words
     owner = np.repeat(np.arange(len(times)), np.diff(offsets))
-    kept = state >= 0
+    kept = state >= 0  # -1: merged into the symbol before it
     finally_used = np.bincount(state[kept], weights=times[owner[kept]], minlength=len(names)).astype(np.int64)
     number_of = {name: at for at, name in enumerate(names)}
     extra = np.array(symbols.costs, dtype=np.int64) * base.byte_fallback
+    # A lacking character counts the bytes that it was written in.
     before = int((times[owner] * (1 + extra[symbols.words[0]])).sum())
     uses = tuple(int(finally_used[number_of[token]]) for token in tokens)
     return Growth(tuple(tokens), tuple(merges), tuple(saved), before, uses)

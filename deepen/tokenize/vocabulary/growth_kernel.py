@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 
 HASH_BASE = 0x9E3779B97F4A7C15
 """Multiplier of the string hash: hash(ab) = hash(a) * HASH_BASE ** len(b) + hash(b), modulo 2**64."""
-_BITS = 32
+_BITS = 32  # two symbols make one key: as numbers, keys sort by the left symbol, then the right one
 _NONE = -1
 _KEYS = types.ListType(types.int64)
 _STEP = types.UniTuple(types.int64, 4)
@@ -49,11 +49,12 @@ def learn(
     index = _index_pairs(state, offsets, counts, around[0])
     pair_counts = index[0]
     heap = _first_heap(pair_counts, costs, _uses(state, offsets, counts, num_old))
-    waiting = Dict.empty(types.int64, _KEYS)
-    made_symbols = Dict.empty(types.uint64, types.int64)
+    waiting = Dict.empty(types.int64, _KEYS)  # pairs put aside, by the lacking character that they wait for
+    made_symbols = Dict.empty(types.uint64, types.int64)  # by hash of the string: one token however it is put together
     steps = List.empty_list(_STEP)
     num_new = 0
     while heap and num_new < most:
+        # A heap gives the smallest: counts are negated, and of equal ones the smaller key comes.
         negative, key = heapq.heappop(heap)
         if key < 0:  # a character becomes a token, and its pairs may be merged
             costs[-key - 1] = 0
@@ -65,9 +66,10 @@ def learn(
             continue
         left, right = key >> _BITS, key & ((1 << _BITS) - 1)
         made_hash = hashes[left] * powers[right] + hashes[right]
+        # Not asked again, since neither changes. A new merge for an old piece would change texts that hold nothing new.
         if not _may_join(classes[left], classes[right]) or _is_among(made_hash, old_hashes):
             continue
-        if costs[left] > 0 or costs[right] > 0:
+        if costs[left] > 0 or costs[right] > 0:  # the merge would make a token out of one that does not exist yet
             _wait(left if costs[left] > 0 else right, key, waiting)
             continue
         made = num_old + len(made_symbols)
@@ -76,7 +78,7 @@ def learn(
         else:
             made_symbols[made_hash] = made
             hashes[made], powers[made] = made_hash, powers[left] * powers[right]
-            classes[made] = max(classes[left], classes[right])
+            classes[made] = max(classes[left], classes[right])  # a space mark (0) takes the class of what follows it
             num_new += 1
         steps.append((left, right, made, -negative))
         _merge(state, around, (offsets, counts), (left, right, made), index, heap)
@@ -97,6 +99,8 @@ def _first_heap(pair_counts: Any, costs: Array, uses: Array) -> Any:
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _is_due(key: int, claimed: int, heap: Any, pair_counts: Any) -> bool:
     """Whether a pair still occurs as often as its entry claims; if less often, it is entered anew."""
+    # Entries may be old: a count that rises is entered at once (`_merge`), one that falls only when its entry comes up.
+    # So none is too low, and the first that is due is the largest.
     count = pair_counts[key]
     if 2 <= count < claimed:
         heapq.heappush(heap, (-count, key))
@@ -146,6 +150,7 @@ def _value(table: Any, key: int, otherwise: int) -> int:
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _links(offsets: Array, num_symbols: int) -> tuple[Array, Array]:
     """Next and previous place in the same word of every place, -1 at its ends."""
+    # A list over all words, cut at their ends: removing a symbol moves nothing.
     following, before = np.arange(1, num_symbols + 1), np.arange(-1, num_symbols - 1)
     for word in range(len(offsets) - 1):
         if offsets[word] < offsets[word + 1]:
@@ -171,6 +176,7 @@ def _index_pairs(state: Array, offsets: Array, counts: Array, following: Array) 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _add_place(key: int, place: int, heads: Any, links: Any, places: Any) -> None:
+    # A list per pair inside two flat lists: a place costs two numbers and no object. Nothing is ever taken out of it.
     links.append(_value(heads, key, _NONE))
     places.append(place)
     heads[key] = len(places) - 1
@@ -197,9 +203,11 @@ def _merge(state: Array, around: Any, words: Any, step: Any, index: Any, heap: A
     changed = Dict.empty(types.int64, types.int64)
     for place in _places_of(key, heads, links, places):
         after = following[place]
+        # Merged away since: by this pair (aaa) or another.
         if state[place] != left or after == _NONE or state[after] != right:
             continue
-        count = counts[np.searchsorted(offsets, place, side="right") - 1]
+        count = counts[np.searchsorted(offsets, place, side="right") - 1]  # of the word that the place is in
+        # Both neighbours' pairs change: (right, beyond) to (made, beyond), (previous, left) to (previous, made).
         previous, beyond = before[place], following[after]
         state[place], state[after] = made, _NONE
         following[place] = beyond
@@ -210,7 +218,7 @@ def _merge(state: Array, around: Any, words: Any, step: Any, index: Any, heap: A
         if previous != _NONE:
             _recount((state[previous] << _BITS) | left, (state[previous] << _BITS) | made, count, pair_counts, changed)
             _add_place((state[previous] << _BITS) | made, previous, heads, links, places)
-    pair_counts[key] = 0
+    pair_counts[key] = 0  # exactly, whatever was taken off on the way where a pair overlaps itself
     heads[key] = _NONE
     for touched in sorted(changed):
         if pair_counts[touched] >= 2:
@@ -233,6 +241,7 @@ def _places_of(key: int, heads: Any, links: Any, places: Any) -> Array:
     while at != _NONE:
         found.append(places[at])
         at = links[at]
+    # Ascending: a run (aaaa) is merged from its left end, as the encoder does. And each place once.
     return np.unique(_as_places(found))
 
 

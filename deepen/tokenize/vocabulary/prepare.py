@@ -67,6 +67,7 @@ def prepare(part: PreparePart) -> dict[str, Any]:
     from deepen.tokenize.encoder import choose_boundary, choose_encoder
     from deepen.tokenize.vocabulary.tokenizer import read_vocabulary
 
+    # A few of each source: what is proven on them, parts check again.
     samples = [text for source in part.sources for text in _first_texts(source)]
     learned = isinstance(part.vocabulary, TrainVocabulary)
     made = _learn(part) if learned else _keep_or_extend(part, samples)
@@ -76,8 +77,10 @@ def prepare(part: PreparePart) -> dict[str, Any]:
     if isinstance(part.vocabulary, TrainVocabulary) and vocabulary.size < part.vocabulary.train:
         remarks.append(f"the corpus yields a vocabulary of {vocabulary.size} only, {part.vocabulary.train} was asked")
     template, entries, remark = _prepare_template(part, folder)
+    # A file that was written again counts once, as it is now.
     files = {file.path: file for file in (*made["files"], *entries)}
     remarks.append(remark)
+    # New tokens may be in none of the samples: their own texts are tried as well.
     encoder, remark = choose_encoder(folder, vocabulary.control, [*samples, *made["new_texts"]])
     remarks.append(f"{remark}: encoding with the slower tokenizers library" if remark else "")
     boundary = choose_boundary(folder, vocabulary.control, samples, encoder)
@@ -119,7 +122,7 @@ def _keep_or_extend(part: PreparePart, samples: Sequence[str]) -> dict[str, Any]
     num_bytes = sum(num_text_bytes(source.files) for source in domain)
     try:
         report = report_of(looked_at, part.out / "tokenizer", shape=_shape(part.base), domain_bytes=num_bytes)
-    except DeepenError as error:
+    except DeepenError as error:  # a base that cannot be extended can still be kept: then the report is left out
         if part.vocabulary != "keep":
             raise
         made["remarks"].append(f"no vocabulary report: {error.message.removeprefix('tokenize.vocabulary: ')}")
@@ -144,7 +147,7 @@ def _extend(
     base = BaseModel.read(folder / "tokenizer.json")
     words = [] if asked.words is None else read_words(Path(asked.words).expanduser())
     by_words, refused = grow_by_words(base, words)
-    with_words = extended(base, by_words)
+    with_words = extended(base, by_words)  # words first: what is learned then continues from them
     number = report.extend_by if asked.extend == "auto" else asked.extend
     growth = (
         grow(with_words, with_words.count_words(_learned_from(part, report, asked)), number) if number else Growth()
@@ -235,6 +238,7 @@ def _prepare_template(part: PreparePart, folder: Path) -> tuple[Template | None,
     """The chat template, where documents have turns and one is wanted; what was written; and a remark (or "")."""
     from deepen.tokenize.conversations.templates import choose_template
 
+    # The two halves of a prompt need no marks between them.
     turns = {role for path in part.documents for role in roles_in(path)} - {"prompt", "target"}
     return choose_template(part.template, folder) if turns and part.template != "none" else (None, [], "")
 

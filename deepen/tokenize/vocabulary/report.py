@@ -180,6 +180,7 @@ def report_of(
         number, reason = _number(growth, poor)
     gains = {at: growth.saved[at - 1] / growth.sample_tokens for at in _marks(growth)} if growth else {}
     share = sum(fit.bytes for fit in poor) / max(1, sum(fit.bytes for fit in fits if fit.role == "domain"))
+    # Old tokens of all poorly fitting text, from the bytes of the domain and what the sample needs per byte.
     tokens = domain_bytes * share * sum(fit.tokens for fit in poor) / max(1, sum(fit.bytes for fit in poor))
     cost = cost_of(growth, number, shape, tokens) if growth is not None and number else {}
     names_of_poor = tuple(dict.fromkeys(fit.source for fit in poor))
@@ -198,6 +199,7 @@ def measure(base: BaseModel, sample: Sample) -> Fit:
     costs = _costs(base, list(units), is_spaceless)
     times = np.array(list(units.values()), dtype=np.int64)
     num_characters = int(times[is_spaceless].sum())
+    # By the tokens that one token per word would save in all; ties by the word, so that the report is always the same.
     ranking = sorted(zip(units, costs.tolist(), times.tolist(), strict=True), key=lambda at: (-(at[1] - 1) * at[2], at))
     tokens, num_units = int(uses.sum()), int(times.sum())
     return Fit(
@@ -217,6 +219,7 @@ def _costs(base: BaseModel, units: Sequence[str], is_spaceless: Any) -> Any:
     costs = np.zeros(len(units), dtype=np.int64)
     characters = [base.spell(units[at]) for at in np.flatnonzero(is_spaceless).tolist()]
     costs[is_spaceless] = [len(ids) for ids in base.encode_words(characters)]
+    # A word at the beginning of a text may be split otherwise than inside one; so it is measured behind "a ".
     before = len(base.tokenizer.encode("a", add_special_tokens=False).ids)
     words = [f"a {units[at]}" for at in np.flatnonzero(~is_spaceless).tolist()]
     encoded = base.tokenizer.encode_batch(words, add_special_tokens=False)
@@ -267,6 +270,7 @@ def _number(growth: Growth, poor: Sequence[Fit]) -> tuple[int, str]:
     if growth.saved_share < _WORTH_IT:
         return 0, f"{costs}, but {len(growth.tokens):,} more tokens would save {growth.saved_share:.1%} only"
     enough = _ENOUGH_OF_GAIN * growth.saved[-1]
+    # The last one saves all there is, so `next` finds one.
     choices = [*range(FEWEST, len(growth.saved), 100), len(growth.saved)]
     number = next(number for number in choices if growth.saved[min(number, len(growth.saved)) - 1] >= enough)
     share = growth.saved[number - 1] / growth.sample_tokens
@@ -285,6 +289,7 @@ def cost_of(growth: Growth, number: int, shape: Architecture | None, domain_toke
     new token ``EXPOSURES`` times, the price of learning the new rows. FLOPs are of training (6 N) without attention.
     """
     saved = growth.saved[number - 1] / growth.sample_tokens
+    # 0: only a step on the way to others, nothing to learn.
     rarest = min((uses for uses in growth.uses[:number] if uses), default=1)
     to_learn = growth.sample_tokens * EXPOSURES / rarest
     known: dict[str, float] = {
@@ -297,7 +302,7 @@ def cost_of(growth: Growth, number: int, shape: Architecture | None, domain_toke
         before = shape.training_flops_per_token(0)
         extra = 6.0 * number * shape.hidden_size
         parameters = number * shape.hidden_size * (1 if shape.tied else 2)
-        net = saved - (1 - saved) * extra / before
+        net = saved - (1 - saved) * extra / before  # fewer tokens, each of which costs the head's new rows
         known |= {
             "parameters": parameters,
             "bytes_bf16": 2 * parameters,

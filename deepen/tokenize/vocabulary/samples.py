@@ -26,7 +26,7 @@ def sample_source(name: str, role: str, files: Sequence[Path], most_bytes: int =
     The same documents give the same sample. Of a document the first 20,000 characters are taken.
     """
     groups = [(path, at) for path in files for at in range(_num_row_groups(path))]
-    stride = max(1, -(-len(groups) // _ROW_GROUPS))
+    stride = max(1, -(-len(groups) // _ROW_GROUPS))  # rounded up: no more than so many groups, spread to the end
     chosen = groups[::stride]
     texts: dict[str | None, list[str]] = {}
     for path, at in chosen:

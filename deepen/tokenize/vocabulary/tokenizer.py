@@ -125,7 +125,7 @@ def train_tokenizer(texts: Iterable[str], size: int, out: Path, workers: int) ->
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes, also those that the sample lacks
         show_progress=False,
     )
     with _training_threads(workers):
@@ -187,7 +187,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             f"the tokenizer in `{folder}` has no end-of-sequence token, which every document must end with",
             hint='name one in its tokenizer_config.json, for example "eos_token": "<|endoftext|>"',
         )
-    begins = list(tokenizer("a").input_ids)[:1]
+    begins = list(tokenizer("a").input_ids)[:1]  # asked, because settings do not say reliably whether it adds one
     begin = (
         tokenizer.bos_token_id if tokenizer.bos_token_id is not None and begins == [tokenizer.bos_token_id] else None
     )
@@ -201,6 +201,8 @@ def sampled(texts: Iterable[str], total_bytes: int, most_bytes: int = SAMPLE_BYT
     for text in texts:
         for _, piece in cut(text, _SAMPLE_PIECE_CHARACTERS, "word"):
             num_bytes = len(piece.encode())
+            # Like a line drawn with pixels: each piece adds its share, and one is taken when half of it or more is
+            # owed. So what is taken stays within a piece of the share everywhere in the corpus, without drawing lots.
             owed += share * num_bytes
             if owed >= num_bytes / 2:
                 owed -= num_bytes
