@@ -121,18 +121,18 @@ def settings_at(annotation: Any, key: tuple[str | int, ...]) -> list[type[Settin
     for part in key:
         if isinstance(part, int):
             continue
-        fields = [_field(settings, part) for settings in found]
-        found = [inner for field in fields if field is not None for inner in _settings_in_field(field)]
+        named = [(settings, own) for settings in found if (own := _own_name(settings, part)) is not None]
+        found = [inner for settings, own in named for inner in _settings_in_field(settings.model_fields[own])]
     return found
 
 
-def field_at(model: type[Settings], key: tuple[str | int, ...]) -> FieldInfo | None:
-    """The field named by ``key`` (list positions are ignored), or None when there is none."""
+def field_at(model: type[Settings], key: tuple[str | int, ...]) -> tuple[type[Settings], str] | None:
+    """The class that has the field named by ``key`` (list positions are ignored) and its name there, or None."""
     names = tuple(part for part in key if isinstance(part, str))
     if not names:
         return None
     owners = settings_at(model, names[:-1])
-    return next((field for owner in owners if (field := _field(owner, names[-1])) is not None), None)
+    return next(((owner, own) for owner in owners if (own := _own_name(owner, names[-1])) is not None), None)
 
 
 def field_names(model: type[Settings], key: tuple[str | int, ...]) -> list[str]:
@@ -141,9 +141,9 @@ def field_names(model: type[Settings], key: tuple[str | int, ...]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _field(settings: type[Settings], name: str) -> FieldInfo | None:
-    by_alias = {field.alias or own: field for own, field in settings.model_fields.items()}
-    return by_alias.get(name)
+def _own_name(settings: type[Settings], name: str) -> str | None:
+    """What a field is called in Python that users write as ``name``."""
+    return next((own for own, field in settings.model_fields.items() if (field.alias or own) == name), None)
 
 
 def _settings_in_field(field: FieldInfo) -> list[type[Settings]]:

@@ -32,9 +32,7 @@ _NUMBER = r"(?P<number>\d+(?:\.\d+)?(?:e[+-]?\d+)?)"
 class Settings(BaseModel):
     """Base of all configuration: strict, frozen, documented by the docstrings under its fields."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from deepen.plug import Plug, field_at, field_names, identity, plug_from, settings_at
+from deepen.recipe.explain import meaning_of
 from deepen.settings import Many, Settings
 
 
@@ -75,5 +76,5 @@ def test_plugs_are_written_whole():
 
 def test_keys_can_be_looked_up_through_plugs():
     assert field_names(Holder, ("steps", 0)) == ["use", "least", "most"]
-    assert field_at(Holder, ("one", "least")).description == "Characters at least."  # type: ignore[union-attr]
+    assert meaning_of(*field_at(Holder, ("one", "least"))) == "Characters at least."  # type: ignore[misc]
     assert settings_at(Holder, ()) == [Holder]
