@@ -47,7 +47,7 @@ def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None
     if due_scores(run):  # an earlier start ended while it waited for them
         run, _ = finish_step(run, _due(run, stop), stop)
     while progress.step < total_steps and not has_ended(run):
-        run.saver.check()
+        run.saver.check()  # a write that failed in the background is raised between steps, where nothing is half done
         if (rewind := run.ledger.rewind_from(progress.step)) is not None:  # an earlier start ended on the way back
             run = pass_over(run, rewind)
             run, _ = finish_step(
@@ -58,7 +58,7 @@ def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None
             run = train_everything(run, run.new_rows.hold)
         watching.step_begins(progress.step + 1)
         started, stalled = time.perf_counter(), run.saver.stall_seconds
-        batch_index = run.batches.order.next_batch(progress.batch_index)
+        batch_index = run.batches.order.next_batch(progress.batch_index)  # a changed mixture leaves holes in the order
         batch = run.prefetch.take(run.batches, batch_index)
         data_wait_seconds = time.perf_counter() - started
 
@@ -76,18 +76,20 @@ def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None
             "data_wait_seconds": data_wait_seconds,
             "checkpoint_stall_seconds": run.saver.take_stall_seconds(),
         }
+        # Before anything is decided: processes agree here, once a step, on what their signals and clocks say.
         due = _due(run, stop)
         if due.saves or result.skipped or progress.step % run.calendar.log_every == 0 or due_scores(run):
             append_record(run.out / METRICS, record)  # a checkpoint makes it durable
         num_rewinds = len(run.ledger.rewinds())
         run = faults(run, batch_index, result)
-        if len(run.ledger.rewinds()) > num_rewinds:
+        if len(run.ledger.rewinds()) > num_rewinds:  # without a checkpoint of it a resumed run would go back once more
             due = replace(due, saves=True, waits=True)
         run, scores = finish_step(run, due, stop)
         if scores is not None:
             record["scores"] = scores
         progress.elapsed_seconds += time.perf_counter() - started - seconds
         yield record
+        # Alone, a signal since the decision counts as well; of several processes only what all agreed on.
         stops = due.stops if run.trainee.process.mesh is not None else stop.requested
         if stops and progress.step < total_steps:
             if not due.saves:  # the signal came after the decision above
@@ -131,6 +133,7 @@ def finish_step(
     """
     if run.watch.lag is not None:
         return _finish_with_lag(run, due, stop or StopRequest(), decides=decides)
+    # Scored, decided, then saved: the checkpoint carries its scores and what was decided on them.
     scores, went_back = None, False
     if due.evaluates:
         scores = evaluate_now(run)
@@ -225,6 +228,7 @@ def evaluate_now(run: Run) -> list[Score]:
     model, progress = run.trainee.model, run.progress
     devices = [run.trainee.device] if run.trainee.device.type == "cuda" else []
     model.eval()
+    # Probes that write draw random numbers; training goes on with its own, as if nothing had been measured.
     with torch.random.fork_rng(devices=devices):
         scores = run.watch.evaluate(model, progress.step, progress.tokens)
     if run.trainee.process.is_sharded:
@@ -256,7 +260,7 @@ def save_now(run: Run, scores: list[Score] | None, *, milestone: bool, wait: boo
     """Save the present state, scored if ``scores`` are given, to be scored elsewhere if it ``awaits`` that; with
     ``wait`` it is on the disk on return."""
     progress, trainee = run.progress, run.trainee
-    with run.saver.standing_still():
+    with run.saver.standing_still():  # collecting the state counts as standing still, writing it does not
         marks = marks_of(run, scores, milestone=milestone, awaits=awaits)
         run.saver.save(run.saver.take(trainee.model.model, trainee.optimizer, state_of(run), marks))
     progress.last_save = time.monotonic()
