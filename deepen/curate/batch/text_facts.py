@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from deepen.curate.batch.texts import Texts, texts_of
 from deepen.curate.kernels.lines import count_lines, describe_lines
-from deepen.curate.kernels.words import count_words, describe_words, split_words
+from deepen.curate.kernels.words import count_words, split_words
 from deepen.engine.compiled import njit
 
 Array = npt.NDArray[Any]
@@ -73,16 +73,6 @@ def words_of(texts: Texts | Sequence[str]) -> Words:
     _words(own.buffer, own.starts, own.ends, hashes, lengths, flags, offsets, counts)
     used = offsets[-1]
     return Words(hashes[:used], lengths[:used], flags[:used], offsets, counts)
-
-
-def words_at(text: str, starts: Array, ends: Array) -> Words:
-    """Words of one text given by another splitter as positions (int32) in its UTF-8 bytes."""
-    data = np.frombuffer(text.encode(), dtype=np.uint8)
-    hashes, lengths = np.empty(len(starts), dtype=np.uint64), np.empty(len(starts), dtype=np.int32)
-    flags = np.empty(len(starts), dtype=np.uint8)
-    describe_words(data, starts, ends, hashes, lengths, flags)
-    counts = np.array([count_words(lengths, flags)], dtype=np.int64)
-    return Words(hashes, lengths, flags, np.array([0, len(starts)]), counts)
 
 
 def lines_of(texts: Texts | Sequence[str]) -> Lines:

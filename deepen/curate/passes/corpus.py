@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +179,6 @@ class Corpus:
     def num_documents(self) -> int:
         """How many documents there are."""
         return len(self.index)
-
-    @cached_property
-    def num_shingles(self) -> npt.NDArray[np.int64]:
-        """Size of each document's set [n]."""
-        return np.diff(self.stored.starts)
 
     def ids(self, documents: Positions) -> npt.NDArray[np.uint64]:
         """Ids of some documents, uint64 [documents, 2]."""

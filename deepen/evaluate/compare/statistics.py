@@ -10,7 +10,7 @@ and 1: relative change of accuracy), or the difference of the means.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ def paired(pairs: Pairs, *, seed: tuple[int, int], resamples: int = RESAMPLES, r
     if pairs.num_clusters == 1:
         return Change(difference)
     drawn = redrawn_changes(pairs, seed=seed, resamples=resamples, relative=relative)
-    error = standard_error(pairs, relative=relative)
+    error = _error_of(_scatter(pairs, relative))
     return Change(difference, interval_of(drawn), error, drawn, pairs.num_clusters)
 
 
@@ -174,15 +174,6 @@ def redrawn_changes(pairs: Pairs, *, seed: tuple[int, int], resamples: int = RES
     return differences
 
 
-def standard_error(pairs: Pairs, *, relative: bool = True) -> float:
-    """Standard error of the difference from the scatter of clusters around it (first-order for ratios), n >= 2.
-
-    Of outcomes with discordance d (share of items on which the models differ) and equal accuracy it is sqrt(d / n).
-    """
-    assert pairs.num_clusters > 1, "a single cluster has no scatter"
-    return _error_of(_scatter(pairs, relative))
-
-
 def _scatter(pairs: Pairs, relative: bool) -> Array:
     """What every cluster adds to the difference beyond its share, float64[n]."""
     weights = np.ones(pairs.num_clusters) if pairs.weights is None else pairs.weights
@@ -195,6 +186,10 @@ def _scatter(pairs: Pairs, relative: bool) -> Array:
 
 
 def _error_of(scatter: Array) -> float:
+    """Standard error of a difference from the scatter of clusters around it (first-order for ratios), n >= 2.
+
+    Of outcomes with discordance d (share of items on which the models differ) and equal accuracy it is sqrt(d / n).
+    """
     return float(np.sqrt(len(scatter) / (len(scatter) - 1) * np.square(scatter).sum()))
 
 
@@ -270,8 +265,3 @@ def seed_noise(values: Sequence[float]) -> Noise:
     if len(values) < 2:
         raise ValueError("noise needs two runs at least")
     return Noise(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
-
-
-def shifted(pairs: Pairs, change: float) -> Pairs:
-    """The same items with every value of the model moved by a relative ``change`` (a planted effect)."""
-    return replace(pairs, model=pairs.model * (1 + change))

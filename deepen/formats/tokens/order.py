@@ -73,11 +73,6 @@ class Segments(Settings):
     """Where what was asked could not be had, and why."""
 
 
-def read_segments(directory: Path) -> Segments:
-    """Read ``segments.json`` of a mix directory; raises ``DamageError`` when it is missing or unreadable."""
-    return read_segment_file(directory / SEGMENTS)
-
-
 def read_segment_file(path: Path) -> Segments:
     """Read one segment file; raises ``DamageError`` when it is missing or unreadable."""
     try:
