@@ -42,15 +42,15 @@ from deepen.evaluate.tables import (
     KnownTables,
     base_table,
     checked_table,
-    readable_file,
     say_not_finite,
     table_file,
     table_mark,
     tables_of_evaluation,
     tables_of_training,
     watched_tables,
+    write_readable,
 )
-from deepen.formats.files.atomic import FileEntry, entry_of, write_bytes
+from deepen.formats.files.atomic import FileEntry, entry_of
 from deepen.formats.files.records import write_records
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, fingerprint, finish_stage
 from deepen.formats.taken_over import take_over
@@ -93,7 +93,7 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
                 continue
             write_likelihoods(path, measured, job.out)
         table = read_likelihoods(path)
-        files += [entry_of(path, job.out), *_written(job.out, probe, None, probe.readable(table, None))]
+        files += [entry_of(path, job.out), *write_readable(job.out, probe, None, probe.readable(table, None))]
         counts["probes"][probe.label] = {"use": probe.use, "mark": mark, **probe.summary(table)}
     counts["sources"] = _source_counts(config.all_probes, job.out, material)
     say(baseline_table(counts))
@@ -205,16 +205,6 @@ def _measured(probe: Probe, prepare: Callable[[], Measure], model: LossModel, wh
     return attempt(probe.label, probe.time_limit.value, work)
 
 
-def _written(out: Path, probe: Probe, key: int | str | None, text: str | None) -> list[FileEntry]:
-    """The entry of what there is to read, if anything."""
-    if text is None:
-        return []
-    path = out / readable_file(probe, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, text.encode())
-    return [entry_of(path, out)]
-
-
 @dataclass(frozen=True)
 class _Compared:
     """What one probe says of one model."""
@@ -256,7 +246,7 @@ class Evaluation:
             tables = read_likelihoods(path), base_table(self.job.inputs["baseline"], probe)
             text = attempt(probe.label, None, partial(probe.readable, *tables))
             if not isinstance(text, Failure):  # scores do not depend on it, and the reason was said
-                files += _written(self.job.out, probe, subject.key, text)
+                files += write_readable(self.job.out, probe, subject.key, text)
         return files
 
     def _taken_over(self, probe: Probe, subject: Subject, path: Path) -> bool:

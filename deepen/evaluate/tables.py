@@ -13,6 +13,7 @@ from deepen.errors import DamageError
 from deepen.evaluate.documents.likelihoods import NOT_FINITE, read_likelihoods
 from deepen.evaluate.models.kept import Subject
 from deepen.evaluate.probes.probe import Probe
+from deepen.formats.files.atomic import FileEntry, write_bytes
 from deepen.formats.manifest import Artifact, fingerprint
 from deepen.formats.taken_over import take_over_file
 from deepen.formats.training.checkpoints import CheckpointInfo, checkpoint_name, read_state
@@ -40,6 +41,14 @@ def table_file(probe: Probe, model: int | str | None = None) -> str:
 def readable_file(probe: Probe, model: int | str | None = None) -> str:
     """Name of what people read beside the table."""
     return table_file(probe, model).removesuffix(".parquet") + ".md"
+
+
+def write_readable(out: Path, probe: Probe, model: int | str | None, text: str | None) -> list[FileEntry]:
+    """Write what people read beside the table, if there is anything; returns its entry."""
+    if text is None:
+        return []
+    name = readable_file(probe, model)
+    return [write_bytes(out / name, text.encode()).model_copy(update={"path": name})]
 
 
 def table_mark(base_mark: str) -> str:

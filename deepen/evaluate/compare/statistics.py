@@ -76,6 +76,13 @@ class Change:
         """Two-sided: how often redraws lie on the other side of no change; at least 2 / (redraws + 1)."""
         return None if self.drawn is None else p_value_of(self.drawn)
 
+    def score(self, **what: Any) -> Score:
+        """The score that this is the change of; ``what`` are its other fields."""
+        return Score(
+            difference=self.difference, interval=self.interval, minimum_detectable=self.minimum_detectable,
+            p_value=self.p_value, **what,
+        )  # fmt: skip
+
 
 def _detection(drawn: Array | None, num_clusters: int | None) -> float:
     """Standard errors of a change that is found 8 times in 10: 2.80, and more with few clusters or skewed redraws.
@@ -193,10 +200,8 @@ def _error_of(scatter: Array) -> float:
     return float(np.sqrt(len(scatter) / (len(scatter) - 1) * np.square(scatter).sum()))
 
 
-def interval_of(changes: Array | None) -> tuple[float, float] | None:
+def interval_of(changes: Array) -> tuple[float, float]:
     """The central 95 % of redrawn changes."""
-    if changes is None:
-        return None
     low, high = np.percentile(changes, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
     return float(low), float(high)
 
