@@ -24,8 +24,8 @@ def kernel_digest() -> str:
     """Identity of all sources that kernels may be compiled from."""
     package = Path(__file__).resolve().parents[1]
     digest = xxhash.xxh3_128()
-    for path in sorted(path for room in _ROOMS for path in (package / room).glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted(path for room in _ROOMS for path in (package / room).rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
