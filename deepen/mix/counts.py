@@ -12,14 +12,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.engine.compiled import njit
+from deepen.formats.files.arrays import Array
 from deepen.formats.tokens.order import Order
 from deepen.mix.order.build import Supply
 from deepen.mix.order.mixture import Mixture
-
-Array = npt.NDArray[Any]
 
 WINDOWS = 40
 """Parts of the run in which shares are told."""

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.formats.documents.documents import document_files
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import FileEntry, write_json
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.tokens.megatron import IndexedDataset
@@ -31,8 +30,6 @@ FORMAT = 2
 ORDER = "order/000.u64"
 _WORTH_A_PROCESS = 10_000_000
 """Documents that are packed in the time that starting worker processes takes."""
-
-Array = npt.NDArray[Any]
 
 
 def mix(config: MixConfig, job: StageJob, *, batch_tokens: int, num_batches: int) -> Manifest:

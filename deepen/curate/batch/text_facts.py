@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.curate.batch.texts import Texts, texts_of
 from deepen.curate.kernels.lines import count_lines, describe_lines
 from deepen.curate.kernels.words import count_words, split_words
 from deepen.engine.compiled import njit
-
-Array = npt.NDArray[Any]
+from deepen.formats.files.arrays import Array
 
 
 @dataclass(frozen=True)

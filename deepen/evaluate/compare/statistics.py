@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
+from deepen.formats.files.arrays import Array
 from deepen.formats.training.scores import Score
 
 RESAMPLES = 10_000
@@ -27,8 +27,6 @@ _DRAWN_AT_ONCE = 1 << 20
 _NORMAL = np.array([1.959964, 0.841621])
 """Quantiles of the normal distribution at 0.975 and 0.80: a two-sided test at 5 % finds a change of so many standard
 errors, added up (the factor 2.8 of Miller 2024), 8 times in 10."""
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

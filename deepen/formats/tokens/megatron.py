@@ -21,9 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deepen.errors import DamageError, SourceError
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import FileEntry, HashingWriter, writing
-
-Array = npt.NDArray[Any]
 
 MAGIC = b"MMIDIDX\x00\x00"
 OLD_MAGIC = b"TNTIDX\x00\x00"

@@ -11,18 +11,15 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 from pydantic import Field, ValidationError
 
 from deepen.errors import DamageError
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import FileEntry, write_json, writing
 from deepen.settings import Many, Settings
-
-Array = npt.NDArray[Any]
 
 SEGMENTS = "segments.json"
 SOURCE_SHIFT = 48

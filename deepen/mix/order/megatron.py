@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.engine.compiled import njit
 from deepen.errors import SourceError
-from deepen.formats.files.arrays import open_array, write_array
+from deepen.formats.files.arrays import Array, open_array, write_array
 from deepen.formats.tokens.megatron import IndexedDataset
 from deepen.formats.tokens.order import row_ids
 from deepen.formats.tokens.packs import write_packs
-
-Array = npt.NDArray[Any]
 
 _EXTRA = 1
 """Tokens of a sample beyond its positions: the last label."""

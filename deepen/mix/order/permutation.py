@@ -8,15 +8,11 @@ order's format: they never change.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from deepen.engine.compiled import njit
-
-Array = npt.NDArray[Any]
+from deepen.formats.files.arrays import Array
 
 _ROUNDS = 8
 _STEP = np.uint64(0xD6E8FEB86659FD93)

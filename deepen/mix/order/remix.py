@@ -10,19 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from deepen.errors import RunError, SourceError
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import write_json
 from deepen.formats.tokens.order import Order, Segments, appended_files, read_segment_file, write_order
 from deepen.mix.counts import rows_drawn
 from deepen.mix.order.build import OrderBuilder
 from deepen.mix.order.mixture import Mixture, Stretch, open_supplies, read_mixture, segments_of
 from deepen.mix.phases import ROLES, phases_of
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
