@@ -12,6 +12,7 @@ import numpy as np
 
 from deepen.curate.batch.texts import Texts, texts_of
 from deepen.curate.kernels.lines import count_lines, describe_lines
+from deepen.curate.kernels.text import room_for_lines
 from deepen.curate.kernels.words import count_words, split_words
 from deepen.engine.compiled import njit
 from deepen.formats.files.arrays import Array
@@ -75,7 +76,7 @@ def words_of(texts: Texts | Sequence[str]) -> Words:
 def lines_of(texts: Texts | Sequence[str]) -> Lines:
     """The lines of some texts."""
     own = texts if isinstance(texts, Texts) else texts_of(texts)
-    most = _count_line_feeds(own.buffer, own.starts, own.ends) + len(own)
+    most = room_for_lines(own.buffer, own.starts, own.ends)
     hashes, lengths = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.int32)
     flags, breaks = np.empty(most, dtype=np.uint8), np.empty(most, dtype=np.int32)
     offsets, counts = np.zeros(len(own) + 1, dtype=np.int64), np.empty((6, len(own)), dtype=np.int64)
@@ -93,15 +94,6 @@ def _words(buffer, starts, ends, hashes, lengths, flags, offsets, counts):  # ty
         counts[number] = count_words(lengths[used:end], flags[used:end])
         used = end
         offsets[number + 1] = used
-
-
-@njit(cache=True)
-def _count_line_feeds(buffer, starts, ends):  # type: ignore[no-untyped-def]
-    count = 0
-    for number in range(len(starts)):
-        for byte in buffer[starts[number] : ends[number]]:
-            count += byte == 0x0A
-    return count
 
 
 @njit(cache=True)

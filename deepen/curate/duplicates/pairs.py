@@ -179,7 +179,7 @@ def _compare_groups(groups, is_large, num_carried, keys, band, starts, shingles,
             own = shingles[starts[document] : starts[document + 1]]
             for place in range(min(num_in_ring, _NUM_COMPARED)):
                 other = ring[place]
-                if _met_before(keys[document], keys[other], band) or _root(parents, document) == _root(parents, other):
+                if _met_before(keys[document], keys[other], band) or root(parents, document) == root(parents, other):
                     continue
                 similarity = similar(own, shingles[starts[other] : starts[other + 1]], limits[0])
                 if similarity == 0.0:
@@ -191,8 +191,8 @@ def _compare_groups(groups, is_large, num_carried, keys, band, starts, shingles,
                 pairs[num_pairs, 0], pairs[num_pairs, 1], pairs[num_pairs, 2] = other, document, similarity
                 num_pairs += 1
                 if similarity >= limits[1]:
-                    parents[_root(parents, document)] = _root(parents, other)
-        if document < num_carried or not is_large[document] or _root(parents, document) == document:
+                    parents[root(parents, document)] = root(parents, other)
+        if document < num_carried or not is_large[document] or root(parents, document) == document:
             ring[num_in_ring % _NUM_COMPARED] = document
             num_in_ring += 1
     return pairs[:num_pairs], ring[: min(num_in_ring, _NUM_COMPARED)].copy()
@@ -208,7 +208,8 @@ def _met_before(first, second, band):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _root(parents, document):  # type: ignore[no-untyped-def]
+def root(parents, document):  # type: ignore[no-untyped-def]
+    """The document that a cluster is named after; the ways to it become shorter."""
     while parents[document] != document:
         parents[document] = parents[parents[document]]
         document = parents[document]
