@@ -214,8 +214,7 @@ def _say_what_is_empty(mixture: Mixture) -> None:
 def _write_order(config: MixConfig, job: StageJob, mixture: Mixture, supplies: Sequence[Supply]) -> FileEntry:
     num_rows = sum(phase.num_batches * phase.rows_per_batch for phase in mixture.phases)
     if config.is_megatron:
-        roles = {supply.source: supply.role for supply in mixture.supplies}
-        shares = [(name, mixture.phases[0].share_of(name, roles[name])) for name in mixture.sources]
+        shares = [(name, mixture.phases[0].share_of(name, mixture.roles[name])) for name in mixture.sources]
         blocks = blended_blocks(job.out, shares, num_rows, one_pass=config.order == "megatron_one_pass")
         return write_order(job.out / ORDER, _tracked(blocks, num_rows), job.out)
     # UniMax fills sources up to their caps, so a filled one must not stop the run a row before its end.
