@@ -30,9 +30,10 @@ from curate_corpora import DATA, PROBES, PROSE, document, failures, texts_of, ve
 from curate_planted import decontamination, planted
 
 from deepen.curate.batch.columns import batches_of
-from deepen.curate.batch.text_facts import Words, lines_of, words_at, words_of
+from deepen.curate.batch.text_facts import Words, lines_of, words_of
 from deepen.curate.config import CurateConfig
 from deepen.curate.contamination.decontaminate import Decontaminate
+from deepen.curate.kernels.words import count_words, describe_word
 from deepen.curate.passes.chain import apply_to_batch
 from deepen.curate.passes.corpus import save_array
 from deepen.curate.passes.surveys import surveyed
@@ -217,7 +218,7 @@ def agreement(python: str) -> None:
         dropped: Counter[str] = Counter()
         whole: Counter[str] = Counter()
         for text, answer in zip(texts, theirs, strict=True):
-            words = words_of([text]) if whose == "our words" else words_at(text, *_spans(text, answer["words"]))
+            words = words_of([text]) if whose == "our words" else _words_at(text, _spans(text, answer["words"]))
             for step, rules in _decisions(text, words).items():
                 expected = {rule: passes for rule, passes in answer[step].items() if rule in rules}
                 whole[step] += all(rules.values()) != all(expected.values())
@@ -236,16 +237,26 @@ def agreement(python: str) -> None:
             verdict(f"worst rule {worst:.2%} >= {least:.0%}", worst >= least)
 
 
-def _spans(text: str, words: Sequence[str]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _words_at(text: str, spans: Sequence[tuple[int, int]]) -> Words:
+    """Words of one text given by another splitter as positions in its UTF-8 bytes."""
+    data = np.frombuffer(text.encode(), dtype=np.uint8)
+    found = [describe_word(data, np.int32(start), np.int32(end)) for start, end in spans]
+    kinds = (np.uint64, np.int32, np.uint8)
+    hashes, lengths, flags = (np.array([word[i] for word in found], dtype=kind) for i, kind in enumerate(kinds))
+    counts = np.array([count_words(lengths, flags)], dtype=np.int64)
+    return Words(hashes, lengths, flags, np.array([0, len(found)]), counts)
+
+
+def _spans(text: str, words: Sequence[str]) -> list[tuple[int, int]]:
     """Byte positions of words that follow each other in a text."""
-    spans, position, byte = [], 0, 0
+    spans: list[tuple[int, int]] = []
+    position, byte = 0, 0
     for word in words:
         start = text.index(word, position)
         byte += len(text[position:start].encode())
         spans.append((byte, byte + len(word.encode())))
         position, byte = start + len(word), spans[-1][1]
-    table = np.array(spans, dtype=np.int32).reshape(-1, 2)
-    return table[:, 0].copy(), table[:, 1].copy()
+    return spans
 
 
 SAME = {"hash_signs": "symbols", "ellipses": "symbols", "many_short_lines": "short_lines", "many_newlines": "newlines",

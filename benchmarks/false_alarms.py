@@ -25,7 +25,7 @@ import argparse
 import gzip
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ import torch
 from tiny_runs import data_folder, recipe, run, write_texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deepen.evaluate.compare.statistics import ALPHA, Change, Pairs, clustered, holm, paired, shifted
+from deepen.evaluate.compare.statistics import ALPHA, Change, Pairs, clustered, holm, paired
 from deepen.evaluate.documents.likelihoods import read_likelihoods
 
 Array = npt.NDArray[np.float64]
@@ -94,7 +94,7 @@ class Task:
     def with_drop(self, generator: np.random.Generator, null: Pairs, drop: float) -> Pairs:
         """A trial in which the model is worse by a relative ``drop``."""
         if not self.is_outcome:
-            return shifted(null, drop)
+            return replace(null, model=null.model * (1 + drop))
         both, either = float((self.first * self.second).sum()), float((self.first != self.second).sum())
         # The expectation of (both + either (1 - p)) / (both + either p) - 1 is to be -drop.
         return self.swapped(generator, (drop * both + either) / (either * (2 - drop)))

@@ -32,10 +32,11 @@ class Tracker(Protocol):
 
 
 @contextmanager
-def track(what: str, total: float, unit: str, done: float = 0) -> Iterator[Tracker]:
-    """Show the progress of ``what`` towards ``total`` units, beginning at ``done``, while the block runs."""
+def track(what: str | None, total: float, unit: str, done: float = 0) -> Iterator[Tracker]:
+    """Show the progress of ``what`` towards ``total`` units, beginning at ``done``, while the block runs; None: show
+    nothing (the loop's own display is on the screen)."""
     console = plain_console(stderr=True)
-    if _quiet:
+    if _quiet or what is None:
         yield _Nothing()
     elif console.is_terminal:
         columns = (

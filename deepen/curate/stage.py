@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stag
 from deepen.progress import say
 
 FORMAT = 4
+P = TypeVar("P")
 
 _PARTIAL, _LEDGER = "partial", "ledger"
 
@@ -88,14 +89,21 @@ def _run_first_pass(config: CurateConfig, job: StageJob, parts: Sequence[_Part])
     # Before the pass, since these steps judge by what they found in the whole source.
     steps = _run_surveys(config, job, parts)
     work = [FirstPart(part.name, str(part.path), partial, steps, job.fingerprint) for part in parts]
+    return _run(first_pass, work, job, "first", "documents", parts)
+
+
+def _run(
+    run: Callable[[P], dict[str, Any]], work: Sequence[P], job: StageJob, name: str, what: str, files: Sequence[_Part]
+) -> list[dict[str, Any]]:
+    """The results of a pass over document files; ``name`` is that of its ledger."""
     return map_parts(
-        first_pass,
+        run,
         work,
         workers=job.workers,
-        ledger=job.out / _LEDGER / "first",
-        what="curate: documents",
+        ledger=job.out / _LEDGER / name,
+        what=f"curate: {what}",
         unit="documents",
-        sizes=[float(part.num_documents) for part in parts],
+        sizes=[float(file.num_documents) for file in files],
     )
 
 
@@ -111,15 +119,7 @@ def _run_surveys(config: CurateConfig, job: StageJob, parts: Sequence[_Part]) ->
         work = {
             part: SurveyPart(part.name, str(part.path), folder, tuple(steps), step, job.fingerprint) for part in parts
         }
-        results = map_parts(
-            survey_part,
-            list(work.values()),
-            workers=job.workers,
-            ledger=job.out / _LEDGER / f"survey-{number}",
-            what=f"curate: survey for {step.use}",
-            unit="documents",
-            sizes=[float(part.num_documents) for part in parts],
-        )
+        results = _run(survey_part, list(work.values()), job, f"survey-{number}", f"survey for {step.use}", parts)
         for source in dict.fromkeys(part.source for part in parts):
             num_documents = sum(
                 result["documents"] for part, result in zip(parts, results, strict=True) if part.source == source
@@ -137,15 +137,7 @@ def _run_second_pass(
         SecondPart(part.name, partial, out, sources[part.source]["role"] == "watch", reasons, job.fingerprint)
         for part in parts
     ]
-    return map_parts(
-        second_pass,
-        work,
-        workers=job.workers,
-        ledger=job.out / _LEDGER / "second",
-        what="curate: writing",
-        unit="documents",
-        sizes=[float(part.num_documents) for part in parts],
-    )
+    return _run(second_pass, work, job, "second", "writing", parts)
 
 
 def _decide(

@@ -91,6 +91,13 @@ class Judgement:
     undecided: npt.NDArray[np.bool_] | None = None
     """Documents that the batch form has nothing to say of: the step's ``apply`` is asked."""
 
+    def of_one(self) -> tuple[dict[str, float], Drop | None]:
+        """Of a batch of one document: its scores, and why it is dropped, if it is."""
+        scores = {name: float(values[0]) for name, values in self.scores.items() if not np.isnan(values[0])}
+        if self.broken is None or self.values is None or self.broken[0] < 0:
+            return scores, None
+        return scores, Drop(self.reasons[self.broken[0]], float(self.values[0]), scores=scores)
+
 
 Rule = tuple[str, str, npt.NDArray[np.float64], npt.NDArray[np.bool_]]
 """Reason to drop, name of what is measured, its values (NaN: not asked), whether the rule is broken."""
@@ -119,13 +126,8 @@ class BatchStep(DocumentStep):
 
     def apply(self, document: Document) -> Document | Drop:
         """The same for one document."""
-        batch = Batch(table_of([document]))
-        judgement = self.judge(batch)
-        scores = {name: float(values[0]) for name, values in judgement.scores.items() if not np.isnan(values[0])}
-        if judgement.broken is not None and judgement.broken[0] >= 0:
-            assert judgement.values is not None, "a broken rule has a value"
-            return Drop(judgement.reasons[judgement.broken[0]], float(judgement.values[0]), scores=scores)
-        return replace(document, scores={**document.scores, **scores})
+        scores, drop = self.judge(Batch(table_of([document]))).of_one()
+        return drop or replace(document, scores={**document.scores, **scores})
 
 
 class CorpusStep(Plug):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -39,19 +39,21 @@ from deepen.evaluate.probes.probe import Probe
 from deepen.evaluate.tables import (
     MODELS,
     TABLES,
-    PreviousTables,
+    KnownTables,
     base_table,
     checked_table,
-    readable_file,
     say_not_finite,
     table_file,
     table_mark,
+    tables_of_evaluation,
     tables_of_training,
     watched_tables,
+    write_readable,
 )
-from deepen.formats.files.atomic import FileEntry, entry_of, link_or_copy, write_bytes
+from deepen.formats.files.atomic import FileEntry, entry_of
 from deepen.formats.files.records import write_records
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, fingerprint, finish_stage
+from deepen.formats.taken_over import take_over
 from deepen.formats.training.checkpoints import CheckpointInfo, list_checkpoints, verify
 from deepen.formats.training.roles import candidates
 from deepen.formats.training.scores import ALL_CANDIDATES, CHOOSE_ON, REPORT_ON, SCORES, CheckpointScores, Score
@@ -64,9 +66,6 @@ if TYPE_CHECKING:
 
     from deepen.evaluate.probes.probe import Measure
     from deepen.model.loss.model import LossModel
-
-    Link = Callable[[Probe, Subject, str, Path], bool]
-    """Makes the table of a probe (with this mark) for a model appear at a path, if there is one."""
 
 BASELINE_FORMAT = 3
 FORMAT = 3
@@ -94,7 +93,7 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
                 continue
             write_likelihoods(path, measured, job.out)
         table = read_likelihoods(path)
-        files += [entry_of(path, job.out), *_written(job.out, probe, None, probe.readable(table, None))]
+        files += [entry_of(path, job.out), *write_readable(job.out, probe, None, probe.readable(table, None))]
         counts["probes"][probe.label] = {"use": probe.use, "mark": mark, **probe.summary(table)}
     counts["sources"] = _source_counts(config.all_probes, job.out, material)
     say(baseline_table(counts))
@@ -129,7 +128,13 @@ def evaluate(
     if (told := too_few(config.blends, len(checkpoints))) is not None:
         say(f"evaluate: {told}")
     work = Evaluation(config, job, material, contamination=look_for_items(config, job, scanning))
-    work.measured_before = _measured_before(job, watched, checkpoints)
+    if job.previous is not None:
+        work.measured_before["the evaluation before"] = tables_of_evaluation(
+            job.previous, [*subjects, *blends], config.all_probes
+        )
+    if watched is not None:
+        work.measured_before["`deepen evaluate --watch`"] = watched_tables(watched, checkpoints)
+    work.measured_before["training"] = tables_of_training(job.inputs["train"].path / PROBES, checkpoints)
     files = [entry for probe in config.all_probes for entry in work.measure(probe, [*subjects, *blends])]
     work.say_taken_over()
     scored = [work.compared(subject) for subject in subjects]
@@ -183,25 +188,9 @@ def probe_mark(probe: Probe, job: StageJob) -> str:
 
 def _taken_over(job: StageJob, probe: Probe, mark: str) -> bool:
     """Whether the result that this one replaces had the same probe; its table is then linked here."""
-    if job.previous is None:
+    if job.previous is None or job.previous.counts.get("probes", {}).get(probe.label, {}).get("mark") != mark:
         return False
-    before = job.previous.counts.get("probes", {}).get(probe.label, {})
-    source = job.previous.path / table_file(probe)
-    if before.get("mark") != mark or not source.is_file():
-        return False
-    link_or_copy(source, job.out / table_file(probe))
-    return True
-
-
-def _measured_before(job: StageJob, watched: Path | None, checkpoints: Sequence[CheckpointInfo]) -> dict[str, Link]:
-    """Whose tables need not be measured again."""
-    found: dict[str, Link] = {}
-    if job.previous is not None:
-        found["the evaluation before"] = PreviousTables(job.previous).link
-    if watched is not None:
-        found["`deepen evaluate --watch`"] = watched_tables(watched, checkpoints).link
-    found["training"] = tables_of_training(job.inputs["train"].path / PROBES, checkpoints).link
-    return found
+    return bool(take_over(job.previous, lambda name: name == table_file(probe), job.out))
 
 
 def _measured(probe: Probe, prepare: Callable[[], Measure], model: LossModel, what: str) -> pa.Table | Failure:
@@ -214,16 +203,6 @@ def _measured(probe: Probe, prepare: Callable[[], Measure], model: LossModel, wh
         return table
 
     return attempt(probe.label, probe.time_limit.value, work)
-
-
-def _written(out: Path, probe: Probe, key: int | str | None, text: str | None) -> list[FileEntry]:
-    """The entry of what there is to read, if anything."""
-    if text is None:
-        return []
-    path = out / readable_file(probe, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, text.encode())
-    return [entry_of(path, out)]
 
 
 @dataclass(frozen=True)
@@ -244,8 +223,8 @@ class Evaluation:
     material: Material
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     """By probe and step (or name of a blend), why there is no result."""
-    measured_before: Mapping[str, Link] = field(default_factory=dict)
-    """By who measured something already: what links a table of it, and says whether there is one."""
+    measured_before: dict[str, KnownTables] = field(default_factory=dict)
+    """By who measured something already."""
     contamination: Contamination = Contamination()
     num_taken_over: Counter[str] = field(default_factory=Counter)
     """Tables that were not measured, by who did."""
@@ -267,13 +246,13 @@ class Evaluation:
             tables = read_likelihoods(path), base_table(self.job.inputs["baseline"], probe)
             text = attempt(probe.label, None, partial(probe.readable, *tables))
             if not isinstance(text, Failure):  # scores do not depend on it, and the reason was said
-                files += _written(self.job.out, probe, subject.key, text)
+                files += write_readable(self.job.out, probe, subject.key, text)
         return files
 
     def _taken_over(self, probe: Probe, subject: Subject, path: Path) -> bool:
         mark = table_mark(probe_mark(probe, self.job))
-        for who, link in self.measured_before.items():
-            if link(probe, subject, mark, path):
+        for who, tables in self.measured_before.items():
+            if tables.link(probe, subject, mark, path):
                 self.num_taken_over[who] += 1
                 return True
         return False

@@ -13,8 +13,9 @@ from deepen.errors import DamageError
 from deepen.evaluate.documents.likelihoods import NOT_FINITE, read_likelihoods
 from deepen.evaluate.models.kept import Subject
 from deepen.evaluate.probes.probe import Probe
-from deepen.formats.files.atomic import damage, hash_file, link_or_copy
+from deepen.formats.files.atomic import FileEntry, write_bytes
 from deepen.formats.manifest import Artifact, fingerprint
+from deepen.formats.taken_over import take_over_file
 from deepen.formats.training.checkpoints import CheckpointInfo, checkpoint_name, read_state
 from deepen.formats.training.scores_beside import MeasuredTable, identity_of, read_watched
 from deepen.progress import say
@@ -42,6 +43,14 @@ def readable_file(probe: Probe, model: int | str | None = None) -> str:
     return table_file(probe, model).removesuffix(".parquet") + ".md"
 
 
+def write_readable(out: Path, probe: Probe, model: int | str | None, text: str | None) -> list[FileEntry]:
+    """Write what people read beside the table, if there is anything; returns its entry."""
+    if text is None:
+        return []
+    name = readable_file(probe, model)
+    return [write_bytes(out / name, text.encode()).model_copy(update={"path": name})]
+
+
 def table_mark(base_mark: str) -> str:
     """Identity of what a checkpoint is measured with: that of the base's result, and how this version measures."""
     return fingerprint("table", _MEASURES, {}, {"probe": base_mark})
@@ -67,29 +76,27 @@ def _whole(what: str) -> str:
 
 
 @dataclass(frozen=True)
-class MarkedTables:
-    """What lies in a directory for the checkpoints that are evaluated."""
+class KnownTables:
+    """What lies in a directory for the models that are evaluated."""
 
     directory: Path
-    by_step: Mapping[int, Mapping[str, MeasuredTable]]
-    """By step and probe, those that are of the checkpoints as they are."""
+    by_model: Mapping[int | str, Mapping[str, MeasuredTable]]
+    """By step or name of a blend, and probe: those that are of the models as they are."""
 
     def link(self, probe: Probe, subject: Subject, mark: str, path: Path) -> bool:
         """Make the table of ``probe`` for ``subject`` appear at ``path``; False when there is none, or a damaged one.
 
         ``mark`` is the probe's identity now.
         """
-        known = {} if subject.blend else self.by_step.get(subject.step, {})
-        table, source = known.get(probe.label), self.directory / table_file(probe, subject.key)
-        if table is None or table.mark != mark or not source.is_file() or hash_file(source) != table.hash:
+        table = self.by_model.get(subject.key, {}).get(probe.label)
+        if table is None or table.mark != mark:
             return False
-        link_or_copy(source, path)
-        return True
+        return take_over_file(self.directory / table_file(probe, subject.key), table.hash, path)
 
 
-def watched_tables(directory: Path, checkpoints: Iterable[CheckpointInfo]) -> MarkedTables:
+def watched_tables(directory: Path, checkpoints: Iterable[CheckpointInfo]) -> KnownTables:
     """What ``--watch`` left in ``directory`` for ``checkpoints``; nothing when there is no such directory."""
-    known, found = read_watched(directory), dict[int, Mapping[str, MeasuredTable]]()
+    known, found = read_watched(directory), dict[int | str, Mapping[str, MeasuredTable]]()
     for info in checkpoints if known else ():
         try:
             # By identity as well: a checkpoint that was trained anew is another model of the same step.
@@ -98,13 +105,13 @@ def watched_tables(directory: Path, checkpoints: Iterable[CheckpointInfo]) -> Ma
             continue
         if scores is not None:
             found[info.step] = scores.tables
-    return MarkedTables(directory, found)
+    return KnownTables(directory, found)
 
 
-def tables_of_training(directory: Path, checkpoints: Iterable[CheckpointInfo]) -> MarkedTables:
+def tables_of_training(directory: Path, checkpoints: Iterable[CheckpointInfo]) -> KnownTables:
     """What training measured in full into ``directory`` right before it saved ``checkpoints``."""
     named = {info.step: read_state(info).get("tables", {}) for info in checkpoints}
-    return MarkedTables(
+    return KnownTables(
         directory,
         {
             step: {label: MeasuredTable.model_validate(one) for label, one in tables.items()}
@@ -121,23 +128,19 @@ MODELS = "models"
 """The same by step or name of a blend."""
 
 
-@dataclass(frozen=True)
-class PreviousTables:
-    """A finished evaluation of the same run."""
-
-    artifact: Artifact
-
-    def link(self, probe: Probe, subject: Subject, mark: str, path: Path) -> bool:
-        """Make the table of ``probe`` for ``subject`` appear at ``path``; False when there is none, or a damaged one.
-
-        ``mark`` is the probe's identity now.
-        """
-        counts, name = self.artifact.counts, table_file(probe, subject.key)
-        same_probe = counts.get(TABLES, {}).get(probe.label) == mark
-        if not same_probe or counts.get(MODELS, {}).get(str(subject.key)) != subject.identity:
-            return False
-        entry = next((one for one in self.artifact.manifest.files if one.path == name), None)
-        if entry is None or damage(entry, self.artifact.path) is not None:
-            return False
-        link_or_copy(self.artifact.path / name, path)
-        return True
+def tables_of_evaluation(earlier: Artifact, subjects: Iterable[Subject], probes: Iterable[Probe]) -> KnownTables:
+    """What a finished evaluation of the same run measured of ``subjects``."""
+    hashes = {entry.path: entry.hash for entry in earlier.manifest.files}
+    marks, models = earlier.counts.get(TABLES, {}), earlier.counts.get(MODELS, {})
+    return KnownTables(
+        earlier.path,
+        {
+            subject.key: {
+                probe.label: MeasuredTable(mark=marks[probe.label], hash=hashes[name])
+                for probe in probes
+                if (name := table_file(probe, subject.key)) in hashes and probe.label in marks
+            }
+            for subject in subjects
+            if models.get(str(subject.key)) == subject.identity
+        },
+    )

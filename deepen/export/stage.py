@@ -18,7 +18,7 @@ from deepen.errors import DeepenError
 from deepen.export.card import Export, lineage_record, model_card
 from deepen.export.chosen import chosen_checkpoint, chosen_model
 from deepen.export.config import ExportConfig
-from deepen.export.taken_over import CARD, LINEAGE, MODEL, model_mark, said_of, take_over
+from deepen.export.taken_over import CARD, LINEAGE, MODEL, model_mark, said_of, taken_over
 from deepen.formats.documents.documents import read_tables
 from deepen.formats.files.atomic import FileEntry, entry_of, sync_directory, write_bytes
 from deepen.formats.files.json_text import read_model
@@ -49,7 +49,7 @@ def export(
     choice_file = job.inputs["select"].path / "choice.json"
     choice = read_model(choice_file, Choice)
     mark = model_mark(config, job, choice, FORMAT)
-    before = take_over(job, choice, base.name, mark)
+    before = taken_over(job, choice, base.name, mark)
     if before is not None:
         say("export: the model is the one that was exported before; only its card is written anew")
         made, files = before

@@ -9,8 +9,9 @@ from typing import Any
 
 from deepen.export.card import Export
 from deepen.export.config import ExportConfig
-from deepen.formats.files.atomic import FileEntry, damage, link_or_copy
+from deepen.formats.files.atomic import FileEntry
 from deepen.formats.manifest import StageJob, fingerprint
+from deepen.formats.taken_over import take_over
 from deepen.formats.training.adapters import Adapters
 from deepen.formats.training.checkpoints import list_checkpoints
 from deepen.formats.training.scores import Choice
@@ -39,16 +40,14 @@ def said_of(made: Export, mark: str) -> dict[str, Any]:
     return {"mark": mark, **told}
 
 
-def take_over(job: StageJob, choice: Choice, base: str, mark: str) -> tuple[Export, list[FileEntry]] | None:
+def taken_over(job: StageJob, choice: Choice, base: str, mark: str) -> tuple[Export, list[FileEntry]] | None:
     """Link the files of ``job.previous`` into ``job.out``; None when it is another model, or damaged."""
     previous = job.previous
     if previous is None or previous.counts.get(MODEL, {}).get("mark") != mark:
         return None
-    files = [entry for entry in previous.manifest.files if entry.path not in (CARD, LINEAGE)]
-    if any(damage(entry, previous.path) for entry in files):
+    files = take_over(previous, lambda name: name not in (CARD, LINEAGE), job.out)
+    if files is None:
         return None
-    for entry in files:
-        link_or_copy(previous.path / entry.path, job.out / entry.path)
     counts, model = previous.counts, previous.counts[MODEL]
     adapters = None if model["adapters"] is None else Adapters.model_validate(model["adapters"], strict=False)
     made = Export(
@@ -64,4 +63,4 @@ def take_over(job: StageJob, choice: Choice, base: str, mark: str) -> tuple[Expo
         adapters=adapters,
         merge_difference=counts.get("largest_merge_difference"),
     )
-    return made, files
+    return made, list(files)

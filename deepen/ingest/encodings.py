@@ -13,6 +13,8 @@ import io
 import re
 from typing import Any, BinaryIO, cast
 
+from deepen.ingest.streams import Sequential
+
 UTF_8 = "utf-8"
 SAMPLE_BYTES = 1 << 20
 # Longer marks first: that of UTF-32-LE begins with that of UTF-16-LE.
@@ -82,7 +84,7 @@ def as_utf_8(stream: BinaryIO, wanted: str = "auto", *, guess: bool = True) -> t
     return cast(BinaryIO, io.BufferedReader(_Transcoded(reader, encoding), _CHUNK_BYTES)), encoding
 
 
-class _Sampled(io.RawIOBase):
+class _Sampled(Sequential):
     """A stream whose beginning was looked at; a fault met while looking is raised when reading gets there."""
 
     def __init__(self, stream: Any, num_bytes: int) -> None:
@@ -99,21 +101,16 @@ class _Sampled(io.RawIOBase):
         self.sample = b"".join(pieces)
         self._ready = memoryview(self.sample)
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
+    def pull(self, size: int) -> memoryview:
         if not self._ready:
             if self._fault is not None:
                 raise self._fault
-            self._ready = memoryview(self._stream.read1(len(buffer)))
-        piece = self._ready[: len(buffer)]
-        buffer[: len(piece)] = piece
-        self._ready = self._ready[len(piece) :]
-        return len(piece)
+            return memoryview(self._stream.read1(size))
+        piece, self._ready = self._ready[:size], self._ready[size:]
+        return piece
 
 
-class _Transcoded(io.RawIOBase):
+class _Transcoded(Sequential):
     """A stream in another encoding as UTF-8 bytes."""
 
     def __init__(self, stream: BinaryIO, encoding: str) -> None:
@@ -123,18 +120,13 @@ class _Transcoded(io.RawIOBase):
         self._ready = memoryview(b"")
         self._ended = False
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
+    def pull(self, size: int) -> memoryview:
         while not self._ready and not self._ended:
             data = self._stream.read(_CHUNK_BYTES)
             self._ended = not data
             self._ready = memoryview(self._decoder.decode(data, final=not data).encode(UTF_8, "surrogateescape"))
-        piece = self._ready[: len(buffer)]
-        buffer[: len(piece)] = piece
-        self._ready = self._ready[len(piece) :]
-        return len(piece)
+        piece, self._ready = self._ready[:size], self._ready[size:]
+        return piece
 
 
 def _wide(sample: bytes) -> str | None:

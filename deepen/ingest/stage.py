@@ -19,8 +19,9 @@ from deepen.formats.documents.documents import Document, write_documents
 from deepen.formats.files.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.files.records import read_records, write_records
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.taken_over import Files
 from deepen.ingest.as_documents import Contents
-from deepen.ingest.carry_over import Carried, carry_over
+from deepen.ingest.carry_over import REJECTED, carry_over
 from deepen.ingest.config import Extraction, IngestConfig, Source
 from deepen.ingest.files import InputFile, companions, fingerprint_files, list_files
 from deepen.ingest.read.documents import contents_of, read_documents, up_to
@@ -30,7 +31,7 @@ from deepen.ingest.summary import check_counts, print_summary
 FORMAT = 3
 
 _PART_BYTES = 64 << 20
-_PARTIAL, _LEDGER, REJECTED = "partial", "ledger", "rejected.jsonl"
+_PARTIAL, _LEDGER = "partial", "ledger"
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,19 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
         unit="B",
         sizes=[float(sum(file.num_bytes for file in part.files)) for part in parts],
     )
-    rejected = write_records(job.out / REJECTED, _all_rejects(job.out, parts, carried), job.out)
+    rejected = write_records(job.out / REJECTED, _all_rejects(job, parts, carried), job.out)
+    earlier = {} if job.previous is None else job.previous.counts["sources"]
     counts = {
-        source.name: _count(source, files[source.name], parts, results) if earlier is None else earlier.counts
-        for source, earlier in ((source, carried[source.name]) for source in config.sources)
+        source.name: dict(earlier[source.name])
+        if carried[source.name] is not None
+        else _count(source, files[source.name], parts, results)
+        for source in config.sources
     }
     check_counts(counts, config.max_rejected, job.out / REJECTED)
     clear_ledger(job.out / _LEDGER)
     shutil.rmtree(job.out / _PARTIAL, ignore_errors=True)
     entries = [FileEntry.model_validate(result["file"]) for result in results]
-    entries += [entry for earlier in carried.values() if earlier is not None for entry in earlier.files]
+    entries += [entry for taken in carried.values() for entry in taken or ()]
     manifest = finish_stage(
         job, stage="ingest", format_number=FORMAT, config=config, files=[*entries, rejected], counts={"sources": counts}
     )
@@ -146,12 +150,12 @@ def _line(source: str, reject: Reject) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
-def _all_rejects(out: Path, parts: Sequence[Part], carried: Mapping[str, Carried | None]) -> Iterator[dict[str, Any]]:
-    for name, earlier in carried.items():  # in the order of the recipe, whether read now or taken over
-        if earlier is not None:
-            yield from earlier.rejects()
+def _all_rejects(job: StageJob, parts: Sequence[Part], carried: Mapping[str, Files | None]) -> Iterator[dict[str, Any]]:
+    for name, taken in carried.items():  # in the order of the recipe, whether read now or taken over
+        if taken is not None and job.previous is not None:
+            yield from (record for record in read_records(job.previous.path / REJECTED) if record["source"] == name)
         for part in (part for part in parts if part.source.name == name):
-            yield from read_records(out / _PARTIAL / f"{part.name}.jsonl")
+            yield from read_records(job.out / _PARTIAL / f"{part.name}.jsonl")
 
 
 def _count(

@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol, cast
@@ -112,46 +113,55 @@ def _rewound(stream: BinaryIO, start: bytes) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Ahead(start, stream), _CHUNK_BYTES))
 
 
-class _Ahead(io.RawIOBase):
+class Sequential(io.RawIOBase):
+    """A stream that is read from its beginning to its end: a subclass says what comes next."""
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` with the next bytes."""
+        data = self.pull(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    @abstractmethod
+    def pull(self, size: int) -> bytes | memoryview:
+        """At most ``size`` next bytes; none at the end."""
+
+
+class _Ahead(Sequential):
     """A stream that cannot go back, with what was read of it put in front again."""
 
     def __init__(self, start: bytes, stream: BinaryIO) -> None:
         self._start, self._stream = start, stream
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._start[: len(buffer)] or self._stream.read(len(buffer))
-        self._start = self._start[len(buffer) :]
-        buffer[: len(data)] = data
-        return len(data)
+    def pull(self, size: int) -> bytes:
+        data = self._start[:size] or self._stream.read(size)
+        self._start = self._start[size:]
+        return data
 
     def close(self) -> None:
         self._stream.close()
         super().close()
 
 
-class Guarded(io.RawIOBase):
+class Guarded(Sequential):
     """A member of an archive that may not expand beyond reason: once ``limit`` says so, it raises ``StreamError``."""
 
     def __init__(self, stream: Any, limit: Callable[[int], bool]) -> None:
         self._stream, self._too_many = stream, limit
 
-    def readable(self) -> bool:
-        """Sequential input only."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer`` with the next bytes of the member."""
+    def pull(self, size: int) -> bytes:
+        """The next bytes of the member."""
         try:
-            data = self._stream.read(len(buffer))
+            data: bytes = self._stream.read(size)
         except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
             raise StreamError("corrupt_archive", brief(error)) from error
         if self._too_many(len(data)):  # asked after each read: an honest size in the header proves nothing
             raise StreamError("archive_bomb", "expands to more than any honest file of its size")
-        buffer[: len(data)] = data
-        return len(data)
+        return data
 
     def close(self) -> None:
         """Close the member, not its archive."""
@@ -165,18 +175,15 @@ class _Readable(Protocol):
     def close(self) -> None: ...
 
 
-class _Owned(io.RawIOBase):
+class _Owned(Sequential):
     """A decompressing stream that names its damage and closes the file below it as well."""
 
     def __init__(self, stream: _Readable, file: BinaryIO, name: str) -> None:
         self._stream, self._below, self._name = stream, file, name
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
+    def pull(self, size: int) -> bytes:
         try:
-            data = self._stream.read1(len(buffer))  # read() would lose what was unpacked before an error
+            return self._stream.read1(size)  # read() would lose what was unpacked before an error
         except EOFError as error:
             detail = "the file ends before its compressed data does"
             raise StreamError(f"truncated_{self._name}", detail) from error
@@ -186,8 +193,6 @@ class _Owned(io.RawIOBase):
             if error.errno is not None:  # the disk, not the data
                 raise
             raise StreamError(f"corrupt_{self._name}", brief(error)) from error
-        buffer[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         if not self.closed:
@@ -232,10 +237,6 @@ class _Zstd:
         return True
 
 
-def _gzip(file: BinaryIO) -> _Readable:
-    return gzip.GzipFile(fileobj=file)
-
-
 class _Streams:
     """Streams of bzip2 or xz, one after the other; Python's own readers take a damaged later one for padding."""
 
@@ -271,19 +272,11 @@ class _Streams:
         return b"" if self._stream.eof else bytes(self._stream.decompress(packed, size))
 
 
-def _bzip2(file: BinaryIO) -> _Readable:
-    return _Streams(file, bz2.BZ2Decompressor)
-
-
-def _xz(file: BinaryIO) -> _Readable:
-    return _Streams(file, lzma.LZMADecompressor)
-
-
 _COMPRESSIONS: tuple[tuple[bytes, str, Callable[[BinaryIO], _Readable]], ...] = (
-    (b"\x1f\x8b", "gzip", _gzip),
+    (b"\x1f\x8b", "gzip", lambda file: gzip.GzipFile(fileobj=file)),
     (b"\x28\xb5\x2f\xfd", "zstd", _Zstd),
-    (b"BZh", "bzip2", _bzip2),
-    (b"\xfd7zXZ\x00", "xz", _xz),
+    (b"BZh", "bzip2", lambda file: _Streams(file, bz2.BZ2Decompressor)),
+    (b"\xfd7zXZ\x00", "xz", lambda file: _Streams(file, lzma.LZMADecompressor)),
 )
 
 

@@ -12,14 +12,12 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.engine.compiled import njit
+from deepen.formats.files.arrays import Array
 from deepen.formats.tokens.order import Order
 from deepen.mix.order.build import Supply
 from deepen.mix.order.mixture import Mixture
-
-Array = npt.NDArray[Any]
 
 WINDOWS = 40
 """Parts of the run in which shares are told."""
@@ -154,14 +152,13 @@ def _phase_counts(mixture: Mixture, number: int, found: Tally) -> dict[str, Any]
     phase = mixture.phases[number]
     taken = found.tokens_between(phase.first_batch, phase.first_batch + phase.num_batches)
     realised = _by_source(mixture, taken)
-    roles = {supply.source: supply.role for supply in mixture.supplies}
     return {
         "first_batch": phase.first_batch,
         "num_batches": phase.num_batches,
         "sequence_length": phase.sequence_length,
         "rows_per_batch": phase.rows_per_batch,
         "domain_share": list(phase.domain_share),
-        "asked": {name: round(phase.share_of(name, roles[name]), 6) for name in mixture.sources},
+        "asked": {name: round(phase.share_of(name, mixture.roles[name]), 6) for name in mixture.sources},
         "realised": {name: round(share, 6) for name, share in realised.items()},
     }
 

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from deepen.formats.files.arrays import Array
 from deepen.formats.tokens.new_token_counts import read_new_token_counts
-
-Array = npt.NDArray[Any]
 
 FLOOR = 100
 """Fewer exposures are warned of. AdamW moves an entry of a row by at most about one learning rate an exposure, and

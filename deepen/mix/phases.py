@@ -124,11 +124,7 @@ def _with_weights(
         weights: dict[str, float] = {}
         for role in ROLES:
             # Over the whole run, also where weights are those of one stretch: a source's cap is for all of it.
-            budget = sum(
-                s.num_batches * s.rows_per_batch * s.sequence_length
-                * (s.mean_domain_share if role == "domain" else 1 - s.mean_domain_share)
-                for s in stretches
-            )  # fmt: skip
+            budget = sum(s.positions * s.role_share(role) for s in stretches)
             members = [source for source in sources if source.role == role and source.tokens]
             weights |= _weights_within(asked, members, config, budget)
         weighted.append(stretch.model_copy(update={"weights": weights}))
@@ -169,10 +165,8 @@ def length_needs(stretches: Sequence[Stretch], source: str, role: str) -> dict[i
     """Part of a source's documents that each length of rows gets: that of the tokens asked from it."""
     asked: dict[int, float] = {}
     for stretch in stretches:
-        tokens = stretch.num_batches * stretch.rows_per_batch * stretch.sequence_length
-        asked[stretch.sequence_length] = asked.get(stretch.sequence_length, 0.0) + tokens * stretch.share_of(
-            source, role
-        )
+        tokens = stretch.positions * stretch.share_of(source, role)
+        asked[stretch.sequence_length] = asked.get(stretch.sequence_length, 0.0) + tokens
     total = sum(asked.values())
     return {length: tokens / total if total else 1 / len(asked) for length, tokens in asked.items()}
 

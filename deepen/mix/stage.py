@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
-
 from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.formats.documents.documents import document_files
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import FileEntry, write_json
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.tokens.megatron import IndexedDataset
@@ -31,8 +30,6 @@ FORMAT = 2
 ORDER = "order/000.u64"
 _WORTH_A_PROCESS = 10_000_000
 """Documents that are packed in the time that starting worker processes takes."""
-
-Array = npt.NDArray[Any]
 
 
 def mix(config: MixConfig, job: StageJob, *, batch_tokens: int, num_batches: int) -> Manifest:
@@ -218,8 +215,7 @@ def _say_what_is_empty(mixture: Mixture) -> None:
 def _write_order(config: MixConfig, job: StageJob, mixture: Mixture, supplies: Sequence[Supply]) -> FileEntry:
     num_rows = sum(phase.num_batches * phase.rows_per_batch for phase in mixture.phases)
     if config.is_megatron:
-        roles = {supply.source: supply.role for supply in mixture.supplies}
-        shares = [(name, mixture.phases[0].share_of(name, roles[name])) for name in mixture.sources]
+        shares = [(name, mixture.phases[0].share_of(name, mixture.roles[name])) for name in mixture.sources]
         blocks = blended_blocks(job.out, shares, num_rows, one_pass=config.order == "megatron_one_pass")
         return write_order(job.out / ORDER, _tracked(blocks, num_rows), job.out)
     # UniMax fills sources up to their caps, so a filled one must not stop the run a row before its end.

@@ -145,8 +145,7 @@ def _share_that_fits(builder: OrderBuilder, config: MixConfig, stretches: Sequen
         return []
     role = builder.supplies[builder.exhausted].role
     held = sum(supply.num_tokens for supply in builder.supplies if supply.role == role)
-    positions = sum(s.num_batches * s.rows_per_batch * s.sequence_length for s in stretches)
-    fits = config.max_epochs * held / positions
+    fits = config.max_epochs * held / sum(stretch.positions for stretch in stretches)
     if role == "domain":
         return [f"set mix.domain_share to at most {math.floor(100 * fits) / 100:g}"]
     return [f"set mix.domain_share to at least {math.ceil(100 * (1 - fits)) / 100:g}"]

@@ -27,7 +27,6 @@ from deepen.model.weights.load import ADAPTERS_OF_MODEL, is_adapter, load_weight
 from deepen.model.weights.tensor_files import write_tensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 
 _NAME = "default"
 _NAME_THAT_PEFT_TIES = "embed_tokens"

@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.formats.files.atomic import FileEntry, damage, link_or_copy
 from deepen.formats.manifest import Artifact, StageJob
+from deepen.formats.taken_over import Files, take_over
 from deepen.progress import say
 
 MADE_FROM = "made_from"
 """Key of a source's counts: the hash of the document files that its shard was made from."""
-
-
-@dataclass(frozen=True)
-class CarriedShard:
-    """What a source had in the earlier artifact."""
-
-    counts: dict[str, Any]
-    files: tuple[FileEntry, ...]
 
 
 def documents_hash(curate: Artifact, files: Sequence[Path]) -> str:
@@ -38,16 +29,23 @@ def documents_hash(curate: Artifact, files: Sequence[Path]) -> str:
 
 def carry_over(
     job: StageJob, prepared: dict[str, Any], made_from: dict[str, str], format_number: int
-) -> dict[str, CarriedShard]:
-    """Bring the shards of unchanged sources into ``job.out``; returns them by source.
+) -> dict[str, Files]:
+    """Bring the shards of unchanged sources into ``job.out``; returns their files by source.
 
     ``made_from``: ``documents_hash`` by source.
     """
     earlier = job.previous
     if earlier is None or not _same_tokenizer(earlier, job, prepared, format_number):
         return {}
-    found = {name: _carried(earlier, job.out, name, mark) for name, mark in made_from.items()}
-    return {name: carried for name, carried in found.items() if carried is not None}
+    found: dict[str, Files] = {}
+    for name, mark in made_from.items():
+        wanted = {f"shards/{name}.bin", f"shards/{name}.idx", f"shards/{name}.trained", f"documents/{name}.npy"}
+        if earlier.counts["sources"].get(name, {}).get(MADE_FROM) == mark:
+            files = take_over(earlier, wanted.__contains__, job.out)
+            if files is not None:
+                say(f"tokenize: the documents of `{name}` are as they were; its shard is taken over")
+                found[name] = files
+    return found
 
 
 def _same_tokenizer(earlier: Artifact, job: StageJob, prepared: dict[str, Any], format_number: int) -> bool:
@@ -60,18 +58,3 @@ def _same_tokenizer(earlier: Artifact, job: StageJob, prepared: dict[str, Any], 
         and job.identity is not None
         and earlier.manifest.config == job.identity
     )
-
-
-def _carried(earlier: Artifact, out: Path, name: str, mark: str) -> CarriedShard | None:
-    counts = earlier.counts["sources"].get(name)
-    if counts is None or counts.get(MADE_FROM) != mark:
-        return None
-    wanted = {f"shards/{name}.bin", f"shards/{name}.idx", f"shards/{name}.trained", f"documents/{name}.npy"}
-    files = tuple(entry for entry in earlier.manifest.files if entry.path in wanted)
-    # Hashed before they are believed: a damaged shard is made again.
-    if any(damage(entry, earlier.path) for entry in files):
-        return None
-    for entry in files:
-        link_or_copy(earlier.path / entry.path, out / entry.path)
-    say(f"tokenize: the documents of `{name}` are as they were; its shard is taken over")
-    return CarriedShard(dict(counts), files)

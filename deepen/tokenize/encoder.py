@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from tokenizers import Tokenizer
 
 from deepen.errors import DeepenError
+from deepen.formats.files.arrays import Array
 from deepen.tokenize.pieces import CONTEXTS, Boundary, cut
 
-Array = npt.NDArray[Any]
 EncoderName = Literal["gigatoken", "tokenizers"]
 
 LONG_CHARACTERS = 1 << 20

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from deepen.formats.documents.document_ids import pack_ids
 from deepen.formats.documents.documents import read_tables, row_groups
-from deepen.formats.files.arrays import open_array, write_array
+from deepen.formats.files.arrays import Array, open_array, write_array
 from deepen.formats.tokens.megatron import IndexedDataset, IndexedDatasetWriter, token_dtype
 from deepen.formats.tokens.trained import TrainedWriter, merge_trained
 from deepen.tokenize.conversations.masked import PartTurns
@@ -26,8 +25,6 @@ from deepen.tokenize.conversations.templates import Template
 from deepen.tokenize.encoder import Encoder, EncoderName
 from deepen.tokenize.pieces import Boundary, cut
 from deepen.tokenize.vocabulary.tokenizer import Vocabulary
-
-Array = npt.NDArray[Any]
 
 BATCH_BYTES = 8_000_000
 """Text encoded in one call: more than most row groups have, little enough for its ids to stay cheap to allocate."""

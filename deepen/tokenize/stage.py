@@ -59,9 +59,9 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
     merged = _merge(job, vocabulary, fresh)
 
     totals = {name: {**_totals(roles[name], encoded[name]), MADE_FROM: made_from[name]} for name in fresh}
+    before = {} if job.previous is None else job.previous.counts["sources"]
     sources = {
-        name: {**carried[name].counts, "role": role} if name in carried else totals[name]
-        for name, role in roles.items()
+        name: {**before[name], "role": role} if name in carried else totals[name] for name, role in roles.items()
     }
     _check_refused(sources)
     counts = {
@@ -78,7 +78,7 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
     clear_ledger(_ledger(job))
     shutil.rmtree(_parts_directory(job), ignore_errors=True)
     entries = [FileEntry(**file) for file in (*prepared["files"], *merged)]
-    entries += [entry for shard in carried.values() for entry in shard.files]
+    entries += [entry for shard in carried.values() for entry in shard]
     entries += _count_new_tokens(job, counts)
     return finish_stage(job, stage="tokenize", format_number=FORMAT, config=config, files=entries, counts=counts)
 

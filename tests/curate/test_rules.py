@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from deepen.curate.batch.text_facts import lines_of, words_at, words_of
+from deepen.curate.batch.text_facts import lines_of, words_of
 from deepen.curate.kernels.words import split_words
 from deepen.curate.rules.fineweb import FineWeb
 from deepen.curate.rules.gopher_quality import GopherQuality
@@ -63,14 +63,6 @@ def test_words_lose_nothing_but_white_space(text):
     facts = words_of([text])
     assert facts.lengths.tolist() == [len(word) for word in found]
     assert facts.counts[0, 2] == sum(any(map(str.isalpha, word)) for word in found)
-
-
-def test_the_words_of_another_splitter_are_judged_alike():
-    text = "Ünder the sea, the end."
-    starts, ends = np.array([0, 7, 11, 16], dtype=np.int32), np.array([6, 10, 14, 19], dtype=np.int32)
-    given_words, own = words_at(text, starts, ends), words_of([text])
-    assert given_words.lengths.tolist() == [5, 3, 3, 3]
-    assert given_words.hashes.tolist() == own.hashes[[0, 1, 2, 4]].tolist()
 
 
 @pytest.mark.parametrize(

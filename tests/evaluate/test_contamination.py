@@ -139,6 +139,11 @@ def test_what_is_known_of_the_same_items_and_documents_is_taken_over(
     hits = [json.loads(line) for line in (run.out / "again" / "contamination.jsonl").read_text().splitlines()]
     assert [(hit["probe"], hit["id"]) for hit in hits] == [("exam", "line 2"), ("other", "line 4")]
     assert manifest.counts["contamination"]["probes"]["exam"] == first.counts["contamination"]["probes"]["exam"]
+    record = run.out / "evaluate" / "contamination.jsonl"
+    record.write_bytes(record.read_bytes().replace(b"line 2", b"line 3"))
+    search = Search("line 2")
+    evaluated(run, longer, search, Artifact(run.out / "evaluate", first), "third")
+    assert {one.probe for one in search.asked} == {"exam", "other"}
 
 
 def test_who_is_not_looked_for_is_told(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from deepen.evaluate.compare.statistics import ALPHA, Change, Pairs, clustered, holm, paired, shifted
+from deepen.evaluate.compare.statistics import ALPHA, Change, Pairs, clustered, holm, paired
 
 pytestmark = [pytest.mark.slow]
 TRIALS, RESAMPLES = 200, 1_000
@@ -28,7 +28,7 @@ def band(rate: float, level: float = 0.99) -> tuple[int, int]:
 def documents(generator: np.random.Generator, drop: float) -> Pairs:
     """Likelihoods of 150 documents of very different length, the models apart by 8 % on each, either way."""
     apart = 1 + generator.choice([-0.04, 0.04], len(LENGTHS))
-    return shifted(Pairs(LENGTHS / apart, LENGTHS * apart), drop)
+    return Pairs(LENGTHS / apart, LENGTHS * apart * (1 + drop))
 
 
 def passages(generator: np.random.Generator, drop: float) -> Pairs:
@@ -36,7 +36,7 @@ def passages(generator: np.random.Generator, drop: float) -> Pairs:
     names = np.repeat(np.arange(len(QUESTIONS)), QUESTIONS).astype(str)
     better = np.repeat(generator.random(len(QUESTIONS)) < 0.5, QUESTIONS)
     values = np.where(better, 0.9, 0.7)
-    return shifted(clustered(values, 1.6 - values, names.tolist()), drop)
+    return clustered(values, (1.6 - values) * (1 + drop), names.tolist())
 
 
 def answers(generator: np.random.Generator, drop: float) -> Pairs:

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from deepen.evaluate.config import EvaluateConfig
-from deepen.evaluate.during_training.in_loop import FullTables, Pace, part_of
+from deepen.evaluate.documents.likelihoods import part_of
+from deepen.evaluate.during_training.in_loop import FullTables, Pace
 from deepen.evaluate.items.tables import Outcome, table_of
 from deepen.evaluate.probes.samples import Samples
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest

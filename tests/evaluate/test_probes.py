@@ -288,6 +288,11 @@ def test_an_unchanged_probe_is_taken_over_when_another_one_changed(run: Run, tmp
     assert (new / "held_out.parquet").samefile(old / "held_out.parquet")
     assert not (new / "exam.parquet").samefile(old / "exam.parquet")
     assert second.counts["probes"]["exam"]["items"] == 20
+    table = (old / "held_out.parquet").read_bytes()
+    (old / "held_out.parquet").write_bytes(table[:-1] + bytes([table[-1] ^ 1]))
+    run.baseline(config, "third", Artifact(old, first))
+    assert not (run.out / "third" / "held_out.parquet").samefile(old / "held_out.parquet")
+    assert (run.out / "third" / "held_out.parquet").read_bytes() == table
 
 
 def test_the_subset_is_written_down_and_stratified(run: Run, tmp_path: Path, fresh: LossModel) -> None:

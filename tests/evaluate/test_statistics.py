@@ -20,8 +20,6 @@ from deepen.evaluate.compare.statistics import (
     paired,
     redrawn_changes,
     seed_noise,
-    shifted,
-    standard_error,
 )
 from deepen.formats.training.scores import Score
 
@@ -99,8 +97,9 @@ def test_few_and_skewed_documents_need_a_larger_change_to_be_found() -> None:
 def test_the_standard_error_is_that_of_the_bootstrap() -> None:
     pairs = clustered(*_answers_by_passage())
     for relative in (True, False):
-        drawn = redrawn_changes(pairs, seed=(3, 4), resamples=4000, relative=relative)
-        assert standard_error(pairs, relative=relative) == pytest.approx(drawn.std(), rel=0.06)
+        change = paired(pairs, seed=(3, 4), resamples=4000, relative=relative)
+        assert change.drawn is not None
+        assert change.standard_error == pytest.approx(change.drawn.std(), rel=0.06)
 
 
 def _answers_by_passage() -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -229,8 +228,7 @@ def test_a_planted_change_of_the_detectable_size_is_found_four_times_in_five() -
         pairs = noisy(np.random.default_rng(seed), 0, num_documents=200)
         plain = paired(pairs, seed=(seed, 0), resamples=300)
         assert plain.minimum_detectable is not None
-        low, high = interval_of(
-            redrawn_changes(shifted(pairs, plain.minimum_detectable), seed=(seed, 0), resamples=300)
-        )  # type: ignore[misc]
+        planted = Pairs(pairs.base, pairs.model * (1 + plain.minimum_detectable))
+        low, high = interval_of(redrawn_changes(planted, seed=(seed, 0), resamples=300))  # type: ignore[misc]
         found.append(low > 0 or high < 0)
     assert 0.72 <= np.mean(found) <= 0.88  # 99 % of binomials around 0.80

@@ -81,10 +81,12 @@ class Run:
     """The trained model, as it was in memory."""
     base: ResolvedBase
 
-    def export(self, config: ExportConfig | None = None, out: Path | None = None) -> Manifest:
+    def export(
+        self, config: ExportConfig | None = None, out: Path | None = None, previous: Artifact | None = None
+    ) -> Manifest:
         inputs = {name: self.lineage[name] for name in ("tokenize", "train", "select")}
         return export(
-            config or ExportConfig(), StageJob(out or self.out, "f", inputs), base=self.base,
+            config or ExportConfig(), StageJob(out or self.out, "f", inputs, previous=previous), base=self.base,
             compute=Compute(device="cpu", threads=1), lineage=self.lineage,
         )  # fmt: skip
 

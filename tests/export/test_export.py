@@ -63,6 +63,21 @@ def test_every_file_is_listed_with_its_sha256(run: Run) -> None:
         assert expected == "sha256:" + hashlib.sha256((run.out / name).read_bytes()).hexdigest()
 
 
+def test_the_same_model_is_taken_over_unless_a_file_is_damaged(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Artifact(run.out, run.export())
+    counts = run.export(out=tmp_path / "again", previous=before).counts
+    weights = run.out / "model.safetensors"
+    assert "only its card is written anew" in capsys.readouterr().err
+    assert counts == before.counts and (tmp_path / "again" / "model.safetensors").samefile(weights)
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    run.export(out=tmp_path / "third", previous=before)
+    assert "written anew" not in capsys.readouterr().err
+    assert (tmp_path / "third" / "model.safetensors").read_bytes() == data
+
+
 def test_a_rerun_after_a_kill_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
     run.export()
     before = {file.name: file.read_bytes() for file in run.out.iterdir() if file.name != "manifest.json"}

@@ -19,9 +19,7 @@ BOUNDARIES = "000000000000000001000000000000000200000000000000"
 def write(prefix: Path, documents: list[list[int]], dtype: str = "<u2") -> IndexedDatasetWriter:
     with IndexedDatasetWriter(prefix, dtype) as writer:
         for document in documents:
-            if document:
-                writer.add_sequence(np.array(document))
-            writer.end_document()
+            writer.add_documents(np.array(document), np.array([len(document)]))
     return writer
 
 
@@ -41,17 +39,23 @@ def test_golden_vector_i32(tmp_path: Path) -> None:
 
 
 def test_empty_documents_are_boundaries_without_a_sequence(tmp_path: Path) -> None:
-    with IndexedDatasetWriter(tmp_path / "a", "<u2") as writer:
-        writer.add_sequence(np.arange(2))
-        writer.add_sequence(np.arange(3))
-        writer.end_document()
-        writer.end_document()
-        writer.add_documents(np.array([7]), np.array([1]))
+    write(tmp_path / "a", [[0, 1], [0, 1, 2], [], [7]])
     dataset = IndexedDataset.open(tmp_path / "a")
     assert dataset.lengths.tolist() == [2, 3, 1]
-    assert dataset.boundaries.tolist() == [0, 2, 2, 3]
+    assert dataset.boundaries.tolist() == [0, 1, 2, 2, 3]
     assert dataset.offsets.tolist() == [0, 4, 10]
-    assert (dataset.num_documents, dataset.num_sequences, dataset.num_tokens) == (3, 3, 6)
+    assert (dataset.num_documents, dataset.num_sequences, dataset.num_tokens) == (4, 3, 6)
+
+
+def test_a_document_of_two_sequences_opens(tmp_path: Path) -> None:
+    write(tmp_path / "a", [[0, 1], [0, 1, 2]])
+    path = idx_path(tmp_path / "a")
+    index = path.read_bytes()
+    boundaries = np.array([0, 2], "<i8").tobytes()
+    path.write_bytes(index[:26] + (2).to_bytes(8, "little") + index[34:-24] + boundaries)
+    dataset = IndexedDataset.open(tmp_path / "a")
+    assert (dataset.num_documents, dataset.num_sequences) == (1, 2)
+    assert dataset[1].tolist() == [0, 1, 2]
 
 
 @given(st.lists(st.lists(st.integers(0, 60_000), max_size=9), max_size=20))
@@ -93,7 +97,7 @@ def test_entries_carry_the_hashes_on_disk(tmp_path: Path) -> None:
 
 def test_a_writer_that_fails_leaves_no_pair(tmp_path: Path) -> None:
     with pytest.raises(KeyError), IndexedDatasetWriter(tmp_path / "a", "<u2") as writer:
-        writer.add_sequence(np.arange(3))
+        writer.add_documents(np.arange(3), np.array([3]))
         raise KeyError
     assert not (tmp_path / "a.bin").exists()
     assert not (tmp_path / "a.idx").exists()
@@ -101,7 +105,7 @@ def test_a_writer_that_fails_leaves_no_pair(tmp_path: Path) -> None:
 
 def test_ids_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="do not fit"), IndexedDatasetWriter(tmp_path / "a", "<u2") as writer:
-        writer.add_sequence(np.array([70_000]))
+        writer.add_documents(np.array([70_000]), np.array([1]))
 
 
 def test_dtype_follows_megatron() -> None:

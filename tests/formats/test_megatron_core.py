@@ -15,8 +15,7 @@ DOCUMENTS = [[1, 2, 3, 0], [4, 5, 0], [6, 7, 8, 9, 10, 0], [11, 0], [12, 13, 14,
 def write(prefix: Path) -> list[int]:
     with IndexedDatasetWriter(prefix, "<u2") as writer:
         for ids in DOCUMENTS:
-            writer.add_sequence(np.array(ids, np.uint16))
-            writer.end_document()
+            writer.add_documents(np.array(ids, np.uint16), np.array([len(ids)]))
     return [token for ids in DOCUMENTS for token in ids]
 
 

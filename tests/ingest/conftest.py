@@ -12,19 +12,25 @@ from deepen.ingest.read.options import Reading
 from deepen.ingest.read.records import Record
 from deepen.ingest.read.table import READERS
 from deepen.ingest.stage import ingest
+from deepen.plug import identity
 
 
 @pytest.fixture
 def run(tmp_path):
     """``run(source, ...)``: ingest sources (paths relative to the test's folder) and return the manifest."""
 
-    def run(*sources, out="out", workers=1, **settings):
+    def run(*sources, out="out", workers=1, job=None, **settings):
         complete = [
             {"name": f"s{number}", "role": "domain", **source, "path": str(tmp_path / source["path"])}
             for number, source in enumerate(sources)
         ]
         config = IngestConfig.model_validate({"sources": complete, **settings})
-        return ingest(config, StageJob(out=tmp_path / out, fingerprint="f", workers=workers))
+        recorded = identity(config)
+        recorded["sources"] = [
+            {key: value for key, value in one.items() if key != "path"} for one in recorded["sources"]
+        ]
+        more = {} if job is None else {"identity": {"ingest": recorded}, **job}
+        return ingest(config, StageJob(out=tmp_path / out, fingerprint="f", workers=workers, **more))
 
     return run
 

@@ -35,10 +35,8 @@ def write_pair(prefix, tokenizer, texts=TEXTS, end=0, wrong=()):
     encoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     with IndexedDatasetWriter(prefix, np.dtype("uint16")) as writer:
         for text in texts:
-            writer.add_sequence(
-                np.array([*encoder.encode(text).ids, *wrong, *([end] if end is not None else [])], np.uint16)
-            )
-            writer.end_document()
+            ids = [*encoder.encode(text).ids, *wrong, *([end] if end is not None else [])]
+            writer.add_documents(np.array(ids, np.uint16), np.array([len(ids)]))
 
 
 def read(prefix, tokenizer):

@@ -8,6 +8,7 @@ from deepen.errors import SourceError
 from deepen.formats.documents.documents import document_id
 from deepen.formats.files.atomic import damage
 from deepen.formats.files.records import read_records
+from deepen.formats.manifest import InputEntry, open_artifact
 
 
 def write_jsonl(path, number, prefix="text"):
@@ -37,6 +38,25 @@ def test_counts_and_manifest_describe_the_files(tmp_path, run):
         "manifest.json",
         "rejected.jsonl",
     ]
+
+
+@pytest.mark.parametrize("damaged", [None, "documents/s0-00000.parquet", "rejected.jsonl"])
+def test_an_unchanged_source_is_taken_over_unless_a_file_of_it_is_damaged(tmp_path, run, capsys, same_bytes, damaged):
+    write_jsonl(tmp_path / "in/a.jsonl", 3)
+    with (tmp_path / "in/a.jsonl").open("a") as file:
+        file.write("no json\n")
+    source = {"path": "in", "text": "text"}
+    raw = {"source:s0": InputEntry(path="in", fingerprint="one")}
+    settings = {"job": {"raw_inputs": raw}, "max_rejected": 0.5}
+    run(source, **settings)
+    run(source, out="fresh", **settings)
+    if damaged is not None:
+        path = tmp_path / "out" / damaged
+        path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
+    capsys.readouterr()
+    run(source, out="again", **settings | {"job": {"raw_inputs": raw, "previous": open_artifact(tmp_path / "out")}})
+    assert ("is as it was" in capsys.readouterr().err) == (damaged is None)
+    assert same_bytes("again", "fresh")
 
 
 @pytest.mark.parametrize("pattern", ["in", "in/**/*.jsonl", "in/**/*.*"])

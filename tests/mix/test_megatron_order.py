@@ -34,7 +34,7 @@ def test_the_sample_index_is_that_which_megatron_prints() -> None:
 
 
 def test_blends_are_those_that_megatron_prints() -> None:
-    sources, numbers = blend(np.array([0.5, 0.3, 0.2]), 10)
+    sources, numbers = blend(np.array([0.5, 0.3, 0.2]), 10, np.full(3, 10))
     assert sources.tolist() == [0, 1, 2, 0, 1, 0, 2, 0, 1, 0]
     assert numbers.tolist() == [0, 0, 0, 1, 1, 2, 1, 3, 2, 4]
 

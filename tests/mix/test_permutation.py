@@ -4,10 +4,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepen.mix.order.permutation import permuted, source_key
+from deepen.mix.order.permutation import half_bits_for, item_at, make_round_keys, source_key
 
 KEYS = st.integers(0, 2**64 - 1)
 MASK = 2**64 - 1
+
+
+def permuted(places: np.ndarray, num_items: int, key: np.uint64, epoch: int) -> np.ndarray:
+    """The items at ``places`` of the shuffle of ``num_items`` items for a key and an epoch."""
+    round_keys, size = make_round_keys(key, np.uint64(epoch)), np.uint64(num_items)
+    half_bits = half_bits_for(size)
+    return np.array([item_at(np.uint64(place), size, half_bits, round_keys) for place in places])
 
 
 def feistel(place: int, num_items: int, key: int, epoch: int) -> int:

@@ -12,9 +12,10 @@ from deepen.errors import DamageError, RunError, SourceError
 from deepen.formats.tokens.order import Order, appended_files, check_parents, row_of, source_of
 from deepen.mix.config import MixConfig
 from deepen.mix.order.mixture import open_supplies, read_mixture
-from deepen.mix.order.permutation import permuted, source_key
+from deepen.mix.order.permutation import source_key
 from deepen.mix.order.remix import Change, remix
 from deepen.mix.stage import mix
+from tests.mix.test_permutation import permuted
 
 SOURCES = {
     "papers": ("domain", [14, 7, 5, 2, 3, 40, 9]),

@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
 from deepen.curate.batch.texts import Texts, from_arrow, texts_of_bytes, to_arrow
 from deepen.formats.documents.documents import SCHEMA, Document, documents_of, read_tables, table_of
+from deepen.formats.files.arrays import Array
 
 if TYPE_CHECKING:
     from deepen.curate.batch.text_facts import Lines, Words
-
-Array = npt.NDArray[Any]
 
 _BATCH_BYTES = 1_000_000
 """Text of a batch: what is found in it (words above all) should stay near the processor."""

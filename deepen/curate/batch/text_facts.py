@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.curate.batch.texts import Texts, texts_of
 from deepen.curate.kernels.lines import count_lines, describe_lines
-from deepen.curate.kernels.words import count_words, describe_words, split_words
+from deepen.curate.kernels.text import room_for_lines
+from deepen.curate.kernels.words import count_words, split_words
 from deepen.engine.compiled import njit
-
-Array = npt.NDArray[Any]
+from deepen.formats.files.arrays import Array
 
 
 @dataclass(frozen=True)
@@ -75,20 +73,10 @@ def words_of(texts: Texts | Sequence[str]) -> Words:
     return Words(hashes[:used], lengths[:used], flags[:used], offsets, counts)
 
 
-def words_at(text: str, starts: Array, ends: Array) -> Words:
-    """Words of one text given by another splitter as positions (int32) in its UTF-8 bytes."""
-    data = np.frombuffer(text.encode(), dtype=np.uint8)
-    hashes, lengths = np.empty(len(starts), dtype=np.uint64), np.empty(len(starts), dtype=np.int32)
-    flags = np.empty(len(starts), dtype=np.uint8)
-    describe_words(data, starts, ends, hashes, lengths, flags)
-    counts = np.array([count_words(lengths, flags)], dtype=np.int64)
-    return Words(hashes, lengths, flags, np.array([0, len(starts)]), counts)
-
-
 def lines_of(texts: Texts | Sequence[str]) -> Lines:
     """The lines of some texts."""
     own = texts if isinstance(texts, Texts) else texts_of(texts)
-    most = _count_line_feeds(own.buffer, own.starts, own.ends) + len(own)
+    most = room_for_lines(own.buffer, own.starts, own.ends)
     hashes, lengths = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.int32)
     flags, breaks = np.empty(most, dtype=np.uint8), np.empty(most, dtype=np.int32)
     offsets, counts = np.zeros(len(own) + 1, dtype=np.int64), np.empty((6, len(own)), dtype=np.int64)
@@ -106,15 +94,6 @@ def _words(buffer, starts, ends, hashes, lengths, flags, offsets, counts):  # ty
         counts[number] = count_words(lengths[used:end], flags[used:end])
         used = end
         offsets[number + 1] = used
-
-
-@njit(cache=True)
-def _count_line_feeds(buffer, starts, ends):  # type: ignore[no-untyped-def]
-    count = 0
-    for number in range(len(starts)):
-        for byte in buffer[starts[number] : ends[number]]:
-            count += byte == 0x0A
-    return count
 
 
 @njit(cache=True)

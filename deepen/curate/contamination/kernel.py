@@ -103,18 +103,8 @@ def find_n_grams(words, n, bitmap, known):  # type: ignore[no-untyped-def]
     """Places of the words' n-grams in ``known`` (ascending, with ``bitmap``), one for every occurrence."""
     found = np.empty(16, dtype=np.int64)
     count = 0
-    oldest = _ONE
-    for _ in range(n - 1):
-        oldest *= _BASE
     mask = np.uint64(64 * len(bitmap) - 1)
-    state = _ZERO
-    for number in range(len(words)):
-        if number >= n:
-            state -= words[number - n] * oldest
-        state = state * _BASE + words[number]
-        if number < n - 1:
-            continue
-        gram = mix(state) | _ONE
+    for gram in n_grams(words, n):
         bit = (gram >> _ONE) & mask  # as in `_set_bits`
         if (bitmap[bit >> _S6] >> (bit & _63)) & _ONE:
             place = np.searchsorted(known, gram)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.curate.contamination.decontaminate import Decontaminate
 from deepen.curate.contamination.item_index import MEASURES, Index, index_of
@@ -22,11 +21,10 @@ from deepen.engine.map_parts import map_parts
 from deepen.formats.documents.document_ids import DocumentIds, pack_ids
 from deepen.formats.documents.documents import document_files, num_documents_in, read_tables
 from deepen.formats.documents.found_items import Found, Hit, ProbeItem
-from deepen.formats.files.arrays import open_array, write_array
+from deepen.formats.files.arrays import Array, open_array, write_array
 from deepen.formats.files.atomic import write_bytes
 from deepen.formats.workers import Workers
 
-Array = npt.NDArray[Any]
 SCAN_FORMAT = 1
 """Raised when the same items and documents would give other hits."""
 _FIRST_DOCUMENTS = 5

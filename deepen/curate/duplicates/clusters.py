@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from deepen.curate.duplicates.pairs import blocks
-from deepen.curate.duplicates.shingles import jaccard
+from deepen.curate.duplicates.pairs import blocks, root
+from deepen.curate.duplicates.shingles import similar
 from deepen.curate.passes.corpus import Corpus, Positions
 from deepen.engine.compiled import njit
 
@@ -28,19 +28,10 @@ def find_clusters(corpus: Corpus, similarity: float) -> Labels:
 
 
 @njit(cache=True)
-def _root(parents, document):  # type: ignore[no-untyped-def]
-    while parents[document] != document:
-        # Path halving: each look leaves the way to the root half as long, so roots stay a few steps away.
-        parents[document] = parents[parents[document]]
-        document = parents[document]
-    return document
-
-
-@njit(cache=True)
 def _join_pairs(first, second, parents):  # type: ignore[no-untyped-def]
     """Make the two clusters of each pair one, named after its first document."""
     for number in range(len(first)):
-        one, other = _root(parents, first[number]), _root(parents, second[number])
+        one, other = root(parents, first[number]), root(parents, second[number])
         # The lower number is the root: a cluster is named after its first document, in whatever order pairs come.
         parents[max(one, other)] = min(one, other)
 
@@ -48,7 +39,7 @@ def _join_pairs(first, second, parents):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _roots(parents):  # type: ignore[no-untyped-def]
     for document in range(len(parents)):
-        parents[document] = _root(parents, document)
+        parents[document] = root(parents, document)
     return parents
 
 
@@ -66,5 +57,5 @@ def _similarities(starts, shingles, other_starts, other_shingles):  # type: igno
     result = np.empty(len(starts) - 1, dtype=np.float64)
     for pair in range(len(result)):
         own = shingles[starts[pair] : starts[pair + 1]]
-        result[pair] = jaccard(own, other_shingles[other_starts[pair] : other_starts[pair + 1]])
+        result[pair] = similar(own, other_shingles[other_starts[pair] : other_starts[pair + 1]], 0.0)
     return result

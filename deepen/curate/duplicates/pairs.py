@@ -185,7 +185,7 @@ def _compare_groups(groups, is_large, num_carried, keys, band, starts, shingles,
             for place in range(min(num_in_ring, _NUM_COMPARED)):
                 other = ring[place]
                 # What a chain of strong pairs joins is one cluster at every similarity asked for: no need to compare.
-                if _met_before(keys[document], keys[other], band) or _root(parents, document) == _root(parents, other):
+                if _met_before(keys[document], keys[other], band) or root(parents, document) == root(parents, other):
                     continue
                 similarity = similar(own, shingles[starts[other] : starts[other + 1]], limits[0])
                 if similarity == 0.0:
@@ -198,9 +198,9 @@ def _compare_groups(groups, is_large, num_carried, keys, band, starts, shingles,
                 num_pairs += 1
                 if similarity >= limits[1]:
                     # Later root below earlier root: a document that is still its own root resembled none before it.
-                    parents[_root(parents, document)] = _root(parents, other)
+                    parents[root(parents, document)] = root(parents, other)
         # In a large group the earlier one stands for those that resemble it: the ring has room for others.
-        if document < num_carried or not is_large[document] or _root(parents, document) == document:
+        if document < num_carried or not is_large[document] or root(parents, document) == document:
             ring[num_in_ring % _NUM_COMPARED] = document
             num_in_ring += 1
     return pairs[:num_pairs], ring[: min(num_in_ring, _NUM_COMPARED)].copy()
@@ -216,8 +216,10 @@ def _met_before(first, second, band):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _root(parents, document):  # type: ignore[no-untyped-def]
+def root(parents, document):  # type: ignore[no-untyped-def]
+    """The document that a cluster is named after; the ways to it become shorter."""
     while parents[document] != document:
+        # Path halving: each look leaves the way to the root half as long, so roots stay a few steps away.
         parents[document] = parents[parents[document]]
         document = parents[document]
     return document

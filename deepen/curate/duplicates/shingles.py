@@ -224,24 +224,9 @@ def _minhash(shingles, factors, terms, slots):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def jaccard(first, second):  # type: ignore[no-untyped-def]
-    """Size of the intersection over size of the union of two sorted sets."""
-    common, i, j = 0, 0, 0
-    while i < len(first) and j < len(second):
-        if first[i] == second[j]:
-            common += 1
-            i += 1
-            j += 1
-        elif first[i] < second[j]:
-            i += 1
-        else:
-            j += 1
-    return common / (len(first) + len(second) - common)
-
-
-@njit(cache=True)
 def similar(first, second, threshold):  # type: ignore[no-untyped-def]
-    """The Jaccard similarity if it reaches ``threshold``, else 0; gives up once too many are unshared."""
+    """The Jaccard similarity of two sorted sets (size of the intersection over that of the union) if it reaches
+    ``threshold``, else 0; gives up once too many are unshared."""
     total = len(first) + len(second)
     # From |A & B| / |A | B| >= t: so many must be common (a hair less, against rounding), and the rest of either set
     # may be unshared (Xiao et al. 2008).

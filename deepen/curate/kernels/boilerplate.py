@@ -44,16 +44,6 @@ def line_keys(text, ends, keys, words):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def count_lines(buffer, starts, ends):  # type: ignore[no-untyped-def]
-    """Room for the lines of all texts: a line per line feed and one more for each text."""
-    count = len(starts)
-    for number in range(len(starts)):
-        for byte in buffer[starts[number] : ends[number]]:
-            count += byte == 0x0A
-    return count
-
-
-@njit(cache=True)
 def all_line_keys(buffer, starts, ends, line_ends, keys, words, offsets):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """``line_keys`` of many texts end to end; those of the i-th are ``[offsets[i] : offsets[i + 1]]``."""
     used = 0

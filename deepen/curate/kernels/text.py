@@ -37,6 +37,16 @@ def code_point(text, position):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def room_for_lines(buffer, starts, ends):  # type: ignore[no-untyped-def]
+    """How many lines some texts have at most: one per line feed and one more for each text."""
+    count = len(starts)
+    for number in range(len(starts)):
+        for byte in buffer[starts[number] : ends[number]]:
+            count += byte == 0x0A
+    return count
+
+
+@njit(cache=True)
 def is_space(point):  # type: ignore[no-untyped-def]
     """Unicode white space."""
     if point < 0x80:

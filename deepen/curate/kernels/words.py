@@ -109,7 +109,7 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
                 position = _after_same(text, position, byte)
         if located:
             starts[count], ends[count] = start, position
-        hashes[count], lengths[count], flags[count] = _describe(text, start, position)
+        hashes[count], lengths[count], flags[count] = describe_word(text, start, position)
         if kind == ALONE_LETTER and position == start + width:
             flags[count] |= ALONE
         count += 1
@@ -207,7 +207,7 @@ def _is_symbol(point):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _describe(text, position, end):  # type: ignore[no-untyped-def]
+def describe_word(text, position, end):  # type: ignore[no-untyped-def]
     """Hash, length in characters and flags of the word between two byte positions."""
     hashed, length, alphabetic, symbol = hash_bytes(text, position, end), 0, False, True
     while position < end:
@@ -224,13 +224,6 @@ def _describe(text, position, end):  # type: ignore[no-untyped-def]
             position += width
         length += 1
     return hashed, length, ALPHABETIC * alphabetic + SYMBOL * symbol
-
-
-@njit(cache=True)
-def describe_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-untyped-def]
-    """``hashes``, ``lengths`` and ``flags`` of words that are given by their byte positions."""
-    for number in range(len(starts)):
-        hashes[number], lengths[number], flags[number] = _describe(text, starts[number], ends[number])
 
 
 @njit(cache=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,16 @@ Positions = npt.NDArray[np.int64]
 """Documents by their number in the corpus."""
 
 
+class _File:
+    """A file of a part, named by its ending."""
+
+    def __init__(self, ending: str) -> None:
+        self._ending = ending
+
+    def __get__(self, part: PartFiles, _kind: type[PartFiles]) -> Path:
+        return part.partial / f"{part.name}.{self._ending}"
+
+
 @dataclass(frozen=True)
 class PartFiles:
     """The files that the first pass makes of one part of a source, all in the folder ``partial``."""
@@ -32,55 +41,26 @@ class PartFiles:
     partial: Path
     name: str
 
-    @property
-    def documents(self) -> Path:
-        """What the steps on documents kept."""
-        return self.partial / f"{self.name}.kept.parquet"
-
-    @property
-    def dropped(self) -> Path:
-        """What they dropped."""
-        return self.partial / f"{self.name}.dropped.parquet"
-
-    @property
-    def shingles(self) -> Path:
-        """Sorted 32-bit shingle hashes of all kept documents, end to end."""
-        return self.partial / f"{self.name}.shingles.u32"
-
-    @property
-    def bands(self) -> Path:
-        """Band keys of each document, uint64 [documents, bands], without a header."""
-        return self.partial / f"{self.name}.bands.u64"
-
-    @property
-    def sorted_keys(self) -> Path:
-        """The same keys sorted within each band, uint64 [bands, documents]: any range of keys is one slice."""
-        return self.partial / f"{self.name}.sorted.npy"
-
-    @property
-    def sorted_rows(self) -> Path:
-        """The row of the document of each sorted key, uint32 [bands, documents]."""
-        return self.partial / f"{self.name}.rows.npy"
-
-    @property
-    def ids(self) -> Path:
-        """Document ids, uint64 [documents, 2]."""
-        return self.partial / f"{self.name}.ids.npy"
-
-    @property
-    def index(self) -> Path:
-        """``INDEX`` of each kept document."""
-        return self.partial / f"{self.name}.index.npy"
-
-    @property
-    def decisions(self) -> Path:
-        """``DECISION`` for each kept document, made between the passes."""
-        return self.partial / f"{self.name}.decisions.npy"
-
-    @property
-    def held_out(self) -> Path:
-        """The part's held-out documents, made by the second pass."""
-        return self.partial / f"{self.name}.held.parquet"
+    documents = _File("kept.parquet")
+    """What the steps on documents kept."""
+    dropped = _File("dropped.parquet")
+    """What they dropped."""
+    shingles = _File("shingles.u32")
+    """Sorted 32-bit shingle hashes of all kept documents, end to end."""
+    bands = _File("bands.u64")
+    """Band keys of each document, uint64 [documents, bands], without a header."""
+    sorted_keys = _File("sorted.npy")
+    """The same keys sorted within each band, uint64 [bands, documents]: any range of keys is one slice."""
+    sorted_rows = _File("rows.npy")
+    """The row of the document of each sorted key, uint32 [bands, documents]."""
+    ids = _File("ids.npy")
+    """Document ids, uint64 [documents, 2]."""
+    index = _File("index.npy")
+    """``INDEX`` of each kept document."""
+    decisions = _File("decisions.npy")
+    """``DECISION`` for each kept document, made between the passes."""
+    held_out = _File("held.parquet")
+    """The part's held-out documents, made by the second pass."""
 
 
 INDEX = np.dtype([("hash_high", "<u8"), ("hash_low", "<u8"), ("num_bytes", "<i8"), ("num_shingles", "<i8")])
@@ -181,11 +161,6 @@ class Corpus:
     def num_documents(self) -> int:
         """How many documents there are."""
         return len(self.index)
-
-    @cached_property
-    def num_shingles(self) -> npt.NDArray[np.int64]:
-        """Size of each document's set [n]."""
-        return np.diff(self.stored.starts)
 
     def ids(self, documents: Positions) -> npt.NDArray[np.uint64]:
         """Ids of some documents, uint64 [documents, 2]."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from deepen.curate.batch.columns import Batch
 from deepen.curate.batch.spans import Piece, of_pieces
-from deepen.curate.batch.texts import Texts
+from deepen.curate.batch.texts import Texts, texts_of, texts_of_bytes
+from deepen.curate.passes.corpus import Positions
 from deepen.curate.passes.surveys import BatchSurveyStep, Keys
 from deepen.curate.step import Drop, Judgement
 from deepen.formats.documents.documents import Document
@@ -34,14 +34,14 @@ class BoilerplateLines(BatchSurveyStep):
 
     def keys(self, document: Document) -> Keys:
         """Hashes of the document's lines, white space aside."""
-        _, keys, words = _lines(document.text.encode())
+        _, keys, words, _ = _lines(texts_of([document.text]))
         return np.unique(keys[words > 0])
 
     def batch_keys(self, batch: Batch) -> Keys:
         """The same for all living documents of a batch."""
         from deepen.curate.kernels.boilerplate import distinct_keys  # loads numba
 
-        _, keys, words, offsets = _all_lines(batch.texts.only(batch.alive))
+        _, keys, words, offsets = _lines(batch.texts.only(batch.alive))
         return np.asarray(distinct_keys(keys, words, offsets))
 
     def fewest_documents(self, num_documents: int) -> int:
@@ -54,7 +54,7 @@ class BoilerplateLines(BatchSurveyStep):
         from deepen.curate.kernels.boilerplate import find_boilerplate  # loads numba
 
         text = document.text.encode()
-        ends, keys, words = _lines(text)
+        ends, keys, words, _ = _lines(texts_of_bytes([text]))
         removed = find_boilerplate(keys, words, found, self.min_words)
         scores = document.scores | {"boilerplate_lines.removed": float(removed.sum())}
         if not removed.any() or (removed | (words == 0)).all():
@@ -66,33 +66,22 @@ class BoilerplateLines(BatchSurveyStep):
         """The same for documents of which nothing is to be removed; ``apply_found`` is for the others."""
         from deepen.curate.kernels.boilerplate import count_removed  # loads numba
 
-        _, keys, words, offsets = _all_lines(batch.texts.only(batch.alive))
+        _, keys, words, offsets = _lines(batch.texts.only(batch.alive))
         removed = count_removed(keys, words, offsets, found, self.min_words)
         return Judgement({"boilerplate_lines.removed": np.zeros(len(batch))}, undecided=removed > 0)
 
 
-def _lines(text: bytes) -> tuple[npt.NDArray[np.int64], Keys, npt.NDArray[np.int64]]:
-    """Ends, keys and numbers of words of the lines of a text."""
-    from deepen.curate.kernels.boilerplate import line_keys
+def _lines(texts: Texts) -> tuple[Positions, Keys, Positions, Positions]:
+    """Ends, keys and numbers of words of the lines of texts, end to end, and where those of each begin [n + 1]."""
+    from deepen.curate.kernels.boilerplate import all_line_keys
+    from deepen.curate.kernels.text import room_for_lines
 
-    most = text.count(b"\n") + 1
-    ends, keys = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.uint64)
-    words = np.empty(most, dtype=np.int64)
-    count = line_keys(np.frombuffer(text, dtype=np.uint8), ends, keys, words)
-    return ends[:count], keys[:count], words[:count]
-
-
-def _all_lines(
-    texts: Texts,
-) -> tuple[npt.NDArray[np.int64], Keys, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The same of the lines of many texts end to end, and where those of each text begin [n + 1]."""
-    from deepen.curate.kernels.boilerplate import all_line_keys, count_lines
-
-    most = int(count_lines(texts.buffer, texts.starts, texts.ends))
+    most = int(room_for_lines(texts.buffer, texts.starts, texts.ends))
     ends, keys = np.empty(most, dtype=np.int64), np.empty(most, dtype=np.uint64)
     words, offsets = np.empty(most, dtype=np.int64), np.zeros(len(texts) + 1, dtype=np.int64)
     all_line_keys(texts.buffer, texts.starts, texts.ends, ends, keys, words, offsets)
-    return ends, keys, words, offsets
+    used = offsets[-1]
+    return ends[:used], keys[:used], words[:used], offsets
 
 
 def _without(text: bytes, ends: list[int], removed: list[bool], words: list[int]) -> list[Piece]:

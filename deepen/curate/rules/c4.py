@@ -61,10 +61,9 @@ class C4(BatchStep):
         numbers = [sentences]
         numbers += [int((verdicts != kernel.BLANK).sum())]
         numbers += [int((verdicts == verdict).sum()) for verdict in (kernel.KEPT, kernel.LOREM_IPSUM, kernel.BRACE)]
-        judgement = self._judged(np.array([numbers]))
-        scores = {name: float(values[0]) for name, values in judgement.scores.items()}
-        if judgement.broken is not None and judgement.values is not None and judgement.broken[0] >= 0:
-            return Drop(judgement.reasons[judgement.broken[0]], float(judgement.values[0]), scores=scores)
+        scores, drop = self._judged(np.array([numbers])).of_one()
+        if drop is not None:
+            return drop
         pieces = self._pieces(text, spans[:count].tolist(), verdicts.tolist())
         return of_pieces(replace(document, scores={**document.scores, **scores}), text, pieces)
 

@@ -78,7 +78,7 @@ def compare(
         if documents is not None:
             # Drawn by source: another source moves no interval, and every checkpoint is redrawn alike.
             changes[source] = paired(documents.nll, seed=stream(seed, source), resamples=resamples)
-            scores.append(_source_score(documents, f"{probe}:{source}", ability, changes[source]))
+            scores.append(source_score(documents, f"{probe}:{source}", ability, changes[source]))
     lost = {
         ability for source, ability in abilities.items() if source not in changes and _was_scored(base, model, source)
     }
@@ -96,17 +96,14 @@ def _was_scored(base: pa.Table, model: pa.Table, source: str) -> bool:
     return bool(pc.any(pc.is_in(rows["id"], model["id"].combine_chunks())).as_py())
 
 
-def _source_score(documents: Documents, probe: str, ability: Ability, change: Change) -> Score:
+def source_score(documents: Documents, probe: str, ability: Ability, change: Change) -> Score:
+    """The score of some documents: both models' bits per byte with their change."""
     per_byte = 1 / (documents.num_bytes * np.log(2))
-    return Score(
+    return change.score(
         probe=probe,
         ability=ability,
         value=float(documents.nll.model.sum() * per_byte),
         baseline=float(documents.nll.base.sum() * per_byte),
-        difference=change.difference,
-        interval=change.interval,
-        minimum_detectable=change.minimum_detectable,
-        p_value=change.p_value,
         higher_is_better=False,
         items=documents.nll.num_clusters,
     )
@@ -114,15 +111,11 @@ def _source_score(documents: Documents, probe: str, ability: Ability, change: Ch
 
 def _mean_score(members: list[Score], probe: str, change: Change) -> Score:
     """The ability's score: means over its sources of values, baselines, changes and of every redraw's changes."""
-    return Score(
+    return change.score(
         probe=probe,
         ability=members[0].ability,
         value=float(np.mean([score.value for score in members])),
         baseline=float(np.mean([score.baseline for score in members])),
-        difference=change.difference,
-        interval=change.interval,
-        minimum_detectable=change.minimum_detectable,
-        p_value=change.p_value,
         higher_is_better=False,
         items=sum(score.items for score in members),
     )

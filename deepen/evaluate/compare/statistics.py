@@ -10,13 +10,13 @@ and 1: relative change of accuracy), or the difference of the means.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
+from deepen.formats.files.arrays import Array
 from deepen.formats.training.scores import Score
 
 RESAMPLES = 10_000
@@ -27,8 +27,6 @@ _DRAWN_AT_ONCE = 1 << 20
 _NORMAL = np.array([1.959964, 0.841621])
 """Quantiles of the normal distribution at 0.975 and 0.80: a two-sided test at 5 % finds a change of so many standard
 errors, added up (the factor 2.8 of Miller 2024), 8 times in 10."""
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,13 @@ class Change:
         """Two-sided: how often redraws lie on the other side of no change; at least 2 / (redraws + 1)."""
         return None if self.drawn is None else p_value_of(self.drawn)
 
+    def score(self, **what: Any) -> Score:
+        """The score that this is the change of; ``what`` are its other fields."""
+        return Score(
+            difference=self.difference, interval=self.interval, minimum_detectable=self.minimum_detectable,
+            p_value=self.p_value, **what,
+        )  # fmt: skip
+
 
 def _detection(drawn: Array | None, num_clusters: int | None) -> float:
     """Standard errors of a change that is found 8 times in 10: 2.80, and more with few clusters or skewed redraws.
@@ -115,7 +120,7 @@ def paired(pairs: Pairs, *, seed: tuple[int, int], resamples: int = RESAMPLES, r
     if pairs.num_clusters == 1:
         return Change(difference)
     drawn = redrawn_changes(pairs, seed=seed, resamples=resamples, relative=relative)
-    error = standard_error(pairs, relative=relative)
+    error = _error_of(_scatter(pairs, relative))
     return Change(difference, interval_of(drawn), error, drawn, pairs.num_clusters)
 
 
@@ -180,15 +185,6 @@ def redrawn_changes(pairs: Pairs, *, seed: tuple[int, int], resamples: int = RES
     return differences
 
 
-def standard_error(pairs: Pairs, *, relative: bool = True) -> float:
-    """Standard error of the difference from the scatter of clusters around it (first-order for ratios), n >= 2.
-
-    Of outcomes with discordance d (share of items on which the models differ) and equal accuracy it is sqrt(d / n).
-    """
-    assert pairs.num_clusters > 1, "a single cluster has no scatter"
-    return _error_of(_scatter(pairs, relative))
-
-
 def _scatter(pairs: Pairs, relative: bool) -> Array:
     """What every cluster adds to the difference beyond its share, float64[n]."""
     weights = np.ones(pairs.num_clusters) if pairs.weights is None else pairs.weights
@@ -202,13 +198,15 @@ def _scatter(pairs: Pairs, relative: bool) -> Array:
 
 
 def _error_of(scatter: Array) -> float:
+    """Standard error of a difference from the scatter of clusters around it (first-order for ratios), n >= 2.
+
+    Of outcomes with discordance d (share of items on which the models differ) and equal accuracy it is sqrt(d / n).
+    """
     return float(np.sqrt(len(scatter) / (len(scatter) - 1) * np.square(scatter).sum()))
 
 
-def interval_of(changes: Array | None) -> tuple[float, float] | None:
+def interval_of(changes: Array) -> tuple[float, float]:
     """The central 95 % of redrawn changes."""
-    if changes is None:
-        return None
     low, high = np.percentile(changes, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
     return float(low), float(high)
 
@@ -278,8 +276,3 @@ def seed_noise(values: Sequence[float]) -> Noise:
     if len(values) < 2:
         raise ValueError("noise needs two runs at least")
     return Noise(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
-
-
-def shifted(pairs: Pairs, change: float) -> Pairs:
-    """The same items with every value of the model moved by a relative ``change`` (a planted effect)."""
-    return replace(pairs, model=pairs.model * (1 + change))

@@ -146,8 +146,12 @@ def touched_scores(one: CheckpointScores, probes: Mapping[str, Any]) -> Iterator
 
 
 def _short(score: Score) -> str:
-    change = f"{score.difference:+.2%}" if score.relative else f"{score.difference:+.4f}"
-    return f"{score.value:.4f} ({change}, {score.items:,} items)"
+    return f"{score.value:.4f} ({score.difference:{_form(score)}}, {score.items:,} items)"
+
+
+def _form(score: Score) -> str:
+    """How a change is written."""
+    return "+.2%" if score.relative else "+.4f"
 
 
 def score_line(one: CheckpointScores) -> str:
@@ -155,7 +159,7 @@ def score_line(one: CheckpointScores) -> str:
     parts = []
     for score in one.scores:
         if ":" not in score.probe:
-            change = f"{score.difference:+.2%}" if score.relative else f"{score.difference:+.4f}"
+            change = f"{score.difference:{_form(score)}}"
             parts.append(f"{score.probe} {score.ability} {score.value:.4f} ({change})")
     parts += [f"{label} FAILED: {reason}" for label, reason in one.failed.items()]
     return f"step {one.step}: {', '.join(parts) or 'nothing could be measured'}"
@@ -175,7 +179,7 @@ def blend_table(scored: Sequence[CheckpointScores]) -> str:
 def _cells(score: Score | None) -> str:
     if score is None:
         return f"{'-':>8}  {'not measured':<28}"
-    form = "+.2%" if score.relative else "+.4f"
+    form = _form(score)
     change = f"{score.difference:{form}}"
     if score.interval is not None:
         change += f" ({score.interval[0]:{form}} to {score.interval[1]:{form}})"

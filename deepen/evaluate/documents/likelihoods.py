@@ -7,6 +7,7 @@ reason instead. Sums over rows are all that bits per byte and their intervals ne
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def read_likelihoods(path: Path) -> pa.Table:
     """The table of one file, its columns and meaning as in ``SCHEMA`` (or ``items.SCHEMA``)."""
     with opened_parquet(path) as file:
         return file.read()
+
+
+def part_of(table: pa.Table, ids: Collection[str]) -> pa.Table:
+    """The rows of some documents or items."""
+    return table.filter(pc.is_in(table["id"], value_set=pa.array(sorted(ids), pa.string())))
 
 
 def table_of(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from deepen.evaluate.compare.documents import Documents, source_score
 from deepen.evaluate.compare.statistics import Pairs, paired, stream
 from deepen.evaluate.documents.material import Material
 from deepen.formats.training.scores import Ability, Score
@@ -77,19 +78,6 @@ def _score(name: str, ability: Ability, rows: list[_Row | None], how: tuple[int,
     if len(known) < len(rows):
         return []
     nll_base, nll_model, sizes = (np.array(column) for column in zip(*known, strict=True))
-    change = paired(Pairs(nll_base, nll_model), seed=stream(how[0], f"{ability} {name}"), resamples=how[1])
-    per_byte = 1 / (float(sizes.sum()) * np.log(2))
-    return [
-        Score(
-            probe=name,
-            ability=ability,
-            value=float(nll_model.sum() * per_byte),
-            baseline=float(nll_base.sum() * per_byte),
-            difference=change.difference,
-            interval=change.interval,
-            minimum_detectable=change.minimum_detectable,
-            p_value=change.p_value,
-            higher_is_better=False,
-            items=len(known),
-        )
-    ]
+    documents = Documents(Pairs(nll_base, nll_model), int(sizes.sum()))
+    change = paired(documents.nll, seed=stream(how[0], f"{ability} {name}"), resamples=how[1])
+    return [source_score(documents, name, ability, change)]

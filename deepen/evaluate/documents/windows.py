@@ -16,7 +16,6 @@ skill, most of all beside a vocabulary that grew to spell them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -31,7 +30,7 @@ from deepen.evaluate.documents.material import Material
 from deepen.model.compute.copies import shared_out
 from deepen.model.loss.model import LossModel
 from deepen.model.weights.load import load_tokenizer
-from deepen.progress import Tracker, say, track
+from deepen.progress import say, track
 
 NOTHING_TO_SCORE = "nothing_to_score"
 """Reason of a document without a scorable token: empty, or a single token with nothing before it."""
@@ -212,7 +211,7 @@ def likelihoods(
     was_training = model.training
     model.eval()
     try:
-        with _progress(what, sum(window.end - window.begin for window in windows)) as progress:
+        with track(what, sum(window.end - window.begin for window in windows), "tokens") as progress:
             device = next(model.parameters()).device
             batches = list(batches_of(windows, tokens_per_batch=_TOKENS_PER_BATCH[device.type]))
             sums = shared_out(model, lambda member, batch: _window_nll(member, documents, batch), batches)
@@ -270,17 +269,6 @@ def _window_nll(model: LossModel, documents: list[Encoded], batch: list[Window])
     nll_BT = model.token_nll(tokens_BT, labels_BT, positions_BT)
     sums: np.ndarray = nll_BT.double().sum(dim=1).cpu().numpy()
     return sums
-
-
-def _progress(what: str | None, total: int) -> AbstractContextManager[Tracker]:
-    return track(what, total, "tokens") if what else nullcontext(_Silent())
-
-
-class _Silent:
-    """No display: during training the loop's own is on the screen."""
-
-    def advance(self, amount: float, note: str = "") -> None:
-        """Show nothing."""
 
 
 def _batched(rows: Iterator[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:

@@ -16,26 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from deepen.evaluate.compare.statistics import adjusted
 from deepen.evaluate.config import EvaluateConfig
-from deepen.evaluate.documents.likelihoods import write_likelihoods
+from deepen.evaluate.documents.likelihoods import part_of, write_likelihoods
 from deepen.evaluate.documents.material import Material, material_of
 from deepen.evaluate.during_training.guard import Failure, attempt
 from deepen.evaluate.probes.probe import Probe
-from deepen.evaluate.tables import base_table, checked_table, say_not_finite, table_file, table_mark
-from deepen.formats.files.atomic import write_bytes, write_json
+from deepen.evaluate.tables import base_table, checked_table, say_not_finite, table_file, table_mark, write_readable
+from deepen.formats.files.atomic import write_json
 from deepen.formats.files.records import append_record, keeps_records, read_records
 from deepen.formats.manifest import Artifact
-from deepen.formats.training.checkpoints import checkpoint_name
 from deepen.formats.training.scores import Score
 from deepen.model.config import ResolvedBase
 from deepen.progress import say
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from deepen.evaluate.probes.probe import Measure
     from deepen.model.loss.model import LossModel
     from deepen.parallel.process import Process
@@ -283,10 +279,8 @@ class InLoop:
 
     def _write_readable(self, probe: Probe, table: pa.Table, step: int) -> None:
         text = probe.readable(table, self._tables[probe.label])
-        if text is not None and self._out is not None and keeps_records():
-            path = self._out / probe.label / f"{checkpoint_name(step)}.md"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(path, text.encode())
+        if self._out is not None and keeps_records():
+            write_readable(self._out, probe, step, text)
 
 
 def _first(ids: list[str], share: float) -> list[str]:
@@ -356,7 +350,6 @@ class FullTables:
         if self.directory is None or not keeps_records():
             return
         path = self.directory / table_file(probe, self._step)
-        path.parent.mkdir(parents=True, exist_ok=True)
         entry = write_likelihoods(path, table, self.directory)
         mark = table_mark(self.baseline.counts["probes"][probe.label]["mark"])
         self._named[probe.label] = {"mark": mark, "hash": entry.hash}
@@ -364,8 +357,3 @@ class FullTables:
     def at(self, step: int) -> dict[str, dict[str, str]]:
         """By probe what was kept of ``step``, as its checkpoint is to name it; nothing if another step was the last."""
         return dict(self._named) if step == self._step else {}
-
-
-def part_of(table: pa.Table, ids: frozenset[str]) -> pa.Table:
-    """The rows of a subset."""
-    return table.filter(pc.is_in(table["id"], value_set=pa.array(sorted(ids), pa.string())))

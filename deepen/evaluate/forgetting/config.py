@@ -86,9 +86,9 @@ class Action(Plug):
     def details(self, situation: Situation) -> dict[str, Any] | str:
         """What is to be done, for the training loop; or, as text, why it cannot be done."""
 
-    @abstractmethod
     def never(self, circumstances: Circumstances) -> str | None:
         """Why the action can never be taken in such a run; None when it may."""
+        return None
 
 
 class MoreReplay(Action):
@@ -133,10 +133,6 @@ class LowerLearningRate(Action):
     def details(self, situation: Situation) -> dict[str, Any] | str:
         """The factor."""
         return {"to": self.to}
-
-    def never(self, circumstances: Circumstances) -> str | None:
-        """Always possible."""
-        return None
 
 
 class _Strengthen(Action):
@@ -190,10 +186,6 @@ class Rewind(Action):
             return "no evaluated checkpoint is inside the budget"
         return {"good_only": True}
 
-    def never(self, circumstances: Circumstances) -> str | None:
-        """Evaluated steps always have a checkpoint."""
-        return None
-
 
 class Stop(Action):
     """End of the training, saved; selection takes the best checkpoint within the budget."""
@@ -203,10 +195,6 @@ class Stop(Action):
     def details(self, situation: Situation) -> dict[str, Any] | str:
         """Nothing more to say."""
         return {}
-
-    def never(self, circumstances: Circumstances) -> str | None:
-        """Always possible."""
-        return None
 
 
 ACTIONS: dict[str, type[Action]] = {

@@ -19,6 +19,7 @@ from deepen.formats.documents.found_items import CONTAMINATION, Found, Hit, Prob
 from deepen.formats.files.atomic import FileEntry
 from deepen.formats.files.records import read_records, write_records
 from deepen.formats.manifest import StageJob, fingerprint
+from deepen.formats.taken_over import intact_files
 
 SCRATCH = "contamination.tmp"
 """What a search that goes on keeps, in the directory of ``evaluate``."""
@@ -96,7 +97,7 @@ class _Search:
         if previous is None:
             return None
         counts = (previous.counts.get("contamination") or {}).get("probes", {}).get(label)
-        if counts is None or counts["mark"] != mark:
+        if counts is None or counts["mark"] != mark or not intact_files(previous, lambda name: name == CONTAMINATION):
             return None
         records = read_records(previous.path / CONTAMINATION)
         return counts, [Hit.model_validate(one, strict=False) for one in records if one["probe"] == label]

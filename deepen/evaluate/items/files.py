@@ -78,8 +78,8 @@ def read_items(path: Path, layout: Layout, parse: Callable[[dict[str, Any]], Ite
             if name in seen:
                 raise BadRowError(DUPLICATE)
             seen.add(name)
-            task = layout.task if layout.by is None else str(_field(row, layout.by))
-            cluster = name if layout.group is None else str(_field(row, layout.group))
+            task = layout.task if layout.by is None else str(field_of(row, layout.by))
+            cluster = name if layout.group is None else str(field_of(row, layout.group))
             items.append(replace(parse(row), id=name, task=task, cluster=cluster, texts=texts))
         except BadRowError as error:
             items.append(Item(place, layout.task, place, reason=str(error)))
@@ -105,7 +105,7 @@ def fill(template: str, row: dict[str, Any]) -> str:
     for literal, name, _, _ in Formatter().parse(template):
         parts.append(literal)
         if name is not None:
-            value = _field(row, name)
+            value = field_of(row, name)
             parts.append("\n\n".join(map(str, value)) if isinstance(value, list) else str(value))
     return "".join(parts)
 
@@ -114,7 +114,7 @@ def choices_of(row: dict[str, Any], choices: str | tuple[str, ...], options: tup
     """The texts to choose from: fixed ``options``, the list in one field, or the texts in several."""
     if options:
         return options
-    found = _field(row, choices) if isinstance(choices, str) else [_field(row, name) for name in choices]
+    found = field_of(row, choices) if isinstance(choices, str) else [field_of(row, name) for name in choices]
     if not isinstance(found, list) or len(found) < 2:
         raise BadRowError(FEW_CHOICES)
     texts = tuple(str(choice) for choice in found)
@@ -150,10 +150,6 @@ def answers_of(value: Any) -> tuple[str, ...]:
 
 def field_of(row: dict[str, Any], name: str) -> Any:
     """A row's field; raises ``BadRowError`` when it is not there or null."""
-    return _field(row, name)
-
-
-def _field(row: dict[str, Any], name: str) -> Any:
     if row.get(name) is None:
         raise BadRowError(MISSING)
     return row[name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -98,10 +98,7 @@ def prepare_samples(
     encoded = [texts.encode(prompt.text) for prompt in asked]
 
     def measure(model: LossModel, what: str | None) -> pa.Table:
-        whole = Decoding(
-            decoding.max_new_tokens, texts.end_ids, temperature=decoding.temperature, seed=decoding.seed,
-            num_tokens=texts.num_tokens,
-        )  # fmt: skip
+        whole = replace(decoding, end_ids=texts.end_ids, num_tokens=texts.num_tokens)
         written = [texts.decode(tokens) for tokens in generate(model, encoded, whole)]
         return table_of(
             Outcome(prompt.id, task, prompt.id, value=rate(text), gold=prompt.text, answer=text)

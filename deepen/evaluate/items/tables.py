@@ -260,15 +260,11 @@ def _paired_tasks(
 
 def _score(kind: Kind, name: str, means: tuple[float, float], found: tuple[Change, bool, int]) -> Score:
     change, relative, items = found
-    return Score(
+    return change.score(
         probe=name,
         ability=kind.ability,
         value=means[0],
         baseline=means[1],
-        difference=change.difference,
-        interval=change.interval,
-        minimum_detectable=change.minimum_detectable,
-        p_value=change.p_value,
         higher_is_better=kind.higher_is_better,
         items=items,
         unit=kind.unit,

@@ -15,7 +15,20 @@ if TYPE_CHECKING:
     from deepen.evaluate.probes.probe import Measure
 
 
-class ExactAnswer(FileProbe):
+class _Answers(FileProbe):
+    """Base of probes whose items are a prompt with its accepted answers."""
+
+    def parse(self, row: dict[str, Any]) -> Item:
+        """A row as a prompt with its accepted answers."""
+        from deepen.evaluate.items.files import EMPTY, BadRowError, Item, answers_of, field_of, fill
+
+        prompt = fill(self.prompt, row)
+        if not prompt.strip():
+            raise BadRowError(EMPTY)
+        return Item("", "", "", prompt=prompt, answers=answers_of(field_of(row, self.answer)))
+
+
+class ExactAnswer(_Answers):
     """The share of questions that the model answers in words that are, normalised, an accepted answer."""
 
     use: Literal["exact_answer"] = "exact_answer"
@@ -26,15 +39,6 @@ class ExactAnswer(FileProbe):
     extract: Literal["all", "first_number", "last_number"] = "all"
     """What of the answer is compared; for arithmetic a number in it, whatever its notation."""
 
-    def parse(self, row: dict[str, Any]) -> Item:
-        """A row as a question with its accepted answers."""
-        from deepen.evaluate.items.files import EMPTY, BadRowError, Item, answers_of, field_of, fill
-
-        prompt = fill(self.prompt, row)
-        if not prompt.strip():
-            raise BadRowError(EMPTY)
-        return Item("", "", "", prompt=prompt, answers=answers_of(field_of(row, self.answer)))
-
     def prepare(self, material: Material) -> Measure:
         """Encode questions and accepted answers; see ``Probe.prepare``."""
         from deepen.evaluate.items.answering import Answering, prepare_answers
@@ -42,7 +46,7 @@ class ExactAnswer(FileProbe):
         return prepare_answers(self.items(), Answering(self.max_tokens, self.stop, self.extract), material)
 
 
-class Facts(FileProbe):
+class Facts(_Answers):
     """The share of facts that the model completes by itself, word for word.
 
     Nothing but the fact must be in the prompt, so that what is measured is what the weights hold (`deepen biographies`
@@ -58,15 +62,6 @@ class Facts(FileProbe):
     """Tokens of a completion at most. Our choice."""
     stop: Many[Annotated[str, Field(min_length=1)]] = ("\n",)
     """A completion ends before the first of these."""
-
-    def parse(self, row: dict[str, Any]) -> Item:
-        """A row as a fact with its accepted completions."""
-        from deepen.evaluate.items.files import EMPTY, BadRowError, Item, answers_of, field_of, fill
-
-        prompt = fill(self.prompt, row)
-        if not prompt.strip():
-            raise BadRowError(EMPTY)
-        return Item("", "", "", prompt=prompt, answers=answers_of(field_of(row, self.answer)))
 
     def prepare(self, material: Material) -> Measure:
         """Encode prompts and completions; see ``Probe.prepare``."""

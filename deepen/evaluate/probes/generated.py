@@ -16,16 +16,21 @@ if TYPE_CHECKING:
     from deepen.evaluate.probes.probe import Measure
 
 
-class Arithmetic(ItemProbe):
-    """Sums, differences and products of small numbers, written out by the model after three examples."""
+class _Generated(ItemProbe):
+    """Base of probes that make their items."""
 
-    use: Literal["arithmetic"] = "arithmetic"
     ability: Literal["new", "kept"] = "kept"
     """What a base can do, it must not lose."""
     count: Annotated[Count, Field(ge=1)] = 300
     """Items. Our choice: changes of a few points can be told from chance."""
     seed: Annotated[int, Field(ge=0)] = 17
     """Seed of the items."""
+
+
+class Arithmetic(_Generated):
+    """Sums, differences and products of small numbers, written out by the model after three examples."""
+
+    use: Literal["arithmetic"] = "arithmetic"
 
     def prepare(self, material: Material) -> Measure:
         """Make the items; see ``Probe.prepare``."""
@@ -36,16 +41,12 @@ class Arithmetic(ItemProbe):
         return prepare_answers(arithmetic_items(self.count, self.seed), answering, material)
 
 
-class Instructions(ItemProbe):
+class Instructions(_Generated):
     """Small instructions about words, whose answer is right or wrong to the letter, after two examples."""
 
     use: Literal["instructions"] = "instructions"
-    ability: Literal["new", "kept"] = "kept"
-    """What a base can do, it must not lose."""
     count: Annotated[Count, Field(ge=1)] = 200
     """Items. Our choice, as for `arithmetic`."""
-    seed: Annotated[int, Field(ge=0)] = 17
-    """Seed of the items."""
 
     def prepare(self, material: Material) -> Measure:
         """Make the items; see ``Probe.prepare``."""

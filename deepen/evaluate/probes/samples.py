@@ -61,8 +61,7 @@ class Samples(Probe):
 
     def compare(self, base: pa.Table, model: pa.Table, material: Material, *, seed: int, resamples: int) -> list[Score]:
         """The rates of domain texts and of general texts beside the base's."""
-        import pyarrow.compute as pc
-
+        from deepen.evaluate.documents.likelihoods import part_of
         from deepen.evaluate.items.sampling import prompts_of
         from deepen.evaluate.items.tables import Kind, compare_items
         from deepen.formats.training.scores import Ability
@@ -73,8 +72,7 @@ class Samples(Probe):
         found = []
         for ability, ids in abilities.items():
             kind = Kind(self.label, ability, unit="share", higher_is_better=False, overall=False)
-            rows = model.filter(pc.is_in(model["id"], value_set=_strings(ids)))
-            found += compare_items(base, rows, kind, seed=seed, resamples=resamples)
+            found += compare_items(base, part_of(model, ids), kind, seed=seed, resamples=resamples)
         return found
 
     @property
@@ -94,9 +92,3 @@ class Samples(Probe):
         from deepen.evaluate.items.sampling import as_markdown
 
         return as_markdown(table, baseline)
-
-
-def _strings(values: Sequence[str]) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array(values, pa.string())

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.errors import DamageError
-from deepen.formats.files.arrays import open_array
-
-Array = npt.NDArray[Any]
+from deepen.formats.files.arrays import Array, open_array
 
 
 def pack_ids(ids: Sequence[str]) -> Array:

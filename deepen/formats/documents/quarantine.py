@@ -15,8 +15,6 @@ from typing import Any
 from deepen.errors import SourceError
 from deepen.formats.training.decisions import Decision
 
-QUARANTINE = "quarantine.jsonl"
-
 _ID = re.compile(r"[0-9a-f]{32}")
 
 

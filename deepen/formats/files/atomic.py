@@ -61,24 +61,8 @@ class HashingWriter:
         """Position, always the end: the file is sequential."""
         return self.num_bytes
 
-    def flush(self) -> None:
-        """Hand buffered bytes to the operating system."""
-        self._file.flush()
-
     def close(self) -> None:
         """Does nothing: the file is closed, synced and renamed by the ``writing`` block that made it."""
-
-    def readable(self) -> bool:
-        """Sequential output only."""
-        return False
-
-    def seekable(self) -> bool:
-        """Sequential output only."""
-        return False
-
-    def writable(self) -> bool:
-        """Sequential output only."""
-        return True
 
     def entry(self, path: str) -> FileEntry:
         """The manifest entry of what was written, under the name ``path``."""

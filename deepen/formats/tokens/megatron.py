@@ -21,9 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deepen.errors import DamageError, SourceError
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import FileEntry, HashingWriter, writing
-
-Array = npt.NDArray[Any]
 
 MAGIC = b"MMIDIDX\x00\x00"
 OLD_MAGIC = b"TNTIDX\x00\x00"
@@ -74,19 +73,10 @@ class IndexedDatasetWriter:
         self._bin: HashingWriter = self._stack.enter_context(writing(bin_path(self.prefix)))
         return self
 
-    def add_sequence(self, tokens: Array) -> None:
-        """Append one sequence to the document that is open; ids must fit the writer's dtype."""
-        self._write(tokens)
-        self._lengths.append(len(tokens))
-
-    def end_document(self) -> None:
-        """Close the open document; one without a sequence becomes a repeated boundary, as in Megatron."""
-        self._boundaries.append(len(self._lengths))
-
     def add_documents(self, tokens: Array, lengths: Array) -> None:
         """Append documents of one sequence each: ``tokens`` back to back, ``lengths[k]`` ids for the k-th.
 
-        A length of zero is an empty document: a boundary without a sequence.
+        Ids must fit the writer's dtype. A length of zero is an empty document: a boundary without a sequence.
         """
         lengths = np.asarray(lengths, dtype=np.int64)
         assert lengths.sum() == len(tokens), f"lengths add up to {lengths.sum()}, there are {len(tokens)} tokens"

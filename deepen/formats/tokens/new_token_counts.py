@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import FileEntry, write_json
 from deepen.formats.files.json_text import read_object
 from deepen.formats.tokens.megatron import IndexedDataset
 
 NEW_TOKEN_COUNTS = "new_token_counts.json"
 _BLOCK = 1 << 24
-
-Array = npt.NDArray[Any]
 
 
 def count_new_tokens(shard: Path, base_vocabulary_size: int, vocabulary_size: int) -> Array:

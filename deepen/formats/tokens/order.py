@@ -11,18 +11,15 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 from pydantic import Field, ValidationError
 
 from deepen.errors import DamageError
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import FileEntry, write_json, writing
 from deepen.settings import Many, Settings
-
-Array = npt.NDArray[Any]
 
 SEGMENTS = "segments.json"
 SOURCE_SHIFT = 48
@@ -71,11 +68,6 @@ class Segments(Settings):
     """In a file that was appended: the share of tokens from domain sources in it."""
     notes: Many[str] = ()
     """Where what was asked could not be had, and why."""
-
-
-def read_segments(directory: Path) -> Segments:
-    """Read ``segments.json`` of a mix directory; raises ``DamageError`` when it is missing or unreadable."""
-    return read_segment_file(directory / SEGMENTS)
 
 
 def read_segment_file(path: Path) -> Segments:

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.errors import DamageError
-from deepen.formats.files.arrays import open_array, write_array
+from deepen.formats.files.arrays import Array, open_array, write_array
 from deepen.formats.files.atomic import FileEntry
 from deepen.formats.tokens.megatron import idx_path
 
-Array = npt.NDArray[Any]
 _BLOCK = 1 << 20
 
 

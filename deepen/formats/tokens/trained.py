@@ -12,16 +12,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.errors import DamageError
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.tokens.megatron import IndexedDataset
-
-Array = npt.NDArray[Any]
 
 _BLOCK = 1 << 20
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from deepen.ingest.encodings import UTF_8, decode_text
 from deepen.ingest.extract.result import Extracted, Refused
+from deepen.ingest.read.records import bad_byte
 
 _LOST_MOST = 2.5
 """When resiliparse finds so many times the text of trafilatura, the latter has lost the page: on 19 real pages F1 rises
@@ -22,8 +23,7 @@ def extract(data: bytes, options: dict[str, Any]) -> Extracted:
     try:
         html, encoding = decode_text(data, options["encoding"])
     except UnicodeDecodeError as error:
-        detail = f"read as {error.encoding}: byte 0x{data[error.start]:02x} at position {error.start}"
-        raise Refused("not_utf8", detail) from error
+        raise Refused("not_utf8", f"read as {error.encoding}: {bad_byte(error)}") from error
     meta = {"title": title} if (title := _title(html)) else {}
     if encoding != UTF_8:
         meta["encoding"] = encoding

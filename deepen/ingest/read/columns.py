@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from deepen.ingest.files import InputFile
 from deepen.ingest.read.options import Reading
-from deepen.ingest.read.records import Record, Reject, brief
+from deepen.ingest.read.records import Record, Reject, bad_byte, brief
 from deepen.ingest.streams import FAULTS, Input, StreamError, open_seekable, stream_reject
 
 _ROWS_PER_BATCH = 256
@@ -109,7 +109,7 @@ def _arrow_rows(batch: Any, reading: Reading, location: str, done: int) -> Itera
                 value = column[row].as_py()
                 values[name] = value.decode() if is_text and value is not None else value
         except UnicodeDecodeError as error:
-            yield Reject(place, "not_utf8", f"byte 0x{error.object[error.start]:02x} at position {error.start}")
+            yield Reject(place, "not_utf8", bad_byte(error))
         else:
             yield Record(place, values)
 
@@ -134,5 +134,5 @@ def _row(batch: Any, row: int, location: str) -> Record | Reject:
     try:
         values = {name: batch.column(number)[row].as_py() for number, name in enumerate(batch.schema.names)}
     except UnicodeDecodeError as error:
-        return Reject(location, "not_utf8", f"byte 0x{error.object[error.start]:02x} at position {error.start}")
+        return Reject(location, "not_utf8", bad_byte(error))
     return Record(location, values)

@@ -62,11 +62,15 @@ def lines_of(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
         yield number, line.removesuffix(b"\n").removesuffix(b"\r")
 
 
+def bad_byte(error: UnicodeDecodeError) -> str:
+    """Which byte is not in the encoding."""
+    return f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+
+
 def decode(data: bytes, location: str) -> str | Reject:
     """UTF-8 text, or the reject that says where it is not."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         encoding = "; it begins like UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        detail = f"byte 0x{data[error.start]:02x} at position {error.start}{encoding}"
-        return Reject(location, "not_utf8", detail)
+        return Reject(location, "not_utf8", bad_byte(error) + encoding)

@@ -16,7 +16,7 @@ from deepen.ingest.read.extracted import read_extracted
 from deepen.ingest.read.json import read_json
 from deepen.ingest.read.megatron import read_megatron
 from deepen.ingest.read.options import Reader, Reading
-from deepen.ingest.read.records import MAX_RECORD_BYTES, Record, Reject, brief, decode, lines_of
+from deepen.ingest.read.records import MAX_RECORD_BYTES, Record, Reject, bad_byte, brief, decode, lines_of
 from deepen.ingest.read.warc import read_warc
 from deepen.ingest.streams import FAULTS, Input, open_stream, stream_reject, whole
 
@@ -30,10 +30,8 @@ def read_text(file: Input, reading: Reading) -> Iterator[Record | Reject]:
     try:
         text, encoding = decode_text(data, reading.encoding)
     except UnicodeDecodeError as error:
-        detail = f"byte 0x{data[error.start]:02x} at position {error.start}"
-        if error.encoding != UTF_8:
-            detail = f"read as {error.encoding}: {detail}"
-        yield Reject(file.location, "not_utf8", detail)
+        read_as = "" if error.encoding == UTF_8 else f"read as {error.encoding}: "
+        yield Reject(file.location, "not_utf8", read_as + bad_byte(error))
         return
     meta = {} if encoding == UTF_8 else {"encoding": encoding}
     yield Record(file.location, {"text": text}, meta, whole_file=True)

@@ -13,17 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.errors import SourceError
+from deepen.formats.files.arrays import Array
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Array = npt.NDArray[Any]
 
 IDS, LABELS = "input_ids", "labels"
 IGNORED = -100

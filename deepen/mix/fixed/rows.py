@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.engine.compiled import njit
 from deepen.errors import SourceError
 from deepen.formats.documents.document_ids import pack_ids
 from deepen.formats.documents.documents import document_id
-from deepen.formats.files.arrays import write_array
+from deepen.formats.files.arrays import Array, write_array
 from deepen.formats.tokens.megatron import IndexedDatasetWriter, token_dtype
 from deepen.formats.tokens.trained import TrainedWriter
 from deepen.mix.fixed.config import BASE
@@ -26,8 +25,6 @@ from deepen.progress import readable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

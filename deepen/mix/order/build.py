@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.engine.compiled import njit
+from deepen.formats.files.arrays import Array
 from deepen.formats.tokens.order import SOURCE_SHIFT
 from deepen.mix.order.permutation import half_bits_for, item_at, make_round_keys, source_key
-
-Array = npt.NDArray[Any]
 
 _WHOLE = 1 << 32
 """Shares are multiples of 2^-32; lag times tokens of a row stays far below 2^63."""

@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.engine.compiled import njit
 from deepen.errors import SourceError
-from deepen.formats.files.arrays import open_array, write_array
+from deepen.formats.files.arrays import Array, open_array, write_array
 from deepen.formats.tokens.megatron import IndexedDataset
 from deepen.formats.tokens.order import row_ids
 from deepen.formats.tokens.packs import write_packs
-
-Array = npt.NDArray[Any]
 
 _EXTRA = 1
 """Tokens of a sample beyond its positions: the last label."""
@@ -117,40 +114,31 @@ def _rows_of_samples(lengths: Array, document: Array, sample: Array) -> tuple[Ar
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def blend(weights: Array, size: int) -> tuple[Array, Array]:
-    """Megatron's BlendedDataset: for each of ``size`` samples its source (int16) and its number there (int64)."""
+def blend(weights: Array, size: int, caps: Array) -> tuple[Array, Array]:
+    """Megatron's BlendedDataset: for each of ``size`` samples its source (int16) and its number there (int64).
+
+    A source that has given as many samples as ``caps`` says leaves.
+    """
     sources = np.empty(size, np.int16)
     numbers = np.empty(size, np.int64)
     counts = np.zeros(len(weights), np.int64)
     for at in range(size):
         # The source that lacks most. `max(at, 1)` and the order of the sums are Megatron's: floats must round alike.
-        best, most = 0, weights[0] * max(at, 1) - counts[0]
-        for source in range(1, len(weights)):
-            error = weights[source] * max(at, 1) - counts[source]
-            if error > most:
-                best, most = source, error
-        sources[at], numbers[at] = best, counts[best]
-        counts[best] += 1
-    return sources, numbers
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def blend_all(sizes: Array) -> tuple[Array, Array]:
-    """Megatron's exhaustive BlendedDataset: all samples of all sources once, sizes as weights; what is spent leaves."""
-    total = sizes.sum()
-    sources = np.empty(total, np.int16)
-    numbers = np.empty(total, np.int64)
-    counts = np.zeros(len(sizes), np.int64)
-    for at in range(total):
         best, most = -1, 0.0
-        for source in range(len(sizes)):
-            if counts[source] < sizes[source]:
-                error = sizes[source] / total * max(at, 1) - counts[source]
+        for source in range(len(weights)):
+            if counts[source] < caps[source]:
+                error = weights[source] * max(at, 1) - counts[source]
                 if best < 0 or error > most:
                     best, most = source, error
         sources[at], numbers[at] = best, counts[best]
         counts[best] += 1
     return sources, numbers
+
+
+def blend_all(sizes: Array) -> tuple[Array, Array]:
+    """Megatron's exhaustive BlendedDataset: all samples of all sources once, sizes as weights; what is spent leaves."""
+    total = int(sizes.sum())
+    return blend(sizes / max(1, total), total, sizes)  # type: ignore[no-any-return]
 
 
 def samples_asked(num_rows: int, share: float) -> int:
@@ -231,7 +219,7 @@ def blended_blocks(
             )
     else:
         weights = np.array([share for _, share in asked])
-        chosen, numbers = blend(weights / weights.sum(), num_rows)
+        chosen, numbers = blend(weights / weights.sum(), num_rows, np.full(len(asked), num_rows))
     for first in range(0, num_rows, _BLOCK_ROWS):
         block = np.empty(min(_BLOCK_ROWS, num_rows - first), dtype=np.uint64)
         for place, (index, _) in enumerate(asked):

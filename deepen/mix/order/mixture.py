@@ -86,6 +86,11 @@ class Mixture(Settings):
     supplies: Many[StoredSupply]
     phases: Many[Stretch]
 
+    @property
+    def roles(self) -> dict[str, str]:
+        """Role by source."""
+        return {supply.source: supply.role for supply in self.supplies}
+
 
 def read_mixture(directory: Path) -> Mixture:
     """Read ``mixture.json`` of a mix directory; raises ``DamageError`` when it is missing or unreadable."""

@@ -8,15 +8,11 @@ order's format: they never change.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from deepen.engine.compiled import njit
-
-Array = npt.NDArray[Any]
+from deepen.formats.files.arrays import Array
 
 _ROUNDS = 8  # four are enough with ideal round functions (Luby & Rackoff 1988); ours is fast, and halves are narrow
 _STEP = np.uint64(0xD6E8FEB86659FD93)  # odd, so that its multiples modulo 2**64 do not repeat
@@ -30,21 +26,6 @@ _LEAST_HALF_BITS = 4
 def source_key(seed: int, name: str) -> np.uint64:
     """The key that shuffles one source: it depends on the seed and the source's name only."""
     return np.uint64(xxhash.xxh3_64_intdigest(f"deepen order\0{seed}\0{name}".encode()))
-
-
-def permuted(places: Array, num_items: int, key: np.uint64, epoch: int) -> Array:
-    """The items (uint64) at ``places`` of the shuffle of ``num_items`` items for a key and an epoch."""
-    return _permuted(places.astype(np.uint64), np.uint64(num_items), key, np.uint64(epoch))  # type: ignore[no-any-return]
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _permuted(places: Array, num_items: np.uint64, key: np.uint64, epoch: np.uint64) -> Array:
-    round_keys = make_round_keys(key, epoch)
-    half_bits = half_bits_for(num_items)
-    items = np.empty_like(places)
-    for at in range(len(places)):
-        items[at] = item_at(places[at], num_items, half_bits, round_keys)
-    return items
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -10,19 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy.typing as npt
 
 from deepen.errors import RunError, SourceError
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import write_json
 from deepen.formats.tokens.order import Order, Segments, appended_files, read_segment_file, write_order
 from deepen.mix.counts import rows_drawn
 from deepen.mix.order.build import OrderBuilder
 from deepen.mix.order.mixture import Mixture, Stretch, open_supplies, read_mixture, segments_of
 from deepen.mix.phases import ROLES, phases_of
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -101,10 +97,9 @@ def _check(change: Change, mixture: Mixture, num_batches: int, end: int) -> None
         raise RunError("Megatron's order is made as a whole and cannot be changed", hint="use mix.order: shuffled")
     if not 0 <= change.batch < end or change.batch > num_batches:
         raise RunError(f"there is no batch {change.batch} to change: the order has {min(end, num_batches)}")
-    roles = {supply.source: supply.role for supply in mixture.supplies}
-    unknown = [name for name in change.weights or {} if name not in roles]
+    unknown = [name for name in change.weights or {} if name not in mixture.roles]
     if unknown:
-        raise RunError(f"`{unknown[0]}` is no source of this mix", hint=f"its sources are {', '.join(roles)}")
+        raise RunError(f"`{unknown[0]}` is no source of this mix", hint=f"its sources are {', '.join(mixture.roles)}")
     if any(weight <= 0 for weight in (change.weights or {}).values()):
         raise RunError("a weight must be above 0", hint="leave a role's weights out to keep them as they are")
 
@@ -121,8 +116,7 @@ def _rest(stretches: Sequence[Stretch], batch: int) -> list[Stretch]:
 
 
 def _changed(stretch: Stretch, change: Change, mixture: Mixture) -> Stretch:
-    weights = dict(stretch.weights)
-    roles = {supply.source: supply.role for supply in mixture.supplies}
+    weights, roles = dict(stretch.weights), mixture.roles
     for role in ROLES:
         given = {name: weight for name, weight in (change.weights or {}).items() if roles[name] == role}
         members = [name for name in weights if roles[name] == role]

@@ -8,14 +8,10 @@ do not pair up, the search gives up, and best-fit's rows stand.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from deepen.engine.compiled import njit
-
-Array = npt.NDArray[Any]
+from deepen.formats.files.arrays import Array
 
 _MOST_LOOKS = 4096
 """Looks at a length per piece, on average, before the search gives up: a few microseconds per piece."""

@@ -9,15 +9,11 @@ Memory: about 80 bytes per piece while packing (1M documents: 0.08 GB), 12 to 24
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from deepen.engine.compiled import njit
+from deepen.formats.files.arrays import Array
 from deepen.mix.packing.exact_fit import fill_exactly
-
-Array = npt.NDArray[Any]
 
 
 def pack(lengths: Array, sequence_length: int, packing: str) -> tuple[Array, Array]:

@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.engine.compiled import njit
 from deepen.errors import DamageError, SourceError
 from deepen.formats.documents.document_ids import pack_ids, read_document_ids
 from deepen.formats.documents.documents import read_tables
+from deepen.formats.files.arrays import Array
 from deepen.formats.tokens.megatron import IndexedDataset
 from deepen.formats.tokens.packs import write_packs
 from deepen.mix.order.permutation import mixed_all, source_key
 from deepen.mix.packing.pack import pack
-
-Array = npt.NDArray[Any]
 
 NO_CATEGORY = "none"
 MOST_CATEGORIES = 1000

@@ -7,7 +7,8 @@ needs no wrapper, so that checkpoints, frozen weights and adapters see an ordina
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from deepen.parallel.process import Process, ProcessMesh
+
+T = TypeVar("T", bound=Tensor)
 
 _BUCKET_BYTES = 64 * 2**20
 """Gradients that are added up in one go: large enough for the network's full speed, small beside a model."""
@@ -37,7 +40,7 @@ def add_up(gradients: Iterable[Tensor], group: dist.ProcessGroup) -> None:
     if group.size() == 1:
         return
     pending: list[tuple[dist.Work | None, Tensor, list[Tensor]]] = []
-    for bucket in _buckets([local(gradient) for gradient in gradients]):
+    for bucket in buckets([local(gradient) for gradient in gradients]):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         # All are sent before the first is waited for, so that the network never idles.
         # The price is a second copy of the gradients until they are back.
@@ -49,17 +52,19 @@ def add_up(gradients: Iterable[Tensor], group: dist.ProcessGroup) -> None:
         torch._foreach_copy_(bucket, [part.view_as(into) for part, into in zip(parts, bucket, strict=True)])
 
 
-def _buckets(gradients: Sequence[Tensor]) -> Iterable[list[Tensor]]:
-    """Gradients of one dtype, about ``_BUCKET_BYTES`` at a time."""
-    for dtype in dict.fromkeys(gradient.dtype for gradient in gradients):
-        bucket: list[Tensor] = []
-        for gradient in gradients:
-            if gradient.dtype != dtype:
+def buckets(tensors: Sequence[T]) -> Iterator[list[T]]:
+    """Gradients, or the parameters that have them, of one dtype, about ``_BUCKET_BYTES`` at a time."""
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        bucket: list[T] = []
+        num_bytes = 0
+        for tensor in tensors:
+            if tensor.dtype != dtype:
                 continue
-            bucket.append(gradient)
-            if sum(member.nbytes for member in bucket) >= _BUCKET_BYTES:
+            bucket.append(tensor)
+            num_bytes += local(tensor).nbytes
+            if num_bytes >= _BUCKET_BYTES:
                 yield bucket
-                bucket = []
+                bucket, num_bytes = [], 0
         if bucket:
             yield bucket
 

@@ -14,10 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from deepen.parallel.shards.gradients import local
+from deepen.parallel.shards.gradients import buckets, local
 
-_BUCKET_BYTES = 64 * 2**20
-"""Gradients that are added up in one go: large enough for the network's full speed, small beside a model."""
 _MOST_IN_FLIGHT = 4
 """Buckets under way at a time: more would only take memory, since the network does one after the other."""
 
@@ -48,7 +46,7 @@ class Overlap:
     def begin(self) -> None:
         """Before the last backward pass of a step: from now on what is ready is added up."""
         # From the end: backward comes to the last layers first, and the first bucket is to be full first.
-        self._buckets = list(_buckets([p for p in reversed(self._parameters) if p.requires_grad]))
+        self._buckets = list(buckets([p for p in reversed(self._parameters) if p.requires_grad]))
         self._bucket_of = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
         self._missing = [len(bucket) for bucket in self._buckets]
         for parameter in self._bucket_of.keys() - self._hooked:  # those that were frozen until now, too
@@ -108,20 +106,3 @@ class Overlap:
 
 def _local_gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(local(parameter)) if parameter.grad is None else local(parameter.grad)
-
-
-def _buckets(parameters: list[nn.Parameter]) -> Iterable[list[nn.Parameter]]:
-    """Parameters of one dtype, about ``_BUCKET_BYTES`` at a time."""
-    for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
-        bucket: list[nn.Parameter] = []
-        num_bytes = 0
-        for parameter in parameters:
-            if parameter.dtype != dtype:
-                continue
-            bucket.append(parameter)
-            num_bytes += local(parameter).nbytes
-            if num_bytes >= _BUCKET_BYTES:
-                yield bucket
-                bucket, num_bytes = [], 0
-        if bucket:
-            yield bucket

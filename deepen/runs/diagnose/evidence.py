@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.json_text import read_object
 from deepen.formats.files.records import read_models, read_records
 from deepen.formats.manifest import Artifact
@@ -23,8 +23,6 @@ from deepen.recipe.models import Recipe
 from deepen.recipe.reading import recipe_of
 from deepen.runs.diagnose.forecast import Forecast, forecast
 from deepen.runs.directory import finished_stages, stage_directory
-
-Array = npt.NDArray[Any]
 
 FEWEST_STEPS = 40
 """Shorter runs are judged by their scores alone: a tenth of them is too few steps for a mean."""

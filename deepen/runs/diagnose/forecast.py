@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
 
 from deepen.evaluate.compare.statistics import interval_of, stream
 from deepen.evaluate.documents.likelihoods import read_likelihoods
-
-Array = npt.NDArray[Any]
+from deepen.formats.files.arrays import Array
 
 QUARTER = 1.25
 """How much longer the run would be."""

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from deepen.formats.files.arrays import Array
 from deepen.runs.diagnose.evidence import FEWEST_STEPS, Case, Finding, domain_losses
 from deepen.runs.diagnose.forecast import Forecast
-
-Array = npt.NDArray[Any]
 
 _LITTLE_LEARNED = 0.02
 """Relative fall of the domain's loss below which a run hardly learned."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.errors import DamageError, RunError
 from deepen.formats.documents.document_ids import DocumentIds, read_document_ids
+from deepen.formats.files.arrays import Array
 from deepen.formats.files.json_text import ANEW
 from deepen.formats.manifest import Artifact
 from deepen.formats.tokens.megatron import IndexedDataset
@@ -22,8 +22,6 @@ from deepen.formats.tokens.order import Order, appended_files, row_of, source_of
 from deepen.formats.tokens.packs import Packs, stage_with_shard
 from deepen.formats.tokens.trained import TrainedMask
 from deepen.runs.directory import check_is_run, finished_stages, stage_directory
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

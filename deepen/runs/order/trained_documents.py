@@ -6,16 +6,14 @@ Ids are compared as numbers and rows by arrays, all in blocks; memory grows with
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from deepen.formats.files.arrays import Array
 from deepen.formats.tokens.order import row_of, source_of
 from deepen.formats.tokens.packs import Packs
 from deepen.runs.order.rows import OpenedOrder, open_order
 
-Array = npt.NDArray[Any]
 _BLOCK = 1 << 20
 
 

@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from deepen.errors import DeepenError
 from deepen.formats.documents.documents import TRAINED_ROLES
+from deepen.formats.files.arrays import Array
 from deepen.tokenize.conversations.skeletons import Mark, Marks, Run, Skeleton, make_skeleton, without_template
 from deepen.tokenize.conversations.templates import RefusedError, Template
 from deepen.tokenize.encoder import Encoder
 from deepen.tokenize.vocabulary.tokenizer import Vocabulary
 
-Array = npt.NDArray[Any]
 Spans = Sequence[Mapping[str, Any]]
 """``role``, ``begin`` and ``end`` of each span, as parquet gives them."""
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from deepen.formats.files.arrays import Array
 from deepen.tokenize.vocabulary.base_model import BaseModel
 from deepen.tokenize.vocabulary.growth_kernel import HASH_BASE, learn
 
-Array = npt.NDArray[Any]
 Merge = tuple[str, str]
 
 _WRAP = (1 << 64) - 1  # Python's numbers have no end: cut to what the kernel's wrap around to

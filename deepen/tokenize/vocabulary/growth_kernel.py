@@ -11,13 +11,11 @@ import heapq
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from numba import types
 from numba.typed import Dict, List
 
 from deepen.engine.compiled import njit
-
-Array = npt.NDArray[Any]
+from deepen.formats.files.arrays import Array
 
 HASH_BASE = 0x9E3779B97F4A7C15
 """Multiplier of the string hash: hash(ab) = hash(a) * HASH_BASE ** len(b) + hash(b), modulo 2**64."""

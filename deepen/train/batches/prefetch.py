@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from deepen.train.batches.read import Array, Batch, Batches
+from deepen.formats.files.arrays import Array
+from deepen.train.batches.read import Batch, Batches
 
 
 class Prefetch:

@@ -9,18 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from deepen.formats.documents.document_ids import DocumentIds, read_document_ids
+from deepen.formats.files.arrays import Array
 from deepen.formats.tokens.megatron import IndexedDataset
 from deepen.formats.tokens.order import Order, row_of, source_of
 from deepen.formats.tokens.packs import Packs, stage_with_shard
 from deepen.formats.tokens.trained import TrainedMask
-
-Array = npt.NDArray[Any]
 
 IGNORED = -100
 """Label of a position that carries no loss."""
