@@ -28,7 +28,7 @@ from deepen.parallel.processes.environment import read_environment
 
 if TYPE_CHECKING:
     from deepen.formats.manifest import Artifact
-    from deepen.formats.training.scores_beside import WatchedScores
+    from deepen.formats.training.scores_beside import ScoresBeside
 
 STAGE_HELP = {
     "ingest": "Read files of any supported format into documents.",
@@ -201,16 +201,16 @@ def _watch(run: Path, options: StageOptions, *, base_only: bool) -> None:
         hint = f"give the directory that holds its `recipe.yaml`, such as {options.runs}/NAME"
         raise DeepenError(f"--watch watches a run, and `{run}` is no directory", hint=hint)
     from deepen.evaluate.compare.summary_table import score_line
-    from deepen.workflow.commands.watch_training import watch_run
+    from deepen.workflow.commands.score_beside import score_beside
 
     found: list[dict[str, Any]] = []
 
-    def tell(scores: WatchedScores) -> None:
+    def tell(scores: ScoresBeside) -> None:
         found.append(scores.model_dump(mode="json"))
         if not options.as_json:
             print(score_line(scores.everything), flush=True)
 
-    count = watch_run(run, options.machine, options.sets or [], offline=options.offline, tell=tell)
+    count = score_beside(run, options.machine, options.sets or [], offline=options.offline, tell=tell)
     if options.as_json:
         print_json({"run": str(run), "scored": found})
     else:

@@ -45,9 +45,9 @@ from deepen.evaluate.tables import (
     say_not_finite,
     table_file,
     table_mark,
+    tables_beside_training,
     tables_of_evaluation,
     tables_of_training,
-    watched_tables,
     write_readable,
 )
 from deepen.formats.files.atomic import FileEntry, entry_of
@@ -133,7 +133,7 @@ def evaluate(
             job.previous, [*subjects, *blends], config.all_probes
         )
     if watched is not None:
-        work.measured_before["`deepen evaluate --watch`"] = watched_tables(watched, checkpoints)
+        work.measured_before["`deepen evaluate --watch`"] = tables_beside_training(watched, checkpoints)
     work.measured_before["training"] = tables_of_training(job.inputs["train"].path / PROBES, checkpoints)
     files = [entry for probe in config.all_probes for entry in work.measure(probe, [*subjects, *blends])]
     work.say_taken_over()

@@ -17,7 +17,7 @@ from deepen.formats.files.atomic import FileEntry, write_bytes
 from deepen.formats.manifest import Artifact, fingerprint
 from deepen.formats.taken_over import take_over_file
 from deepen.formats.training.checkpoints import CheckpointInfo, checkpoint_name, read_state
-from deepen.formats.training.scores_beside import MeasuredTable, identity_of, read_watched
+from deepen.formats.training.scores_beside import MeasuredTable, identity_of, read_scores_beside
 from deepen.progress import say
 
 _MEASURES = 3
@@ -94,9 +94,9 @@ class KnownTables:
         return take_over_file(self.directory / table_file(probe, subject.key), table.hash, path)
 
 
-def watched_tables(directory: Path, checkpoints: Iterable[CheckpointInfo]) -> KnownTables:
+def tables_beside_training(directory: Path, checkpoints: Iterable[CheckpointInfo]) -> KnownTables:
     """What ``--watch`` left in ``directory`` for ``checkpoints``; nothing when there is no such directory."""
-    known, found = read_watched(directory), dict[int | str, Mapping[str, MeasuredTable]]()
+    known, found = read_scores_beside(directory), dict[int | str, Mapping[str, MeasuredTable]]()
     for info in checkpoints if known else ():
         try:
             # By identity as well: a checkpoint that was trained anew is another model of the same step.

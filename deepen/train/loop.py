@@ -26,7 +26,7 @@ from deepen.train.batches.read import IGNORED, Batch
 from deepen.train.beside.interrupt import StopRequest, stopped
 from deepen.train.beside.late_scores import due_scores, take_scores
 from deepen.train.beside.step_records import speed_record, step_record
-from deepen.train.beside.watchdog import Watching
+from deepen.train.beside.watchdog import StepAlarm
 from deepen.train.checkpoints.marks import marks_of
 from deepen.train.faults.actions import pass_over, remove_rolled_back
 from deepen.train.faults.memory import within_memory
@@ -37,12 +37,12 @@ from deepen.train.schedule.new_rows import RowHold
 from deepen.train.step import StepResult, train_step
 
 
-def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None) -> Iterator[dict[str, Any]]:
+def training_steps(run: Run, stop: StopRequest, alarm: StepAlarm | None = None) -> Iterator[dict[str, Any]]:
     """Train from where ``run.progress`` stands to the end, yielding the record of each step once all of it is done.
 
-    ``watching`` is told when a step begins and ends, so that it notices one that does not.
+    ``alarm`` is told when a step begins and ends, so that it notices one that does not.
     """
-    watching = watching or Watching(None, run.out)
+    alarm = alarm or StepAlarm(None, run.out)
     progress, total_steps = run.progress, run.shape.total_steps
     if due_scores(run):  # an earlier start ended while it waited for them
         run, _ = finish_step(run, _due(run, stop), stop)
@@ -56,7 +56,7 @@ def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None
             continue
         if progress.step == run.new_rows.steps and run.new_rows.hold is not None:
             run = train_everything(run, run.new_rows.hold)
-        watching.step_begins(progress.step + 1)
+        alarm.step_begins(progress.step + 1)
         started, stalled = time.perf_counter(), run.saver.stall_seconds
         batch_index = run.batches.order.next_batch(progress.batch_index)  # a changed mixture leaves holes in the order
         batch = run.prefetch.take(run.batches, batch_index)
@@ -67,7 +67,7 @@ def training_steps(run: Run, stop: StopRequest, watching: Watching | None = None
         update = partial(train_step, batch=batch, learning_rate=learning_rate, why_skip=_why_skip(run, batch_index))
         run, result = within_memory(run, batch, update)
         _advance(run, batch_index, batch, result)
-        watching.step_ends()
+        alarm.step_ends()
 
         seconds = time.perf_counter() - started - (run.saver.stall_seconds - stalled)
         progress.elapsed_seconds += seconds
@@ -114,9 +114,9 @@ class Due:
 def _due(run: Run, stop: StopRequest) -> Due:
     progress = run.progress
     is_last = progress.step == run.shape.total_steps
-    evaluates = run.watch.is_scored and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
+    evaluates = run.hooks.is_scored and (is_last or _is_due(progress.step, run.calendar.evaluate_every))
     is_milestone = (evaluates and run.calendar.evaluated_stay) or is_last or _is_milestone(run, progress.step)
-    stop.heed_limit(progress.elapsed_seconds, run.watch.stop_after_seconds)
+    stop.heed_limit(progress.elapsed_seconds, run.hooks.stop_after_seconds)
     process = run.trainee.process  # signals and clocks differ between processes
     stop.requested, is_time = process.any_of(stop.requested, _is_time_to_save(run.calendar, progress))
     saves = is_milestone or evaluates or stop.requested or is_time
@@ -131,7 +131,7 @@ def finish_step(
     Whoever went back is scored anew, and nothing more is decided on that. Where another process scores, its scores of
     an earlier step are taken, decided on and returned instead, and what is saved now waits for its own.
     """
-    if run.watch.lag is not None:
+    if run.hooks.lag is not None:
         return _finish_with_lag(run, due, stop or StopRequest(), decides=decides)
     # Scored, decided, then saved: the checkpoint carries its scores and what was decided on them.
     scores, went_back = None, False
@@ -224,13 +224,13 @@ def _is_time_to_save(calendar: Calendar, progress: Progress) -> bool:
 
 def evaluate_now(run: Run) -> list[Score]:
     """Score the model as it is and append the result to scores.jsonl; training is not affected in any bit."""
-    assert run.watch.evaluate is not None, "nothing to evaluate with"
+    assert run.hooks.evaluate is not None, "nothing to evaluate with"
     model, progress = run.trainee.model, run.progress
     devices = [run.trainee.device] if run.trainee.device.type == "cuda" else []
     model.eval()
     # Probes that write draw random numbers; training goes on with its own, as if nothing had been measured.
     with torch.random.fork_rng(devices=devices):
-        scores = run.watch.evaluate(model, progress.step, progress.tokens)
+        scores = run.hooks.evaluate(model, progress.step, progress.tokens)
     if run.trainee.process.is_sharded:
         shard_again(model)
     model.train()
@@ -241,7 +241,7 @@ def evaluate_now(run: Run) -> list[Score]:
 
 def state_of(run: Run) -> dict[str, Any]:
     """What a checkpoint's ``state.json`` says of where a run stands."""
-    progress, tables_at = run.progress, run.watch.tables_at
+    progress, tables_at = run.progress, run.hooks.tables_at
     tables = tables_at(progress.step) if tables_at is not None else {}
     return {
         "step": progress.step, "batch_index": progress.batch_index, "tokens": progress.tokens,
@@ -251,7 +251,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "penalty_factors": dict(progress.penalty_factors),
         "sources": counts_to_json(run.names, progress.counts), "order": list(run.order_changes),
         "fingerprint": run.fingerprint, **adapters_record(run.trainee.model.model),
-        **({} if run.watch.lag is None else {"judged_step": progress.judged_step}),
+        **({} if run.hooks.lag is None else {"judged_step": progress.judged_step}),
         **({"tables": tables} if tables else {}),
     }  # fmt: skip
 

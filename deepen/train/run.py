@@ -20,7 +20,7 @@ from deepen.train.batches.counts import SourceCounts
 from deepen.train.batches.prefetch import Prefetch
 from deepen.train.batches.read import Batches
 from deepen.train.beside.flops import Flops
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.checkpoints.saving import Saver
 from deepen.train.faults.divergence import Divergence, LossTrend
 from deepen.train.faults.spikes import RecentSteps, SkipSpikes
@@ -93,7 +93,7 @@ class Run:
     skip_spikes: SkipSpikes | None
     calendar: Calendar
     progress: Progress
-    watch: Watch
+    hooks: Hooks
     flops: Flops
     ledger: Ledger
     """What was decided, by earlier starts of the run, too."""

@@ -21,7 +21,7 @@ from deepen.formats.training.checkpoints import list_checkpoints, read_checkpoin
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute, Mesh
 from deepen.progress import readable, say, track
-from deepen.train.beside.hooks import UNWATCHED, Watch
+from deepen.train.beside.hooks import NO_HOOKS, Hooks
 from deepen.train.config import Save, TrainConfig
 from deepen.train.starting.resolved import SCHEDULE
 
@@ -37,12 +37,12 @@ def train(
     *,
     base: ResolvedBase,
     compute: Compute,
-    watch: Watch = UNWATCHED,
+    hooks: Hooks = NO_HOOKS,
     mesh: Mesh | None = None,
 ) -> Manifest:
     """Train ``base`` on the batches of ``job.inputs["mix"]`` over the shards of ``job.inputs["tokenize"]``.
 
-    ``watch.evaluate(model, step, tokens)`` is called at every ``evaluate_every`` and at the end; each scored model is
+    ``hooks.evaluate(model, step, tokens)`` is called at every ``evaluate_every`` and at the end; each scored model is
     saved as a milestone. When ``job.out`` holds checkpoints, the run goes on from the newest intact one, and every
     later tensor and logged loss is what it would have been without the stop. Raises ``TrainingError`` when the loss
     stays non-finite, and its subclass ``StoppedError`` (exit code 3) after SIGTERM, SIGINT or the limit of time.
@@ -52,7 +52,7 @@ def train(
     """
     from deepen.parallel.process import leave, set_up
     from deepen.train.beside.interrupt import stop_on_signal
-    from deepen.train.beside.watchdog import Watching
+    from deepen.train.beside.watchdog import StepAlarm
     from deepen.train.checkpoints.saving import cannot_write
     from deepen.train.loop import training_steps
     from deepen.train.starting.build import prepare_run
@@ -63,12 +63,12 @@ def train(
     process = set_up(compute, mesh)
     with process.main_first():
         begin_stage(job, stage="train", format_number=FORMAT, config=config)
-    run = prepare_run(config, job, base, compute, watch, process)
+    run = prepare_run(config, job, base, compute, hooks, process)
     _check_checkpoints(config.save, run)
-    watched = Watching(watch.watchdog, job.out, rank=process.rank)
+    step_alarm = StepAlarm(hooks.watchdog, job.out, rank=process.rank)
     # Left from the last to the first: a signal while the last checkpoint is being written is noted, and kills nothing.
-    with stop_on_signal() as stop, run.saver, watched as watching:
-        steps = training_steps(run, stop, watching)
+    with stop_on_signal() as stop, run.saver, step_alarm as alarm:
+        steps = training_steps(run, stop, alarm)
         try:
             _follow(steps, run, config.batch_tokens)
         except OSError as error:
@@ -102,8 +102,8 @@ def _follow(steps: Iterator[dict[str, Any]], run: Run, tokens_per_step: int) -> 
         for record in steps:
             loss = record["loss"]
             tracker.advance(tokens_per_step, f"loss {loss:.3f}" if loss is not None else "loss not finite")
-            if run.watch.log is not None:
-                run.watch.log(record)
+            if run.hooks.log is not None:
+                run.hooks.log(record)
 
 
 def _counts(config: TrainConfig, run: Run, job: StageJob) -> dict[str, Any]:

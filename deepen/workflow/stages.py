@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from deepen.formats.manifest import Manifest, StageJob
-from deepen.formats.training.scores_beside import WATCH
+from deepen.formats.training.scores_beside import FOLDER_BESIDE
 from deepen.mix.config import MixConfig
 from deepen.plug import identity
 from deepen.recipe.models import Recipe
@@ -88,7 +88,7 @@ def train_here(setup: Setup, job: StageJob) -> Manifest:
     from deepen.workflow.training.hooks import hooks_of
 
     machine, hooks = setup.machine, hooks_of(setup, job)
-    return train(setup.recipe.train, job, base=setup.base, compute=machine.compute, watch=hooks, mesh=machine.mesh)
+    return train(setup.recipe.train, job, base=setup.base, compute=machine.compute, hooks=hooks, mesh=machine.mesh)
 
 
 def _evaluate(setup: Setup, job: StageJob) -> Manifest:
@@ -100,7 +100,7 @@ def _evaluate(setup: Setup, job: StageJob) -> Manifest:
         job,
         base=setup.base,
         compute=setup.machine.compute,
-        watched=job.out.parent / WATCH,
+        watched=job.out.parent / FOLDER_BESIDE,
         scanning=scanning_of(setup, job),
     )
 

@@ -20,7 +20,7 @@ from deepen.parallel.process import Process
 from deepen.settings import Amount, Interval
 from deepen.train import step as step_module
 from deepen.train.batches.read import Batch
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.config import TrainConfig
 from deepen.train.stage import train
 from deepen.train.step import Trainee
@@ -64,7 +64,7 @@ def whole_run(folder: str, mesh: dict[str, Any] | None) -> list[list[list[int]]]
             StageJob(out / "train", "run", make_inputs_once(out.parent)),
             base=ResolvedBase("tiny", None, init, "base"),
             compute=Compute(device="cpu", threads=1, micro_batch_rows=2),
-            watch=Watch(evaluate, Interval((Amount(3, "steps"),))),
+            hooks=Hooks(evaluate, Interval((Amount(3, "steps"),))),
             mesh=None if mesh is None else Mesh.model_validate(mesh),
         )
     finally:

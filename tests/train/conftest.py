@@ -22,7 +22,7 @@ from deepen.formats.training.scores import Score
 from deepen.model.config import RandomInit, ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.config import TrainConfig
 from deepen.train.stage import train
 
@@ -154,7 +154,7 @@ def run(job: Callable[..., StageJob], base: ResolvedBase) -> Callable[..., Manif
             return []
 
         if crash_at is not None:
-            changes |= {"watch": Watch(evaluate, Interval((Amount(1, "steps"),)))}
+            changes |= {"hooks": Hooks(evaluate, Interval((Amount(1, "steps"),)))}
         compute = Compute(device="cpu", threads=1, micro_batch_rows=rows)
         try:
             return train(config, job(name), **{"base": base, "compute": compute} | changes)

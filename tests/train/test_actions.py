@@ -15,7 +15,7 @@ from deepen.formats.tokens.order import Order, Segment, Segments, row_ids, sourc
 from deepen.formats.training.decisions import Decision, Ledger, open_ledger, read_decisions
 from deepen.formats.training.scores import CheckpointScores, Score
 from deepen.settings import Amount, Interval
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.faults import actions
 from deepen.train.starting.resolved import prepare_continuation
 from tests.train.conftest import CrashError, read_metrics, read_tensors
@@ -52,8 +52,8 @@ def at_step(step: int, action: str, **details: Any) -> Decide:
     return decide
 
 
-def watch(decide: Decide | None, **more: Any) -> Watch:
-    return Watch(evaluate=score, evaluate_every=EVERY, decide=decide, **more)
+def watch(decide: Decide | None, **more: Any) -> Hooks:
+    return Hooks(evaluate=score, evaluate_every=EVERY, decide=decide, **more)
 
 
 def same(one: Path, other: Path, step: int = 8) -> None:
@@ -71,8 +71,8 @@ def same(one: Path, other: Path, step: int = 8) -> None:
 
 def test_a_lower_rate_holds_from_the_next_step_on_and_lasts(run: Run, settings: Configure, tmp_path: Path) -> None:
     config = settings(**EVERY_TWO)
-    run(config, "plain", watch=watch(None))
-    run(config, "lower", watch=watch(at_step(3, "lower_learning_rate", to=0.25)))
+    run(config, "plain", hooks=watch(None))
+    run(config, "lower", hooks=watch(at_step(3, "lower_learning_rate", to=0.25)))
     plain, lower = ([r["learning_rate"] for r in read_metrics(tmp_path / name)] for name in ("plain", "lower"))
     assert lower == pytest.approx([*plain[:3], *(0.25 * rate for rate in plain[3:])], rel=1e-12)
     assert read_tensors(tmp_path / "plain", 3) == read_tensors(tmp_path / "lower", 3)
@@ -82,7 +82,7 @@ def test_a_lower_rate_holds_from_the_next_step_on_and_lasts(run: Run, settings: 
 def test_going_back_restores_the_model_and_passes_over_the_batches(
     run: Run, settings: Configure, tmp_path: Path
 ) -> None:
-    manifest = run(settings(**EVERY_TWO), watch=watch(at_step(6, "rewind", before=5)))
+    manifest = run(settings(**EVERY_TWO), hooks=watch(at_step(6, "rewind", before=5)))
     out = tmp_path / "train"
     (decision,) = read_decisions(out / "decisions.jsonl")
     assert (decision.details["to"], decision.parent_step, decision.batch, decision.cannot) == (4, 4, 6, None)
@@ -146,17 +146,17 @@ def test_who_dies_at_any_point_of_it_resumes_to_the_same(
 ) -> None:
     config = settings(**EVERY_TWO)
     decide = at_step(6, action, **({"before": 5} if action == "rewind" else {"to": 0.5}))
-    run(config, "whole", watch=watch(decide))
+    run(config, "whole", hooks=watch(decide))
     with monkeypatch.context() as broken:
         stop_at(broken, point)
-        run(config, "broken", watch=watch(decide))
+        run(config, "broken", hooks=watch(decide))
     assert not (tmp_path / "broken/checkpoints/step-000008").exists()
 
     def never_again(scores: Sequence[CheckpointScores], decisions: Sequence[Decision]) -> Sequence[Decision]:
         assert scores[-1].step != 6, "what is recorded is not asked again"
         return decide(scores, decisions)
 
-    run(config, "broken", watch=watch(never_again))
+    run(config, "broken", hooks=watch(never_again))
     same(tmp_path / "whole", tmp_path / "broken")
 
 
@@ -177,10 +177,10 @@ def test_decisions_between_and_after_survive_going_back_and_a_crash(
         return score(_model, step, tokens)
 
     config = settings(**EVERY_TWO)
-    run(config, "whole", watch=watch(decide))
+    run(config, "whole", hooks=watch(decide))
     every = replace(watch(decide), evaluate=dying, evaluate_every=Interval((Amount(1, "steps"),)))
-    run(config, "broken", watch=every)
-    run(config, "broken", watch=watch(decide))
+    run(config, "broken", hooks=every)
+    run(config, "broken", hooks=watch(decide))
     for name in ("whole", "broken"):
         rates = {record["step"]: record["learning_rate"] for record in read_metrics(tmp_path / name)}
         assert rates[8] < 0.5 * 1e-2, "the rate that was lowered in between stays lowered"
@@ -200,7 +200,7 @@ def test_what_cannot_be_done_is_recorded_and_the_next_wish_is_tried(
     def no_replay(decision: Decision) -> None:
         raise RunError("there is no replay source")
 
-    run(settings(**EVERY_TWO), watch=watch(decide, remix=no_replay))
+    run(settings(**EVERY_TWO), hooks=watch(decide, remix=no_replay))
     found = read_decisions(tmp_path / "train/decisions.jsonl")
     assert [(d.step, d.action, d.cannot) for d in found] == [
         (3, "strengthen", "training has no penalty `None`"),
@@ -211,7 +211,7 @@ def test_what_cannot_be_done_is_recorded_and_the_next_wish_is_tried(
 
 
 def test_a_stop_ends_the_run_early_and_it_counts_as_finished(run: Run, settings: Configure, tmp_path: Path) -> None:
-    manifest = run(settings(**EVERY_TWO), watch=watch(at_step(6, "stop")))
+    manifest = run(settings(**EVERY_TWO), hooks=watch(at_step(6, "stop")))
     assert manifest.counts["steps"] == 6 and (tmp_path / "train/checkpoints/step-000006").exists()
     assert manifest.counts["ended"] == "too much"
 
@@ -245,7 +245,7 @@ def test_more_replay_changes_the_batches_from_there_on(
 ) -> None:
     mix, config = inputs["mix"].path, settings(**EVERY_TWO)
     decide = at_step(3, "more_replay", by=0.5)
-    manifest = run(config, "whole", watch=watch(decide, remix=web_only(tmp_path / "whole", mix)))
+    manifest = run(config, "whole", hooks=watch(decide, remix=web_only(tmp_path / "whole", mix)))
     assert [change["first_batch"] for change in manifest.counts["order_changes"]] == [3]
     order = Order.open(mix, tmp_path / "whole/order/001.json")
     assert set(source_of(order.batch(3)).tolist()) == {1}
@@ -257,8 +257,8 @@ def test_more_replay_changes_the_batches_from_there_on(
             stop_at(broken, point)
         else:
             broken.setattr(actions, "describe_changes", lambda *_: (_ for _ in ()).throw(CrashError))
-        run(config, "broken", watch=watch(decide, remix=web_only(tmp_path / "broken", mix)))
-    run(config, "broken", watch=watch(decide, remix=web_only(tmp_path / "broken", mix)))
+        run(config, "broken", hooks=watch(decide, remix=web_only(tmp_path / "broken", mix)))
+    run(config, "broken", hooks=watch(decide, remix=web_only(tmp_path / "broken", mix)))
     same(tmp_path / "whole", tmp_path / "broken")
 
 
@@ -276,8 +276,8 @@ def test_a_longer_continuation_forgets_what_was_decided_in_the_old_decay(
 ) -> None:
     schedule = {"use": "wsd", "warmup": "2 steps", "decay": "25%"}
     short, long = (settings(steps, schedule=schedule, **EVERY_TWO) for steps in (8, 16))
-    assert run(short, "grown", watch=watch(at_step(8, "stop"))).counts["ended"] == "too much"
+    assert run(short, "grown", hooks=watch(at_step(8, "stop"))).counts["ended"] == "too much"
     prepare_continuation(tmp_path / "grown", short, long)
-    counts = run(long, "grown", watch=watch(None)).counts
+    counts = run(long, "grown", hooks=watch(None)).counts
     assert counts["steps"] == 16 and "ended" not in counts
     assert read_decisions(tmp_path / "grown/decisions.jsonl") == []

@@ -19,7 +19,7 @@ from deepen.formats.training.checkpoints import (
 from deepen.formats.training.roles import candidates, role_records, roles
 from deepen.formats.training.scores import Ability, Score
 from deepen.settings import Amount, Interval
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from tests.train.conftest import read_metrics, read_tensors
 
 Run = Callable[..., Any]
@@ -36,10 +36,10 @@ def score(ability: Ability, difference: float) -> Score:
     )  # fmt: skip
 
 
-def scored(every: int = 1, budget: float | None = 0.05) -> Watch:
+def scored(every: int = 1, budget: float | None = 0.05) -> Hooks:
     """Scores from the tables above, in which 2 gained most, 1 forgot least, and 5 is the last within the budget."""
     evaluate = lambda _model, step, _tokens: [score("new", NEW[step]), score("kept", KEPT[step])]  # noqa: E731
-    return Watch(evaluate, Interval((Amount(every, "steps"),)), forgetting_budget=budget)
+    return Hooks(evaluate, Interval((Amount(every, "steps"),)), forgetting_budget=budget)
 
 
 def steps_of(directory: Path) -> list[int]:
@@ -71,8 +71,8 @@ def test_all_scored_checkpoints_stay_unless_only_the_best_are_asked_for(
     run: Run, settings: Configure, tmp_path: Path
 ) -> None:
     save = {"every": "100 steps", "keep": 1, "milestones": None}
-    run(settings(save=save), "all", watch=scored())
-    run(settings(save=save | {"evaluated": "best"}), "best", watch=scored())
+    run(settings(save=save), "all", hooks=scored())
+    run(settings(save=save | {"evaluated": "best"}), "best", hooks=scored())
     assert steps_of(tmp_path / "all") == list(range(1, 9))
     assert steps_of(tmp_path / "best") == [1, 2, 5, 8]
     assert [info.step for info in candidates(tmp_path / "best/checkpoints")] == [1, 2, 5, 8]
@@ -86,7 +86,7 @@ def test_all_scored_checkpoints_stay_unless_only_the_best_are_asked_for(
 def test_candidates_do_not_depend_on_saves_by_the_clock(run: Run, settings: Configure, tmp_path: Path) -> None:
     for name, every in (("often", "1 step"), ("seldom", "100 steps")):
         save = {"every": every, "keep": 3, "milestones": "50%", "evaluated": "best"}
-        run(settings(save=save), name, watch=scored(every=3, budget=None))
+        run(settings(save=save), name, hooks=scored(every=3, budget=None))
     found = {name: [info.step for info in candidates(tmp_path / name / "checkpoints")] for name in ("often", "seldom")}
     assert found["often"] == found["seldom"] == [3, 4, 8]
     assert steps_of(tmp_path / "often") == [3, 4, 6, 7, 8]
@@ -102,7 +102,7 @@ def test_good_is_what_was_scored_within_the_budget_and_no_spike(run: Run, settin
 
     run(settings(save=save, skip_spikes=None), "plain")
     assert good("plain") == list(range(1, 9))
-    run(settings(save=save, skip_spikes=None), "scored", watch=scored(every=3))
+    run(settings(save=save, skip_spikes=None), "scored", hooks=scored(every=3))
     assert good("scored") == [3]
     text = [score("new", -0.1), score("kept", 0.0)]
     exam = {"probe": "exam", "higher_is_better": True, "unit": "accuracy", "significant": True}
@@ -110,8 +110,8 @@ def test_good_is_what_was_scored_within_the_budget_and_no_spike(run: Run, settin
     def forgets(_model: Any, step: int, _tokens: int) -> list[Score]:
         return [*text, text[1].model_copy(update={**exam, "difference": -0.5 if step > 4 else 0.0})]
 
-    tasks = Watch(forgets, Interval((Amount(2, "steps"),)), forgetting_budget=0.05)
-    run(settings(save=save, skip_spikes=None), "tasks", watch=tasks)
+    tasks = Hooks(forgets, Interval((Amount(2, "steps"),)), forgetting_budget=0.05)
+    run(settings(save=save, skip_spikes=None), "tasks", hooks=tasks)
     assert good("tasks") == [2, 4], "kept text is not all that a budget is about"
     run(settings(save=save, skip_spikes=spikes), "spiky")
     skipped = [record["step"] for record in read_metrics(tmp_path / "spiky") if record["skipped"]]
@@ -123,8 +123,8 @@ def test_milestones_give_their_optimizer_state_up_when_they_are_old(
 ) -> None:
     save = {"every": "1 step", "keep": 2, "milestones": "25%", "milestones_weights_only": True}
     schedule = {"use": "wsd", "warmup": "1 step", "decay": "4 steps"}
-    manifest = run(settings(save=save, schedule=schedule), "light", watch=scored(every=6))
-    run(settings(save=save | {"milestones_weights_only": False}, schedule=schedule), "whole", watch=scored(every=6))
+    manifest = run(settings(save=save, schedule=schedule), "light", hooks=scored(every=6))
+    run(settings(save=save | {"milestones_weights_only": False}, schedule=schedule), "whole", hooks=scored(every=6))
     checkpoints = tmp_path / "light/checkpoints"
     kinds = {info.step: read_checkpoint(info).weights_only for info in list_checkpoints(checkpoints)}
     assert kinds == {2: True, 4: False, 6: True, 7: False, 8: False}  # the decay begins at 4
@@ -175,7 +175,7 @@ def test_a_kill_while_the_optimizer_state_is_dropped_leaves_an_intact_checkpoint
 def test_a_way_back_is_the_newest_intact_one_before_and_good_if_asked(
     run: Run, settings: Configure, tmp_path: Path
 ) -> None:
-    run(settings(save={"every": "1 step", "keep": 8, "milestones": None}), watch=scored(every=2, budget=0.5))
+    run(settings(save={"every": "1 step", "keep": 8, "milestones": None}), hooks=scored(every=2, budget=0.5))
     checkpoints = tmp_path / "train/checkpoints"
     infos = {info.step: info for info in list_checkpoints(checkpoints)}
 

@@ -13,7 +13,7 @@ import pytest
 from deepen.errors import TrainingError
 from deepen.formats.training.decisions import Decision, read_decisions
 from deepen.settings import Amount, Interval
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.faults.divergence import Divergence, LossTrend
 from deepen.train.faults.settle import divergence_actions
 from deepen.train.run import Progress
@@ -114,7 +114,7 @@ def test_a_crash_on_the_way_changes_nothing(run: Any, settings: Configure, tmp_p
             raise CrashError
 
     for _ in range(2):
-        assert run(config, "broken", watch=Watch(log=dying)) is None
+        assert run(config, "broken", hooks=Hooks(log=dying)) is None
     with pytest.raises(TrainingError):
         run(config, "broken")
     assert read_decisions(tmp_path / "broken/decisions.jsonl") == made
@@ -149,7 +149,7 @@ def test_many_skipped_steps_lead_back_and_name_the_documents(run: Any, settings:
             raise CrashError
         return []
 
-    assert run(config, "broken", watch=Watch(dying, every)) is None
+    assert run(config, "broken", hooks=Hooks(dying, every)) is None
     run(config, "broken")
     assert read_tensors(tmp_path / "whole", 12) == read_tensors(tmp_path / "broken", 12)
     assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "broken")

@@ -17,11 +17,11 @@ from deepen.formats.training.checkpoints import list_checkpoints, read_checkpoin
 from deepen.formats.training.decisions import Decision, read_decisions
 from deepen.formats.training.roles import candidates
 from deepen.formats.training.scores import SCORES, CheckpointScores, Score
-from deepen.formats.training.scores_beside import WatchedScores, identity_of
+from deepen.formats.training.scores_beside import ScoresBeside, identity_of
 from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
 from deepen.train.beside import late_scores as lagging
-from deepen.train.beside.hooks import Lag, Watch
+from deepen.train.beside.hooks import Hooks, Lag
 from deepen.train.beside.interrupt import StoppedError, StopRequest
 from deepen.train.checkpoints.disk_room import room_needed
 from deepen.train.faults import actions
@@ -64,7 +64,7 @@ def other_process(out: Path, seconds: float = 0.0) -> Iterator[None]:
                     done.add(identity)
                     time.sleep(seconds)
                     what = {"step": info.step, "tokens": 64 * info.step, "scores": scores_of(info.step)}
-                    found = WatchedScores(**what, tables={}, checkpoint=identity)
+                    found = ScoresBeside(**what, tables={}, checkpoint=identity)
                     append_record(watch / SCORES, found.model_dump(mode="json"))
 
     thread = threading.Thread(target=work)
@@ -85,10 +85,10 @@ def decide(history: Sequence[CheckpointScores], decisions: Sequence[Decision]) -
     return [Decision(step=0, action=action, reason="lost", details=details) for action, details in wanted]  # type: ignore[arg-type]
 
 
-def watch(out: Path, wait_seconds: float = 30.0, **more: Any) -> Watch:
+def watch(out: Path, wait_seconds: float = 30.0, **more: Any) -> Hooks:
     lag = Lag(3, wait_seconds, out.parent / "watch" / SCORES, "the other command")
     every = Interval((Amount(2, "steps"),))
-    return Watch(evaluate_every=every, lag=lag, decide=decide, forgetting_budget=0.03, **more)
+    return Hooks(evaluate_every=every, lag=lag, decide=decide, forgetting_budget=0.03, **more)
 
 
 def told(out: Path) -> list[Any]:
@@ -118,10 +118,10 @@ def trained(run: Run, settings: Configure, tmp_path: Path) -> Callable[..., Path
         out.parent.mkdir(exist_ok=True)
         config = settings(STEPS, **SETTINGS)
         if seconds is None:
-            run(config, f"{name}/train", watch=watch(out, **more))
+            run(config, f"{name}/train", hooks=watch(out, **more))
             return out
         with other_process(out, seconds):
-            run(config, f"{name}/train", watch=watch(out, **more))
+            run(config, f"{name}/train", hooks=watch(out, **more))
         return out
 
     return work
@@ -238,7 +238,7 @@ def test_room_is_kept_for_what_waits_for_its_scores(
 ) -> None:
     config = settings(STEPS, **SETTINGS)
     rooms = []
-    for how in (watch(tmp_path / "train"), Watch()):
+    for how in (watch(tmp_path / "train"), Hooks()):
         run = prepare_run(config, job(), base, Compute(device="cpu", threads=1), how)
         rooms.append(room_needed(run, config.save))
     assert rooms[0].at_once == rooms[1].at_once + 2 * rooms[0].checkpoint  # every 2 steps, 3 steps later

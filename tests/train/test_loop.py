@@ -17,7 +17,7 @@ from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
 from deepen.train.batches.read import Batches
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.beside.interrupt import StopRequest
 from deepen.train.loop import training_steps
 from deepen.train.run import Run
@@ -149,7 +149,7 @@ def test_scored_models_are_kept_and_their_scores_written(run: Any, settings: Con
         probe="held_out", ability="new", value=1.0, baseline=2.0, difference=-0.5, higher_is_better=False, items=3
     )
     config = settings(save={"every": "1 step", "keep": 1, "milestones": None})
-    manifest = run(config, watch=Watch(lambda *_: [score], Interval((Amount(3, "steps"),))))
+    manifest = run(config, hooks=Hooks(lambda *_: [score], Interval((Amount(3, "steps"),))))
     written = [CheckpointScores.model_validate(record) for record in read_records(tmp_path / "train/scores.jsonl")]
     assert [(found.step, found.scores) for found in written] == [(3, (score,)), (6, (score,)), (8, (score,))]
     kept = {entry.path.split("/")[1] for entry in manifest.files if "/" in entry.path}

@@ -17,7 +17,7 @@ from deepen.model.config import RandomInit, ResolvedBase
 from deepen.model.loss.model import LossModel
 from deepen.model.weights.load import load_model
 from deepen.parallel.config import Compute
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.faults.memory import is_out_of_memory
 from tests.train.conftest import CrashError, read_metrics, read_tensors
 
@@ -77,7 +77,7 @@ def test_a_resumed_run_has_as_many_rows_at_each_step_without_running_out_again(
         run(config, "whole", rows=4)
     with monkeypatch.context() as limited:
         room_for(limited, 2, first_calls=4)
-        assert run(config, "broken", rows=4, watch=Watch(log=dying)) is None
+        assert run(config, "broken", rows=4, hooks=Hooks(log=dying)) is None
     run(config, "broken", rows=4)  # room enough now: it does as was recorded
     assert read_tensors(tmp_path / "whole", 8) == read_tensors(tmp_path / "broken", 8)
     assert len(read_decisions(tmp_path / "broken/decisions.jsonl")) == 1
@@ -117,7 +117,7 @@ from deepen.formats.manifest import StageJob
 from deepen.formats.tokens.order import Segment, Segments, row_ids, write_order, write_segments
 import numpy as np
 from tests.train import conftest
-from deepen.train import setup
+from deepen.train.starting import build as setup
 
 conftest.LENGTH, rows = 256, 32
 root = Path({folder!r})

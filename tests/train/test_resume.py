@@ -19,7 +19,7 @@ from deepen.formats.training.scores import Score
 from deepen.model.config import RandomInit, ResolvedBase
 from deepen.model.weights.load import load_model
 from deepen.settings import Amount, Interval
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.beside.interrupt import StoppedError
 from tests.train.conftest import read_metrics, read_tensors
 
@@ -150,7 +150,7 @@ def test_a_signal_saves_and_stops_with_exit_code_3(
         return []
 
     with pytest.raises(StoppedError, match="after step 4 of 8") as stopped:
-        run(config, "broken", watch=Watch(evaluate, Interval((Amount(4, "steps"),))))
+        run(config, "broken", hooks=Hooks(evaluate, Interval((Amount(4, "steps"),))))
     assert stopped.value.exit_code == 3
     run(config, "broken")
     run(config, "whole")
@@ -181,7 +181,7 @@ def test_evaluation_changes_no_bit_of_training(run: Run, settings: Configure, tm
         return []
 
     run(settings(), "whole")
-    run(settings(), "scored", watch=Watch(evaluate, Interval((Amount(0.5, "share"),))))
+    run(settings(), "scored", hooks=Hooks(evaluate, Interval((Amount(0.5, "share"),))))
     assert read_tensors(tmp_path / "whole", 8) == read_tensors(tmp_path / "scored", 8)
 
 
@@ -196,7 +196,7 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(run: Run, settings: C
 
     try:
         with pytest.raises(TrainingError, match="after step (4|6).*File too large"):
-            run(config, "broken", watch=Watch(fill_disk, Interval((Amount(6, "steps"),))))
+            run(config, "broken", hooks=Hooks(fill_disk, Interval((Amount(6, "steps"),))))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     run(config, "broken")
@@ -208,8 +208,8 @@ def test_a_limit_of_time_stops_saved_and_counts_earlier_starts(run: Run, setting
     config = settings(save={"every": "100 steps", "milestones": None})
     for step in (1, 2):  # the second start finds the limit already reached after its first step
         with pytest.raises(StoppedError, match=f"after step {step} of 8, after 0.00 hours") as stopped:
-            run(config, "limited", watch=Watch(stop_after_seconds=1e-9))
+            run(config, "limited", hooks=Hooks(stop_after_seconds=1e-9))
         assert "raise `limit`" in stopped.value.hint
-    run(config, "limited", watch=Watch(stop_after_seconds=3600))
+    run(config, "limited", hooks=Hooks(stop_after_seconds=3600))
     run(config, "whole")
     same_result(tmp_path / "whole", tmp_path / "limited")

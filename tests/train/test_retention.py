@@ -202,7 +202,7 @@ def test_a_run_with_all_penalties_resumes_bit_for_bit(run: Run, settings: Config
     assert set(records[0]["penalties"]) == set(ALL) and all(v == 0 for v in records[0]["penalties"].values())
     assert all(value > 0 for value in records[-1]["penalties"].values())
     assert {"importance.safetensors", "importance.json"} <= {entry.path for entry in manifest.files}
-    watched = {"watch": watch(None)}
+    watched = {"hooks": watch(None)}
     run(config, "again", **watched)
     run(config, "stopped", crash_at=5)
     measured = (tmp_path / "stopped/importance.safetensors").stat().st_mtime_ns
@@ -260,9 +260,9 @@ def test_strengthen_lasts_and_resumes(
     run: Run, settings: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(retention={"l2_sp": {"strength": 0.5}, "kl": {"strength": 0.5}}, **EVERY_TWO)
-    run(config, "plain", watch=watch(None))
+    run(config, "plain", hooks=watch(None))
     decide = at_step(3, "strengthen", penalty="kl", by=4.0)
-    run(config, "whole", watch=watch(decide))
+    run(config, "whole", hooks=watch(decide))
     plain, whole = read_metrics(tmp_path / "plain"), read_metrics(tmp_path / "whole")
     assert plain[:3] == whole[:3]
     assert whole[3]["penalties"]["kl"] == pytest.approx(4 * plain[3]["penalties"]["kl"], rel=1e-9)
@@ -271,8 +271,8 @@ def test_strengthen_lasts_and_resumes(
     assert state["penalty_factors"] == {"kl": 4.0}
     with monkeypatch.context() as broken:
         stop_at(broken, "decided")
-        run(config, "stopped", watch=watch(decide))
-    run(config, "stopped", watch=watch(decide))
+        run(config, "stopped", hooks=watch(decide))
+    run(config, "stopped", hooks=watch(decide))
     same(tmp_path / "whole", tmp_path / "stopped")
 
     def dies(model: Any, step: int, tokens: int) -> Any:
@@ -280,13 +280,13 @@ def test_strengthen_lasts_and_resumes(
             raise CrashError
         return score(model, step, tokens)
 
-    run(config, "late", watch=replace(watch(decide), evaluate=dies))
-    run(config, "late", watch=watch(decide))
+    run(config, "late", hooks=replace(watch(decide), evaluate=dies))
+    run(config, "late", hooks=watch(decide))
     same(tmp_path / "whole", tmp_path / "late")
 
 
 def test_what_is_not_there_cannot_be_strengthened(run: Run, settings: Configure, tmp_path: Path) -> None:
-    run(settings(**EVERY_TWO), watch=watch(at_step(3, "strengthen", penalty="kl", by=2.0)))
+    run(settings(**EVERY_TWO), hooks=watch(at_step(3, "strengthen", penalty="kl", by=2.0)))
     (decision,) = read_records(tmp_path / "train/decisions.jsonl")
     assert decision["cannot"] == "training has no penalty `kl`"
 
@@ -296,7 +296,7 @@ def test_strength_outlasts_the_way_back(run: Run, settings: Configure, tmp_path:
         strengthens = at_step(3, "strengthen", penalty="l2_sp", by=2.0)(scores, decisions)
         return strengthens or at_step(6, "rewind", before=3)(scores, decisions)
 
-    run(settings(retention={"l2_sp": {"strength": 0.5}}, **EVERY_TWO), watch=watch(decide))
+    run(settings(retention={"l2_sp": {"strength": 0.5}}, **EVERY_TWO), hooks=watch(decide))
     state = json.loads((tmp_path / "train/checkpoints/step-000008/state.json").read_text())
     assert state["penalty_factors"] == {"l2_sp": 2.0}
     assert np.isfinite(state["last_loss"])

@@ -17,9 +17,8 @@ from torch.optim import AdamW
 from deepen.errors import TrainingError
 from deepen.formats.files.records import read_records
 from deepen.parallel.config import Compute
-from deepen.train.beside.hooks import Watch
-from deepen.train.checkpoints import copying as staging
-from deepen.train.checkpoints import saving
+from deepen.train.beside.hooks import Hooks
+from deepen.train.checkpoints import copying, saving
 from deepen.train.checkpoints.files import Marks, Snapshot
 from deepen.train.checkpoints.saving import Saver
 from deepen.train.schedule.optimizer import StochasticAdamW
@@ -94,19 +93,19 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_copy_stays(monke
 
 @pytest.mark.parametrize("kind", [AdamW, StochasticAdamW])
 def test_an_update_waits_until_the_state_is_copied(monkeypatch: pytest.MonkeyPatch, kind: type[AdamW]) -> None:
-    weights, gate, copying, stepped = nn.Parameter(torch.zeros(1000)), Gate(), threading.Event(), threading.Event()
+    weights, gate, begun, stepped = nn.Parameter(torch.zeros(1000)), Gate(), threading.Event(), threading.Event()
     gate.open.set()
-    really_copy = staging._copy_all
+    really_copy = copying._copy_all
 
     def copy_slowly(*pairs: Any) -> None:
-        copying.set()
+        begun.set()
         assert not stepped.wait(0.3), "the update did not wait for the copy"
         really_copy(*pairs)
 
-    monkeypatch.setattr(staging, "_copy_all", copy_slowly)
+    monkeypatch.setattr(copying, "_copy_all", copy_slowly)
     optimizer, saver = updater(weights, kind), Saver(gate, CPU)
     saver.save(snapshot(weights))
-    assert copying.wait(20)
+    assert begun.wait(20)
     optimizer.step()
     stepped.set()
     assert saver.take_stall_seconds() > 0.1
@@ -128,7 +127,7 @@ def test_one_checkpoint_is_written_at_a_time_and_the_wait_is_counted() -> None:
 
 
 def test_the_copy_uses_its_memory_again_and_grows_with_the_state() -> None:
-    copies, moved = staging.Staging(), threading.Event()
+    copies, moved = copying.StateCopy(), threading.Event()
     first = copies.copy(snapshot(torch.ones(100)), None, moved.set)
     second = copies.copy(snapshot(torch.ones(100) * 2), None, moved.set)
     assert first.weights["weights"].data_ptr() == second.weights["weights"].data_ptr()
@@ -173,14 +172,14 @@ def test_a_failed_write_stops_the_run_at_the_next_step(run: Run, settings: Confi
                 thread.join()
 
     with pytest.raises(TrainingError, match="after step 3.*No space left"):
-        run(settings(save={"every": "3 steps", "milestones": None}), watch=Watch(log=log))
+        run(settings(save={"every": "3 steps", "milestones": None}), hooks=Hooks(log=log))
     assert steps == [1, 2, 3]
 
 
 def test_without_memory_for_the_copy_it_says_so_and_saves_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(staging, "available_memory_bytes", lambda: 100)
+    monkeypatch.setattr(copying, "available_memory_bytes", lambda: 100)
     monkeypatch.setattr(saving, "available_memory_bytes", lambda: 100)
     threads: list[str] = []
     saver = Saver(lambda _: threads.append(threading.current_thread().name), CPU)
@@ -193,8 +192,8 @@ def test_without_memory_for_the_copy_it_says_so_and_saves_at_once(
 
 def test_available_memory_is_that_of_the_machine_or_less() -> None:
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    assert 0 < staging.available_memory_bytes() <= total
-    assert staging.fits_into_memory(1) and not staging.fits_into_memory(total * 2)
+    assert 0 < copying.available_memory_bytes() <= total
+    assert copying.fits_into_memory(1) and not copying.fits_into_memory(total * 2)
 
 
 def test_the_stall_is_recorded_at_the_step_after(
@@ -227,8 +226,8 @@ import os, signal, sys, threading
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from deepen.formats.manifest import StageJob
-from deepen.train import checkpoint
-from deepen.train.beside.hooks import Watch
+from deepen.train.checkpoints import files as checkpoint
+from deepen.train.beside.hooks import Hooks
 from tests.train import conftest
 write_tensors, begun = checkpoint.write_tensors, threading.Event()
 def write_half(path, tensors):
@@ -248,7 +247,7 @@ config = conftest.TrainConfig.model_validate({settings(save=EVERY | {"every": "2
 compute = conftest.Compute(device="cpu", threads=1, micro_batch_rows=3)
 base = conftest.ResolvedBase("tiny", None, init, "base")
 job = StageJob(root / "killed", "run", conftest.make_inputs(root / "data"))
-conftest.train(config, job, base=base, compute=compute, watch=Watch(log=log))
+conftest.train(config, job, base=base, compute=compute, hooks=Hooks(log=log))
 """
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()

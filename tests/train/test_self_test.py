@@ -14,11 +14,11 @@ from deepen.formats.training.scores import Score
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.settings import Amount, Interval
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.beside.interrupt import StopRequest
 from deepen.train.checkpoints import disk_room as room_module
 from deepen.train.checkpoints import self_test as tested
-from deepen.train.checkpoints.disk_room import Room, check_room, room_needed
+from deepen.train.checkpoints.disk_room import DiskRoom, check_room, room_needed
 from deepen.train.checkpoints.files import Marks, snapshot_of
 from deepen.train.checkpoints.self_test import digests, self_test
 from deepen.train.config import Save
@@ -32,9 +32,9 @@ Prepare = Callable[..., Run]
 
 @pytest.fixture
 def prepare(job: Any, base: ResolvedBase, settings: Any) -> Prepare:
-    def build(watch: Watch | None = None, **changes: Any) -> Run:
+    def build(hooks: Hooks | None = None, **changes: Any) -> Run:
         compute = Compute(device="cpu", threads=1)
-        return prepare_run(settings(**changes), job(), base, compute, watch or Watch())
+        return prepare_run(settings(**changes), job(), base, compute, hooks or Hooks())
 
     return build
 
@@ -140,9 +140,9 @@ def test_a_disk_that_takes_no_checkpoint_ends_the_run_before_its_first_step(
 
 
 def test_room_is_estimated_from_the_checkpoints_that_will_lie_there(prepare: Prepare, tmp_path: Path) -> None:
-    watch = Watch(lambda *_: list[Score](), Interval((Amount(3, "steps"),)))
+    watch = Hooks(lambda *_: list[Score](), Interval((Amount(3, "steps"),)))
     save = {"every": "1 step", "keep": 2, "milestones": "2 steps"}
-    ready = prepare(watch=watch, save=save)
+    ready = prepare(hooks=watch, save=save)
     room = room_needed(ready, Save.model_validate(save))
     assert room.at_once == 3 * room.checkpoint and room.milestones == 4 * room.checkpoint  # 2, 3, 4, 6
     light = room_needed(ready, Save.model_validate(save | {"milestones_weights_only": True}))
@@ -155,7 +155,7 @@ def test_room_is_estimated_from_the_checkpoints_that_will_lie_there(prepare: Pre
 
 
 def test_too_little_room_is_refused_or_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    room = Room(checkpoint=100, at_once=400, milestones=1000)
+    room = DiskRoom(checkpoint=100, at_once=400, milestones=1000)
     check_room(tmp_path, room, lambda _: 1400)
     assert capsys.readouterr().err == ""
     check_room(tmp_path, room, lambda _: 1399)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from deepen.formats.training.scores import Score
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.beside.tracking import TensorBoard, Tracker, WeightsAndBiases, open_trackers
 
 SENT: list[tuple[int, dict[str, float]]] = []
@@ -30,7 +30,7 @@ class Memory(Tracker):
 
 def test_numbers_of_every_step_are_sent(run: Any, settings: Any, tmp_path: Path) -> None:
     log = open_trackers([Memory()], tmp_path, "run")
-    run(settings(), watch=Watch(log=log))
+    run(settings(), hooks=Hooks(log=log))
     assert [step for step, _ in SENT] == list(range(1, 9))
     assert {"loss", "loss_by_source/papers", "learning_rate", "tokens_per_second"} <= SENT[0][1].keys()
 
@@ -48,7 +48,7 @@ def test_scores_are_sent_as_changes(tmp_path: Path) -> None:
 def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
     run: Any, settings: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(settings(), watch=Watch(log=open_trackers([Memory(fails_at=3)], tmp_path, "run")))
+    run(settings(), hooks=Hooks(log=open_trackers([Memory(fails_at=3)], tmp_path, "run")))
     assert [step for step, _ in SENT] == [1, 2] and "memory failed and is left out" in capsys.readouterr().err
 
 

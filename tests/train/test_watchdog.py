@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from deepen.settings import Amount
-from deepen.train.beside.watchdog import STUCK_EXIT_CODE, Watchdog, Watching
+from deepen.train.beside.watchdog import STUCK_EXIT_CODE, StepAlarm, Watchdog
 
 STUCK_RUN = """
 import sys, time
@@ -20,7 +20,7 @@ sys.path.insert(0, {root!r})
 from deepen.train.beside.interrupt import StopRequest
 from deepen.formats.manifest import StageJob
 from deepen.settings import Amount
-from deepen.train.beside.hooks import Watch
+from deepen.train.beside.hooks import Hooks
 from deepen.train.beside.watchdog import Watchdog
 from tests.train import conftest
 
@@ -32,7 +32,7 @@ config = conftest.TrainConfig.model_validate(
     {{"tokens": 512, "batch_tokens": 64, "learning_rate": 1e-2, "save": {{"every": "2 steps", "milestones": None}}}}
 )
 
-from deepen.model.loss.chunked import LossModel
+from deepen.model.loss.model import LossModel
 forward, calls = LossModel.forward, []
 
 def hangs_in_the_sixth_forward(self, *inputs):
@@ -43,9 +43,9 @@ def hangs_in_the_sixth_forward(self, *inputs):
 
 LossModel.forward = hangs_in_the_sixth_forward
 after = Amount(0.7, "seconds")
-watch = Watch(watchdog=Watchdog(after=after, times_median=2.0, stop=True))
+hooks = Hooks(watchdog=Watchdog(after=after, times_median=2.0, stop=True))
 compute = conftest.Compute(device="cpu", threads=1, micro_batch_rows=4)
-conftest.train(config, StageJob(root / "train", "run", inputs), base=base, compute=compute, watch=watch)
+conftest.train(config, StageJob(root / "train", "run", inputs), base=base, compute=compute, hooks=hooks)
 """
 
 
@@ -75,12 +75,12 @@ def test_only_a_step_beyond_its_limit_is_told_and_only_once(tmp_path: Path) -> N
     ended: list[int] = []
     settings = Watchdog(after=Amount(0.1, "seconds"), other_work=Amount(60, "seconds"), stop=True)
     file = tmp_path / "stuck.txt"
-    with Watching(settings, tmp_path, end=ended.append) as watching:
-        watching.step_begins(1)
-        watching.step_ends()
+    with StepAlarm(settings, tmp_path, end=ended.append) as alarm:
+        alarm.step_begins(1)
+        alarm.step_ends()
         time.sleep(0.3)  # evaluating, saving
         assert not file.exists() and not ended
-        watching.step_begins(2)
+        alarm.step_begins(2)
         wait_for(lambda: ended)
     assert ended and set(ended) == {STUCK_EXIT_CODE}
     assert file.read_text().count("step 2") == 1
@@ -89,13 +89,13 @@ def test_only_a_step_beyond_its_limit_is_told_and_only_once(tmp_path: Path) -> N
 def test_steps_that_are_slow_by_nature_raise_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    watching = Watching(Watchdog(after=Amount(10, "seconds"), times_median=3.0), tmp_path)
-    assert watching.step_limit() == 10
+    alarm = StepAlarm(Watchdog(after=Amount(10, "seconds"), times_median=3.0), tmp_path)
+    assert alarm.step_limit() == 10
     for step, seconds in enumerate((5.0, 90.0, 6.0), 1):
-        watching.step_begins(step)
+        alarm.step_begins(step)
         clock[0] += seconds
-        watching.step_ends()
-    assert watching.step_limit() == 18
+        alarm.step_ends()
+    assert alarm.step_limit() == 18
 
 
 def test_only_times_are_taken() -> None:

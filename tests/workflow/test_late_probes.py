@@ -23,7 +23,7 @@ from deepen.formats.files.records import read_records
 from deepen.formats.manifest import open_artifact
 from deepen.formats.training.checkpoints import list_checkpoints, remove_checkpoint
 from deepen.formats.training.scores import CheckpointScores
-from deepen.formats.training.scores_beside import read_watched
+from deepen.formats.training.scores_beside import read_scores_beside
 from deepen.recipe.reading import load
 from deepen.runs.order.trace import Visit, trace
 from deepen.runs.order.trained_documents import trained_among
@@ -327,7 +327,7 @@ def test_watching_scores_late_probes_for_the_evaluation_and_not_for_training(
     half = len(records) // 2
     assert [one["scores"] for one in records[:half]] == [one["scores"] for one in records[half:]]
     assert all({score["probe"] for score in one["late"]} == {"exam"} for one in records[half:])
-    for one in read_watched(directory / "watch").values():
+    for one in read_scores_beside(directory / "watch").values():
         assert one.everything.of("exam", "new") and not one.plain.of("exam", "new")
     again = CliRunner().invoke(app, ["evaluate", str(directory), "--watch", "--json"])
     assert json.loads(again.stdout)["scored"] == []

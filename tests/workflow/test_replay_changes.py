@@ -51,8 +51,8 @@ def test_a_run_that_decides_on_more_replay_still_balances(tiny, monkeypatch):
         known = [decision.action for decision in decisions]
         return [] if known else [Decision(step=5, action="more_replay", reason="lost", details={"by": 0.6})]
 
-    def deciding(*args, watch, **named):
-        return train(*args, watch=replace(watch, decide=decide), **named)
+    def deciding(*args, hooks, **named):
+        return train(*args, hooks=replace(hooks, decide=decide), **named)
 
     monkeypatch.setattr(stage, "train", deciding)
     loaded = load(tiny, None, ["machine.workers=1", "machine.compute.threads=1"])
@@ -73,7 +73,7 @@ def test_a_run_that_stops_early_goes_on_to_its_export_and_reports_why(tiny, monk
         return [] if known else [Decision(step=5, action="stop", reason="forgets <too> much")]
 
     monkeypatch.setattr(
-        stage, "train", lambda *args, watch, **named: train(*args, watch=replace(watch, decide=decide), **named)
+        stage, "train", lambda *args, hooks, **named: train(*args, hooks=replace(hooks, decide=decide), **named)
     )
     loaded = load(tiny, None, ["machine.workers=1", "machine.compute.threads=1"])
     run = tiny.parent / "runs" / "tiny"

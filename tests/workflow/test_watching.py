@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 from deepen.cli import app
 from deepen.errors import RunError
 from deepen.evaluate import stage
-from deepen.evaluate.tables import watched_tables
+from deepen.evaluate.tables import tables_beside_training
 from deepen.formats.files.records import append_record, read_records
 from deepen.formats.training.checkpoints import list_checkpoints, remove_checkpoint
 from deepen.formats.training.decisions import read_decisions
 from deepen.recipe.reading import load
 from deepen.runs.lock import locked
-from deepen.workflow.commands import watch_training as watching
+from deepen.workflow.commands import score_beside as watching
 from deepen.workflow.run import RunOptions, run_pipeline
 from tests.train.conftest import read_metrics, read_tensors
 
@@ -103,7 +103,7 @@ def test_scores_are_those_of_this_checkpoint_and_probe_only(run: Path, monkeypat
     manifest.write_text(text.replace(weights, "xxh3:0"))
     assert not scorer.knows(info)
     manifest.write_text(text)
-    tables, subject = watched_tables(run / "watch", [info]), scorer.models.checkpoint(info)
+    tables, subject = tables_beside_training(run / "watch", [info]), scorer.models.checkpoint(info)
     (probe,), (mark,) = scorer.config.all_probes, scorer.marks.values()
     assert not tables.link(probe, subject, "another probe", run / "it.parquet") and not (run / "it.parquet").exists()
     assert tables.link(probe, subject, mark, run / "it.parquet") and (run / "it.parquet").is_file()
@@ -126,7 +126,7 @@ def test_damaged_and_vanishing_checkpoints_are_passed_over(run: Path, monkeypatc
     told: list[int] = []
     said: list[str] = []
     monkeypatch.setattr(watching, "say", said.append)
-    count = watching.watch_run(run, None, [], offline=True, tell=lambda scores: told.append(scores.step))
+    count = watching.score_beside(run, None, [], offline=True, tell=lambda scores: told.append(scores.step))
     assert (count, told) == (1, [third.step])
     assert len(said) == 1 and "step-000001 is passed over: `" in said[0] and "model.safetensors" in said[0]
 
@@ -145,12 +145,12 @@ def test_a_start_goes_on_where_the_one_before_it_was_killed(run: Path, monkeypat
 
     monkeypatch.setattr(watching, "append_record", killed)
     with pytest.raises(watching.StoppedError, match="stopped after 1 checkpoints") as error:
-        watching.watch_run(run, None, [], offline=True, tell=lambda _scores: None)
+        watching.score_beside(run, None, [], offline=True, tell=lambda _scores: None)
     assert error.value.exit_code == 3
     monkeypatch.setattr(watching, "append_record", work)
     monkeypatch.setattr(stage, "_measured", None)  # the table was there already
     told: list[int] = []
-    watching.watch_run(run, None, [], offline=True, tell=lambda scores: told.append(scores.step))
+    watching.score_beside(run, None, [], offline=True, tell=lambda scores: told.append(scores.step))
     assert told == [2]
     assert [one["step"] for one in read_records(run / "watch" / "scores.jsonl")] == [1, 2]
 
@@ -161,7 +161,7 @@ def test_one_watcher_at_a_time_and_beside_a_run(run: Path) -> None:
     with locked(run):
         assert watch(run).exit_code == 0
     with locked(run / "watch"), pytest.raises(RunError, match="is watched already: .*at work in") as error:
-        watching.watch_run(run, None, [], offline=True, tell=lambda _scores: None)
+        watching.score_beside(run, None, [], offline=True, tell=lambda _scores: None)
     assert "one watcher" in str(error.value.hint)
 
 

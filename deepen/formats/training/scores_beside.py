@@ -14,7 +14,7 @@ from deepen.formats.training.checkpoints import CheckpointInfo, is_of_weights, r
 from deepen.formats.training.scores import SCORES, CheckpointScores, Score
 from deepen.settings import Many, Settings
 
-WATCH = "watch"
+FOLDER_BESIDE = "watch"
 """Directory inside a run."""
 
 
@@ -27,7 +27,7 @@ class MeasuredTable(Settings):
     """Of the table's file."""
 
 
-class WatchedScores(CheckpointScores):
+class ScoresBeside(CheckpointScores):
     """The scores of a checkpoint, with what they are the scores of."""
 
     checkpoint: str
@@ -61,13 +61,13 @@ def identity_of(info: CheckpointInfo) -> str:
     return fingerprint("checkpoint", 1, {"step": manifest.step, "by": manifest.fingerprint}, weights)
 
 
-def read_watched(directory: Path) -> dict[tuple[int, str], WatchedScores]:
+def read_scores_beside(directory: Path) -> dict[tuple[int, str], ScoresBeside]:
     """The records of a ``watch`` directory by step and identity of the checkpoint.
 
     Of several about one checkpoint the first counts for training, the last for what came later.
     """
-    found: dict[tuple[int, str], WatchedScores] = {}
-    for scores in read_models(directory / SCORES, WatchedScores):
+    found: dict[tuple[int, str], ScoresBeside] = {}
+    for scores in read_models(directory / SCORES, ScoresBeside):
         first = found.setdefault((scores.step, scores.checkpoint), scores)
         newest = {"late": scores.late, "late_failed": scores.late_failed, "tables": scores.tables}
         found[scores.step, scores.checkpoint] = first.model_copy(update=newest)

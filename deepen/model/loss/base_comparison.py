@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from deepen.model.loss.kernels import (
-    IGNORED,
-)
-
-if TYPE_CHECKING:
-    from deepen.model.loss.closeness import BaseOutput, Closeness
+from deepen.model.loss.closeness import BaseOutput, Closeness
+from deepen.model.loss.kernels import IGNORED
 from deepen.model.loss.model import LossModel
 
 

@@ -39,13 +39,13 @@ class Lag:
     wait_seconds: float
     """How long training stands still for scores that are late, before it saves and ends."""
     scores: Path
-    """Where the other process appends ``WatchedScores``."""
+    """Where the other process appends ``ScoresBeside``."""
     command: str
     """What starts the other process, for people."""
 
 
 @dataclass(frozen=True)
-class Watch:
+class Hooks:
     """What is called during a run, and when."""
 
     evaluate: Evaluate | None = None
@@ -74,5 +74,5 @@ class Watch:
         return self.evaluate is not None or self.lag is not None
 
 
-UNWATCHED = Watch()
+NO_HOOKS = Hooks()
 """Nothing beside the updates."""

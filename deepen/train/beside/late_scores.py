@@ -23,7 +23,7 @@ from deepen.formats.training.checkpoints import (
     verify,
 )
 from deepen.formats.training.scores import SCORES, CheckpointScores
-from deepen.formats.training.scores_beside import identity_of, read_watched
+from deepen.formats.training.scores_beside import identity_of, read_scores_beside
 from deepen.progress import say
 from deepen.train.beside.hooks import Lag
 from deepen.train.beside.interrupt import StopRequest, stopped
@@ -36,7 +36,7 @@ _SAY_EVERY_SECONDS = 60.0
 
 def due_scores(run: Run) -> Sequence[int]:
     """The steps that were given to another process to score, ``lag`` steps ago or more, and not taken yet."""
-    lag, every = run.watch.lag, run.calendar.evaluate_every
+    lag, every = run.hooks.lag, run.calendar.evaluate_every
     if lag is None or every is None:
         return ()
     # The first multiple of `every` behind what was judged: also where a longer run has another interval.
@@ -71,8 +71,8 @@ def take_scores(run: Run, stop: StopRequest) -> list[CheckpointScores]:
 
 
 def _lag(run: Run) -> Lag:
-    assert run.watch.lag is not None, "nothing is scored elsewhere"
-    return run.watch.lag
+    assert run.hooks.lag is not None, "nothing is scored elsewhere"
+    return run.hooks.lag
 
 
 def _wait_for(run: Run, info: CheckpointInfo, stop: StopRequest) -> CheckpointScores:
@@ -90,7 +90,7 @@ def _wait_for(run: Run, info: CheckpointInfo, stop: StopRequest) -> CheckpointSc
                 return _without_scores(run, info.step, wrong)
         waited = time.monotonic() - started
         # Waiting counts against the limit of time: a scorer that died must not hold the machine.
-        stop.heed_limit(run.progress.elapsed_seconds + waited, run.watch.stop_after_seconds)
+        stop.heed_limit(run.progress.elapsed_seconds + waited, run.hooks.stop_after_seconds)
         stop.requested, is_late = process.any_of(stop.requested, waited >= lag.wait_seconds)
         if stop.requested:
             raise stopped(stop, run.progress.step, run.shape.total_steps)
@@ -107,7 +107,7 @@ def _wait_for(run: Run, info: CheckpointInfo, stop: StopRequest) -> CheckpointSc
 
 def _look(directory: Path, info: CheckpointInfo) -> CheckpointScores | None:
     try:
-        found = read_watched(directory).get((info.step, identity_of(info)))
+        found = read_scores_beside(directory).get((info.step, identity_of(info)))
     except DamageError:  # told about by `_wrong`
         return None
     return None if found is None else found.plain

@@ -61,8 +61,8 @@ class _Now:
     told: bool = False
 
 
-class Watching:
-    """Watches the thread that calls ``begins``; a ``with`` block ends it. Without settings nothing is watched."""
+class StepAlarm:
+    """Looks after the thread that calls ``step_begins``; a ``with`` block ends it. Without settings nothing is done."""
 
     def __init__(
         self, settings: Watchdog | None, out: Path, *, rank: int = 0, end: Callable[[int], None] = os._exit
@@ -79,22 +79,22 @@ class Watching:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        """Start watching."""
+        """Begin to look."""
         if self._settings is not None:
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread = threading.Thread(target=self._look_on, name="watchdog", daemon=True)
             self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop watching."""
+        """Look no more."""
         self._done.set()
         if self._thread is not None:
             self._thread.join()
 
     def step_begins(self, step: int) -> None:
-        """A step begins; whatever was watched before has ended."""
+        """A step begins; the one before has ended."""
         if self._settings is not None:
             # A new record each time, put in place by one assignment: the thread that looks at it needs no lock.
             self._now = _Now(f"step {step}", time.monotonic(), self.step_limit())
@@ -107,12 +107,12 @@ class Watching:
 
     def step_limit(self) -> float:
         """Seconds after which a step is stuck."""
-        assert self._settings is not None, "nothing is watched"
+        assert self._settings is not None, "there is no limit"
         median = statistics.median(self._recent) if self._recent else 0.0
         return max(self._settings.after.value, self._settings.times_median * median)
 
-    def _watch(self) -> None:
-        assert self._settings is not None, "nothing is watched"
+    def _look_on(self) -> None:
+        assert self._settings is not None, "there is no limit"
         shortest = min(self._settings.after.value, self._settings.other_work.value)
         while not self._done.wait(min(10.0, shortest / 4)):
             now = self._now

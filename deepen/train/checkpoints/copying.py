@@ -21,10 +21,10 @@ from deepen.train.checkpoints.files import Snapshot
 # A view of the block in another dtype must begin at a multiple of that dtype's size; 64 fits all of them.
 _ALIGNMENT = 64
 _LEAVE_FREE = 0.05
-"""Share of the free memory that staging does not touch."""
+"""Share of the free memory that copying does not touch."""
 
 
-class Staging:
+class StateCopy:
     """Copies snapshots into one reused block of CPU memory."""
 
     def __init__(self) -> None:

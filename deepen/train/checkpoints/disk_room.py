@@ -21,7 +21,7 @@ from deepen.train.run import Run
 
 
 @dataclass(frozen=True)
-class Room:
+class DiskRoom:
     """What the checkpoints of a run take on the disk, in bytes."""
 
     checkpoint: int
@@ -32,7 +32,7 @@ class Room:
     """All that stay for good, by the end of the run."""
 
 
-def room_needed(run: Run, save: Save) -> Room:
+def room_needed(run: Run, save: Save) -> DiskRoom:
     """An estimate from sizes in memory: moments are two numbers for each one that is trained."""
     snapshot = snapshot_of(run.trainee.model.model, run.trainee.optimizer, {"step": 0}, Marks())
     weights = sum(_num_bytes(tensor) for tensor in snapshot.weights.values())
@@ -40,18 +40,18 @@ def room_needed(run: Run, save: Save) -> Room:
     # Not from the optimizer's state, which is empty until the first step.
     moments = 2 * sum(_num_bytes(parameter) for group in groups for parameter in group["params"])
     one, calendar, total = weights + moments, run.calendar, run.shape.total_steps
-    lasting, evaluates = _multiples(calendar.milestone_every, total), run.watch.is_scored
+    lasting, evaluates = _multiples(calendar.milestone_every, total), run.hooks.is_scored
     if evaluates and calendar.evaluated_stay:
         lasting |= _multiples(calendar.evaluate_every, total)
     # One each for the roles best_new, best_kept and last_good; where all scored ones stay, they are among those.
     best = 3 if evaluates and not calendar.evaluated_stay else 0
     milestones = len(lasting) * (weights if save.milestones_weights_only else one) + best * one
-    return Room(one, (save.keep + 1 + _num_waiting(run)) * one, milestones)
+    return DiskRoom(one, (save.keep + 1 + _num_waiting(run)) * one, milestones)
 
 
 def _num_waiting(run: Run) -> int:
     """Checkpoints that wait at once for the scores of another process, besides those that stay for good."""
-    lag, every = run.watch.lag, run.calendar.evaluate_every
+    lag, every = run.hooks.lag, run.calendar.evaluate_every
     # So many models are handed out to be scored before the scores of the first of them are due.
     return 0 if lag is None or every is None or run.calendar.evaluated_stay else lag.steps // every + 1
 
@@ -66,7 +66,7 @@ def _num_bytes(tensor: Tensor) -> int:
 
 
 def check_room(
-    directory: Path, room: Room, free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
+    directory: Path, room: DiskRoom, free_bytes: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
 ) -> None:
     """Raise ``TrainingError`` when the disk cannot even take the newest checkpoints; say so when only the milestones
     of the whole run will not fit. What the run has already written is not asked for again."""

@@ -22,7 +22,7 @@ def marks_of(run: Run, scores: Sequence[Score] | None, *, milestone: bool, await
     progress = run.progress
     new, kept = changes_of(scores or ())
     good = progress.last_loss is not None and progress.skips_in_a_row == 0
-    if run.watch.is_scored:
+    if run.hooks.is_scored:
         # Not good yet while scores are awaited: `mark_scored` fills that in when they come.
         good &= scores is not None and within_budget(run, scores)
     begins_decay = run.schedule.extendable and progress.step == run.shape.decay_start
@@ -31,7 +31,7 @@ def marks_of(run: Run, scores: Sequence[Score] | None, *, milestone: bool, await
 
 def within_budget(run: Run, scores: Sequence[Score]) -> bool:
     """Whether the worst loss of the kept ability is inside the forgetting budget; what was not measured is."""
-    budget, worst = run.watch.forgetting_budget, worst_loss(scores)
+    budget, worst = run.hooks.forgetting_budget, worst_loss(scores)
     return budget is None or worst is None or worst.relative <= budget
 
 

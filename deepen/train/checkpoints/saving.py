@@ -23,7 +23,7 @@ from deepen.errors import DeepenError, TrainingError
 from deepen.formats.files.atomic import sync_file
 from deepen.formats.training.roles import prune
 from deepen.progress import readable, say
-from deepen.train.checkpoints.copying import Staging, available_memory_bytes, fits_into_memory
+from deepen.train.checkpoints.copying import StateCopy, available_memory_bytes, fits_into_memory
 from deepen.train.checkpoints.files import Keeping, Snapshot, snapshot_of, write_checkpoint
 from deepen.train.checkpoints.sharded import Shards
 
@@ -67,7 +67,7 @@ class Saver:
         self._write = write
         # A stream of its own: on that of training a copy would stand in line between the kernels of the step.
         self._stream = torch.cuda.Stream(device) if background and device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._staging = Staging()
+        self._state_copy = StateCopy()
         self._thread: threading.Thread | None = None
         self._may_move = threading.Event()
         self._copying = False
@@ -123,7 +123,7 @@ class Saver:
             self.wait()
         except (DeepenError, OSError) as error:
             say(f"train: {error}")
-        self._staging.free()
+        self._state_copy.free()
 
     def __enter__(self) -> Self:
         """For ``with``: whatever ends the block, nothing is being written any more afterwards."""
@@ -158,7 +158,7 @@ class Saver:
         return seconds
 
     def _has_memory(self, snapshot: Snapshot) -> bool:
-        more = self._staging.grows_by(snapshot)
+        more = self._state_copy.grows_by(snapshot)
         if more == 0 or fits_into_memory(more):
             return True
         say(
@@ -181,7 +181,7 @@ class Saver:
 
     def _work(self, snapshot: Snapshot) -> None:
         try:
-            copied = self._staging.copy(snapshot, self._stream, self._may_move.set)
+            copied = self._state_copy.copy(snapshot, self._stream, self._may_move.set)
         except Exception as error:  # raised where training asks: a thread has nobody to tell
             self._failure = (int(snapshot.state["step"]), error)
             return

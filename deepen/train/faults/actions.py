@@ -70,7 +70,7 @@ def obstacle(run: Run, decision: Decision) -> str | None:
             rate = run.progress.rate_factor * (0 if is_end else run.schedule.multiplier(run.progress.step, run.shape))
             if rate <= _LOWEST_RATE:
                 return f"the learning rate is at {rate:.2%} of the peak already"
-        case "more_replay" if run.watch.remix is None:
+        case "more_replay" if run.hooks.remix is None:
             return "nobody can change the mixture of this run"
         case "more_replay" if is_end:
             return "no batches are left"
@@ -117,11 +117,11 @@ def _more_replay(run: Run, decision: Decision) -> Run:
     mine = (decision.batch, decision.reason)
     if mine in [(change["first_batch"], change["reason"]) for change in run.order_changes]:
         return run
-    if run.watch.remix is None:
+    if run.hooks.remix is None:
         raise RunError("nobody can change the mixture of this run")
     with run.trainee.process.main_first():
         if run.trainee.process.is_main:
-            run.watch.remix(decision)
+            run.hooks.remix(decision)
     files = appended_files(run.out / ORDER)
     batches = replace(run.batches, order=Order.open(run.mix, *files))
     return replace(run, batches=batches, order_changes=tuple(describe_changes(run.out, files)))

@@ -86,7 +86,7 @@ def faults(run: Run, batch_index: int, result: StepResult) -> Run:
 
 def by_scores(run: Run) -> tuple[Run, bool]:
     """What the scores lead to, and whether the run went back to an earlier checkpoint and must be scored anew."""
-    decide, step = run.watch.decide, run.progress.step
+    decide, step = run.hooks.decide, run.progress.step
     if decide is None:
         return run, False
     scores = list(read_models(run.out / SCORES, CheckpointScores))

@@ -38,7 +38,7 @@ from deepen.train.batches.counts import SourceCounts, counts_from_json
 from deepen.train.batches.prefetch import Prefetch
 from deepen.train.batches.read import Batches
 from deepen.train.beside.flops import Flops, flops_of
-from deepen.train.beside.hooks import UNWATCHED, Watch
+from deepen.train.beside.hooks import NO_HOOKS, Hooks
 from deepen.train.beside.late_scores import forget_scores
 from deepen.train.checkpoints.files import Keeping, load_checkpoint, remove_later
 from deepen.train.checkpoints.saving import Saver, write_and_prune
@@ -65,7 +65,7 @@ def prepare_run(
     job: StageJob,
     base: ResolvedBase,
     compute: Compute,
-    watch: Watch = UNWATCHED,
+    hooks: Hooks = NO_HOOKS,
     process: Process | None = None,
 ) -> Run:
     """A run that is ready to go, at its newest intact checkpoint or at the beginning.
@@ -104,14 +104,14 @@ def prepare_run(
         schedule=config.schedule,
         shape=resolved.shape,
         peak_learning_rate=resolved.peak_learning_rate,
-        calendar=_calendar(config, watch.evaluate_every),
+        calendar=_calendar(config, hooks.evaluate_every),
         new_rows=new_rows,
         skip_spikes=config.skip_spikes,
         progress=_resume(job, trainee, names, found, RecentSteps((config.skip_spikes or SkipSpikes()).window)),
         ledger=ledger,
         mix=job.inputs["mix"].path,
         divergence=config.divergence,
-        watch=watch,
+        hooks=hooks,
         flops=flops,
         prefetch=Prefetch(compute.prefetch_batches, pin=process.device.type == "cuda"),
         compilations=Compilations() if compiles(compute, process) else None,

@@ -14,15 +14,15 @@ from deepen.evaluate.forgetting.monitor import Plan, decide
 from deepen.formats.manifest import StageJob
 from deepen.formats.training.decisions import Decision
 from deepen.formats.training.scores import SCORES, CheckpointScores
-from deepen.formats.training.scores_beside import WATCH
+from deepen.formats.training.scores_beside import FOLDER_BESIDE
 from deepen.mix.order.mixture import read_mixture
 from deepen.parallel.processes.environment import read_environment
-from deepen.train.beside.hooks import Lag, Watch
+from deepen.train.beside.hooks import Hooks, Lag
 from deepen.workflow.commands.remix import replay_changes
 from deepen.workflow.setup import Setup, recipe_in_loop
 
 
-def hooks_of(setup: Setup, job: StageJob) -> Watch:
+def hooks_of(setup: Setup, job: StageJob) -> Hooks:
     """What goes on beside the updates of the training ``job``, in each of its processes."""
     from deepen.evaluate.during_training.in_loop import Pace, in_loop_evaluator
     from deepen.train.beside.tracking import open_trackers
@@ -38,7 +38,7 @@ def hooks_of(setup: Setup, job: StageJob) -> Watch:
         evaluate = in_loop_evaluator(measured, job.inputs, base=setup.base, seed=job.seed, out=job.out, pace=pace)
     started = read_environment()
     tracking = setup.machine.tracking if started is None or started.rank == 0 else ()
-    return Watch(
+    return Hooks(
         evaluate=evaluate,
         tables_at=None if evaluate is None else evaluate.tables_at,
         lag=lag,
@@ -60,7 +60,7 @@ def lag_of(setup: Setup, run: Path) -> Lag | None:
     return Lag(
         steps=config.lag.in_steps(total_steps=setup.num_batches, tokens_per_step=setup.recipe.train.batch_tokens),
         wait_seconds=config.wait.value,
-        scores=run / WATCH / SCORES,
+        scores=run / FOLDER_BESIDE / SCORES,
         command=f"deepen evaluate {run} --watch",
     )
 

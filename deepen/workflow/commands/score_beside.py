@@ -31,7 +31,13 @@ from deepen.formats.manifest import MANIFEST, Artifact, InputEntry, StageJob, op
 from deepen.formats.training.checkpoints import CheckpointInfo, read_checkpoint, verify
 from deepen.formats.training.roles import candidates
 from deepen.formats.training.scores import SCORES
-from deepen.formats.training.scores_beside import WATCH, MeasuredTable, WatchedScores, identity_of, read_watched
+from deepen.formats.training.scores_beside import (
+    FOLDER_BESIDE,
+    MeasuredTable,
+    ScoresBeside,
+    identity_of,
+    read_scores_beside,
+)
 from deepen.progress import say
 from deepen.recipe.reading import Loaded, load
 from deepen.runs.directory import stage_directory
@@ -47,10 +53,10 @@ CURRENT = "current.json"
 _LOOK_EVERY_SECONDS = 0.5
 _INPUTS = ("curate", "tokenize", "baseline")
 
-Tell = Callable[[WatchedScores], None]
+Tell = Callable[[ScoresBeside], None]
 
 
-def watch_run(run: Path, machine: Path | None, sets: list[str], *, offline: bool, tell: Tell) -> int:
+def score_beside(run: Path, machine: Path | None, sets: list[str], *, offline: bool, tell: Tell) -> int:
     """Score every checkpoint of ``run`` that may be chosen, as it appears, until training is finished; returns how many
     were scored.
 
@@ -60,7 +66,7 @@ def watch_run(run: Path, machine: Path | None, sets: list[str], *, offline: bool
     if not (run / "recipe.yaml").is_file():
         raise RunError(f"`{run}` is no run directory", hint="give the folder of a run that was started, as runs/NAME")
     with _alone(run), without_network(offline), _interruptible():
-        keep_records(run / WATCH / SCORES, lambda _record: True)  # a line that a kill cut off ends here
+        keep_records(run / FOLDER_BESIDE / SCORES, lambda _record: True)  # a line that a kill cut off ends here
         watcher, count = _Watcher(run, machine, sets), 0
         try:
             while not watcher.is_done:
@@ -80,7 +86,7 @@ def _alone(run: Path) -> Iterator[None]:
     """Hold the lock of the watcher; raises ``RunError`` when another one has it."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(run / WATCH, shares=True))
+            stack.enter_context(locked(run / FOLDER_BESIDE, shares=True))
         except RunError as error:
             hint = "one watcher scores every checkpoint; to use another machine for it, stop that one first"
             raise RunError(f"`{run}` is watched already: {error.message}", hint=hint) from None
@@ -121,7 +127,7 @@ class _Watcher:
         self._changed = 0
         self._loaded: Loaded | None = None
 
-    def look(self) -> Iterator[WatchedScores]:
+    def look(self) -> Iterator[ScoresBeside]:
         """Score what there is now and was not scored yet: what training waits for first, the oldest first."""
         found = self._training()
         if found is None:
@@ -178,7 +184,7 @@ class _Watcher:
             for name, artifact in inputs.items()
         )
 
-    def _scored(self, scorer: Scorer, info: CheckpointInfo) -> WatchedScores | None:
+    def _scored(self, scorer: Scorer, info: CheckpointInfo) -> ScoresBeside | None:
         """The scores of a checkpoint; None when it has some, cannot be read, or is no longer there."""
         try:
             if scorer.knows(info):
@@ -243,10 +249,10 @@ class Scorer:
         failed = {*known.failed, *known.late_failed}
         return all(label in failed or self._has_table(known, label) for label in self.marks)
 
-    def _known(self, info: CheckpointInfo, identity: str) -> WatchedScores | None:
-        return read_watched(self.job.out).get((info.step, identity))
+    def _known(self, info: CheckpointInfo, identity: str) -> ScoresBeside | None:
+        return read_scores_beside(self.job.out).get((info.step, identity))
 
-    def _has_table(self, known: WatchedScores, label: str) -> bool:
+    def _has_table(self, known: ScoresBeside, label: str) -> bool:
         table = known.tables.get(label)
         return table is not None and table.mark == self.marks[label]
 
@@ -260,7 +266,7 @@ class Scorer:
             if probe.label not in counts["failed"] and known.get(probe.label) != probe_mark(probe, self.job)
         }
 
-    def score(self, info: CheckpointInfo) -> WatchedScores | None:
+    def score(self, info: CheckpointInfo) -> ScoresBeside | None:
         """Measure a checkpoint with every probe and append its scores; None when it changed meanwhile."""
         identity = identity_of(info)
         self._begin(info, identity)
@@ -287,7 +293,7 @@ class Scorer:
                 (self.job.out / name).unlink(missing_ok=True)
         write_json(current, note)
 
-    def _measured(self, subject: Subject, identity: str) -> WatchedScores:
+    def _measured(self, subject: Subject, identity: str) -> ScoresBeside:
         work, tables = Evaluation(self.config, self.job, self.material), dict[str, MeasuredTable]()
         for probe in self.config.all_probes:
             entries = {entry.path: entry for entry in work.measure(probe, [subject])}
@@ -296,14 +302,14 @@ class Scorer:
                 tables[probe.label] = MeasuredTable(mark=self.marks[probe.label], hash=entry.hash)
         scores = work.compared(subject, probes=self.config.in_loop.all_probes)
         late = work.compared(subject, probes=self.config.late_probes)
-        return WatchedScores(
+        return ScoresBeside(
             **dict(scores), checkpoint=identity, tables=tables, late=late.scores, late_failed=late.failed
         )
 
 
 def open_scorer(run: Path, loaded: Loaded) -> Scorer:
     """What scores the checkpoints of ``run``, whose ``curate``, ``tokenize`` and ``baseline`` are finished."""
-    recipe, out = loaded.recipe, run / WATCH
+    recipe, out = loaded.recipe, run / FOLDER_BESIDE
     base = resolve_base(recipe.base, Pins(run / "pins.json", offline=True), out)
     inputs = {name: artifact for name in _INPUTS if (artifact := open_artifact(stage_directory(run, name))) is not None}
     raw_inputs = {"base": InputEntry(path=str(base.path or "random weights"), fingerprint=base.fingerprint)}
