@@ -9,7 +9,7 @@ from deepen.recipe.reading import load
 from deepen.runs.lineage import remove, status
 from deepen.workflow.run import RunOptions, recover_swap, run_pipeline
 from deepen.workflow.stages import STAGES
-from tests.workflow.conftest import sentences, write_jsonl
+from tests.tiny_runs import sentences, write_jsonl
 
 UNTIL_MIX = RunOptions(last="mix", offline=True)
 
