@@ -7,7 +7,10 @@ in the background of a script ignores Ctrl-C, and so would everything it starts.
 import os
 import signal
 
+import pytest
 from hypothesis import settings
+
+from tests.tiny_runs import TINY, sentences, write_jsonl
 
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -15,3 +18,27 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A folder with three small sources and a recipe over them; returns the recipe's path."""
+    for name in ("code", "prose", "other"):
+        write_jsonl(tmp_path / f"{name}.jsonl", sentences(name, 60))
+    (tmp_path / "recipe.yaml").write_text(TINY.format(root=tmp_path))
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """One finished run of the tiny recipe, for tests that only look; returns its directory."""
+    from deepen.recipe.reading import load
+    from deepen.workflow.run import RunOptions, run_pipeline
+
+    root = tmp_path_factory.mktemp("finished")
+    for name in ("code", "prose", "other"):
+        write_jsonl(root / f"{name}.jsonl", sentences(name, 60))
+    (root / "recipe.yaml").write_text(TINY.format(root=root))
+    loaded = load(root / "recipe.yaml", None, ["machine.workers=1"])
+    run_pipeline(loaded.recipe, loaded.machine, root / "runs" / "tiny", RunOptions(offline=True))
+    return root / "runs" / "tiny"

@@ -8,9 +8,8 @@ from deepen.formats.manifest import open_artifact
 from deepen.tokenize import parts
 from deepen.tokenize.config import TokenizeConfig
 from deepen.tokenize.stage import tokenize
-
-from .conftest import NOTES, PAPERS
-from .test_stage import files
+from tests.tokenize.conftest import NOTES, PAPERS
+from tests.tokenize.test_stage import files
 
 KEEP = TokenizeConfig()
 IDENTITY = {"tokenize": {}}

@@ -17,8 +17,7 @@ from deepen.tokenize.encoder import Encoder, choose_boundary, choose_encoder
 from deepen.tokenize.parts import CHECK_CHARACTERS, Sampled, first_differing
 from deepen.tokenize.pieces import cut
 from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer, read_vocabulary
-
-from .conftest import NOTES, PAPERS, write_base
+from tests.tokenize.conftest import NOTES, PAPERS, write_base
 
 BASES = ["byte_level", "sentencepiece_like"]
 TEXT = st.text(st.sampled_from("ab Zé中\n\t.,<>|/s🙂"), max_size=60)

@@ -22,8 +22,7 @@ from deepen.tokenize import parts as parts_module
 from deepen.tokenize.config import TokenizeConfig, TrainVocabulary
 from deepen.tokenize.parts import num_words, slices_of
 from deepen.tokenize.stage import tokenize
-
-from .conftest import NOTES, PAPERS
+from tests.tokenize.conftest import NOTES, PAPERS
 
 SOURCES = {"papers": ("domain", [PAPERS[:2], PAPERS[2:]]), "notes": ("replay", [NOTES])}
 KEEP = TokenizeConfig()

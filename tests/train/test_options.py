@@ -55,23 +55,29 @@ LEAVES_OTHER_FILES: dict[str, dict[str, Any]] = {
 }
 """Options whose change must change which records and files a run leaves."""
 
-DIVERGENCE = "tests/train/test_divergence.py::"
+BATCHES = "tests/train/batches/"
+CHECKPOINTS = "tests/train/checkpoints/"
+SCHEDULE = "tests/train/schedule/"
+DIVERGENCE = "tests/train/faults/test_divergence.py::"
 MANY_SKIPPED = DIVERGENCE + "test_many_skipped_steps_lead_back_and_name_the_documents"
 IN_ORDER = DIVERGENCE + "test_answers_come_in_their_order_and_what_cannot_be_done_is_passed_over"
-RETENTION = "tests/train/test_retention.py::test_penalties_change_the_run_and_the_first_loss_stays"
+RETENTION = "tests/train/retention/test_retention.py::test_penalties_change_the_run_and_the_first_loss_stays"
 COMPUTE = "tests/train/test_compute.py::"
-MEMORY = "tests/train/test_memory.py::"
-ROLES = "tests/train/test_checkpoint_roles.py::"
+COPIES = "tests/evaluate/during_training/test_copies.py::"
+PARITY = "tests/parallel/axes/test_parity.py::"
+MEMORY = "tests/train/faults/test_memory.py::"
+SAVING = CHECKPOINTS + "test_saving.py::"
+ROLES = CHECKPOINTS + "test_checkpoint_roles.py::"
 SHOWN_BY = {
     "batch_tokens": "tests/train/test_config.py::test_steps_round_up_and_rows_to_the_nearest",
     "base_peak_learning_rate": "tests/train/test_config.py::test_a_multiple_of_the_base_uses_the_recipe_then_the_table",
     "base_final_learning_rate": "tests/train/test_config.py::test_the_final_rate_of_the_base_is_another_starting_point",
-    "objective": "tests/train/test_methods.py::test_sft_refuses_domain_documents_without_answers",
-    "method.use": "tests/train/test_methods.py::test_only_adapters_move_and_they_learn",
+    "objective": SCHEDULE + "test_methods.py::test_sft_refuses_domain_documents_without_answers",
+    "method.use": SCHEDULE + "test_methods.py::test_only_adapters_move_and_they_learn",
     "rate_multiples.head": "tests/train/test_options.py::test_a_head_of_its_own_moves_by_its_own_rate",
-    "rate_multiples.new_rows": "tests/train/test_groups.py::test_rows_move_a_multiple_of_what_the_optimizer_did",
-    "new_rows_first": "tests/train/test_new_rows.py::",
-    "new_rows_learning_rate": "tests/train/test_new_rows.py::",
+    "rate_multiples.new_rows": SCHEDULE + "test_groups.py::test_rows_move_a_multiple_of_what_the_optimizer_did",
+    "new_rows_first": SCHEDULE + "test_new_rows.py::",
+    "new_rows_learning_rate": SCHEDULE + "test_new_rows.py::",
     **{f"retention.{name}": RETENTION for name in ("l2_sp", "ewc", "kl")},
     "skip_spikes.believe_after": "tests/train/test_loop.py::test_spikes_in_a_row_are_believed_and_null_lets_them_pass",
     "skip_spikes.rewind.after": MANY_SKIPPED,
@@ -82,22 +88,22 @@ SHOWN_BY = {
     "divergence.lower_times": IN_ORDER,
     "divergence.rewinds": IN_ORDER,
     "save.evaluated": ROLES + "test_all_scored_checkpoints_stay_unless_only_the_best_are_asked_for",
-    "save.self_test": "tests/train/test_self_test.py::test_it_runs_before_the_first_step_only_and_can_be_turned_off",
+    "save.self_test": CHECKPOINTS + "test_self_test.py::test_it_runs_before_the_first_step_only_and_can_be_turned_off",
     "compute.device": "tests/parallel/test_process.py::",
     "compute.threads": "tests/parallel/test_process.py::",
-    "compute.micro_batch_rows": "tests/train/test_micro_batches.py::",
+    "compute.micro_batch_rows": BATCHES + "test_micro_batches.py::",
     "compute.shrink_on_oom": MEMORY + "test_where_nothing_can_be_made_smaller_the_error_has_the_numbers",
-    "compute.background_saves": "tests/train/test_saving.py::test_background_writes_the_same_bytes_and_trains_the_same",
+    "compute.background_saves": SAVING + "test_background_writes_the_same_bytes_and_trains_the_same",
     "compute.recompute": COMPUTE + "test_recomputing_is_used_and_changes_no_bit",
     "compute.compile": COMPUTE + "test_compiled_training_resumes_bit_equal_and_counts_what_it_compiles",
     "compute.attention": COMPUTE + "test_attention_by_boundaries_is_used_and_trains_alike",
-    "compute.loss_kernel": "tests/model/test_loss_kernels.py::",
+    "compute.loss_kernel": "tests/model/loss/test_loss_kernels.py::",
     "compute.deterministic": "tests/parallel/test_process.py::",
-    "compute.prefetch_batches": "tests/train/test_prefetch.py::test_a_run_waits_less_and_is_the_same",
-    "compute.scoring_copies": "tests/evaluate/test_copies.py::test_any_number_of_copies_makes_the_same_files",
-    **{f"mesh.{name}": "tests/parallel/test_parity.py::" for name in Mesh.model_fields if name != "timeout_seconds"},
+    "compute.prefetch_batches": BATCHES + "test_prefetch.py::test_a_run_waits_less_and_is_the_same",
+    "compute.scoring_copies": COPIES + "test_any_number_of_copies_makes_the_same_files",
+    **{f"mesh.{name}": PARITY for name in Mesh.model_fields if name != "timeout_seconds"},
     "mesh.reduce_dtype": "tests/parallel/test_features.py::",
-    "mesh.timeout_seconds": "tests/parallel/test_drills.py::",
+    "mesh.timeout_seconds": "tests/parallel/processes/test_drills.py::",
 }
 """The test that fails if the option does nothing; a file alone where several of its tests do."""
 

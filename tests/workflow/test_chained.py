@@ -34,7 +34,7 @@ from deepen.settings import parse_amount
 from deepen.workflow.commands.branch import Branch, branch_run
 from deepen.workflow.commands.prove import prove_recipe
 from deepen.workflow.run import RunOptions, run_pipeline
-from tests.workflow.conftest import sentences, write_jsonl
+from tests.tiny_runs import sentences, write_jsonl
 
 DATA = os.environ.get("DEEPEN_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="DEEPEN_TEST_DATA is not set")

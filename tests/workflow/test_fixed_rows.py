@@ -20,7 +20,7 @@ from deepen.runs.account import account
 from deepen.runs.order.trace import trace
 from deepen.runs.show.artifact import ShowOptions, show
 from deepen.workflow.run import RunOptions, run_pipeline
-from tests.workflow.conftest import sentences, write_jsonl
+from tests.tiny_runs import sentences, write_jsonl
 
 RECIPE = """\
 name: fixed

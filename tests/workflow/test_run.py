@@ -10,7 +10,7 @@ from deepen.runs.lineage import remove, status
 from deepen.workflow.redo import recover_swap
 from deepen.workflow.run import RunOptions, run_pipeline
 from deepen.workflow.stages import STAGES
-from tests.workflow.conftest import sentences, write_jsonl
+from tests.tiny_runs import sentences, write_jsonl
 
 UNTIL_MIX = RunOptions(last="mix", offline=True)
 
