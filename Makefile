@@ -19,12 +19,12 @@ test: $(INSTALLED)  ## tests, in minutes
 test-slow: $(INSTALLED)  ## long drills: many kills, full-length runs
 	$(BIN)/python -m pytest -m slow
 
-check: $(INSTALLED)  ## format, lint, types, import directions, size per room
+check: $(INSTALLED)  ## format, lint, types, import directions, sizes of rooms and their folders
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@for room in deepen deepen/*/; do printf '%6d %s\n' $$(find $$room -name '*.py' | xargs cat | wc -l) $$room; done
+	@$(BIN)/python .ci/sizes.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
