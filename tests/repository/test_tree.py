@@ -48,6 +48,19 @@ def crowded(package: Path) -> dict[str, int]:
     return {folder: count for folder, count in counts.items() if count > MOST_FILES}
 
 
+WAY = ("cli/running", "workflow/run", "workflow/stages", "train/stage", "train/loop", "train/step")
+"""From `deepen train` to the gradient: each file names the next one."""
+
+
+def test_the_way_from_the_command_to_the_gradient_is_short():
+    texts = [(PACKAGE / f"{name}.py").read_text() for name in WAY]
+    modules_ = [f"deepen.{name.replace('/', '.')}" for name in WAY]
+    missing = [(WAY[number], name) for number, name in enumerate(modules_[1:]) if name not in texts[number]]
+    assert missing == []
+    assert ".backward()" in texts[-1]
+    assert sum(text.count("\n") for text in texts) <= 1500
+
+
 def test_no_files_import_each_other_in_a_circle():
     assert circle(PACKAGE) == []
 

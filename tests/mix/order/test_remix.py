@@ -15,7 +15,7 @@ from deepen.mix.order.mixture import open_supplies, read_mixture
 from deepen.mix.order.permutation import source_key
 from deepen.mix.order.remix import Change, remix
 from deepen.mix.stage import mix
-from tests.mix.test_permutation import permuted
+from tests.mix.order.test_permutation import permuted
 
 SOURCES = {
     "papers": ("domain", [14, 7, 5, 2, 3, 40, 9]),
