@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, field_validator
 
-from deepen.curate.contamination.decontaminate import PROBES, Decontaminate, probe_files
+from deepen.curate.contamination.decontaminate import Decontaminate
 from deepen.curate.duplicates.exact_duplicates import ExactDuplicates
 from deepen.curate.duplicates.near_duplicates import NearDuplicates
 from deepen.curate.rules.boilerplate_lines import BoilerplateLines
@@ -21,9 +22,8 @@ from deepen.curate.rules.length import LengthStep
 from deepen.curate.rules.limit import Limit
 from deepen.curate.rules.normalize import Normalize
 from deepen.curate.rules.quarantine import Quarantine
-from deepen.curate.step import CorpusStep, CurateStep, DocumentStep
-from deepen.errors import Problem, SourceError
-from deepen.formats.documents.quarantine import read_quarantine
+from deepen.curate.step import CorpusStep, CurateStep, DocumentStep, Step
+from deepen.errors import Problem
 from deepen.plug import Plug, plug_from
 from deepen.settings import Count, Many, Settings, Share
 
@@ -102,36 +102,17 @@ def problems(config: CurateConfig, sources: Collection[str] | None = None) -> li
 
     No held-out documents where to take them from, no test items, limits of sources that are not there.
     """
-    found = []
-    for number, step in enumerate(config.steps):
-        if isinstance(step, Limit) and sources is not None:
-            remedy = f"sources of this recipe: {', '.join(sources)}"
-            for key, most in (("documents", step.documents), ("tokens", step.tokens)):
-                for name in sorted(set(most) - set(sources)) if isinstance(most, dict) else ():
-                    path = f"curate.steps[{number}].{key}"
-                    found.append(
-                        Problem(path=path, message="limits no source of this recipe", remedy=remedy, value=name)
-                    )
-        if isinstance(step, Decontaminate):
-            try:
-                probe_files(tuple(path for path in step.against if path != PROBES))
-            except SourceError as error:
-                path = f"curate.steps[{number}].against"
-                found.append(Problem(path=path, message=error.message, remedy=error.hint or ""))
-    found += _quarantine_problems(config)
+    found = [
+        replace(problem, path=f"curate.steps[{number}].{problem.path}")
+        for number, step in enumerate(config.steps)
+        if isinstance(step, Step)
+        for problem in step.problems(sources)
+    ]
+    listed = Quarantine(files=config.quarantine).problems(sources)
+    found += [replace(problem, path=problem.path.replace("files", "curate.quarantine", 1)) for problem in listed]
     run = config.held_out.from_run
     if run is not None and not (Path(run).expanduser() / "curate" / "manifest.json").is_file():
         remedy = "give the folder of a run whose `curate` stage is finished"
         message = "no finished curate stage here"
         found.append(Problem(path="curate.held_out.from", message=message, remedy=remedy, value=run))
-    return found
-
-
-def _quarantine_problems(config: CurateConfig) -> list[Problem]:
-    found = []
-    for number, file in enumerate(config.quarantine):
-        try:
-            read_quarantine([Path(file).expanduser()])
-        except SourceError as error:
-            found.append(Problem(f"curate.quarantine[{number}]", error.message, error.hint or "", file))
     return found

@@ -8,7 +8,7 @@ same to many documents at once; it need not.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from deepen.curate.batch.columns import Batch
 from deepen.curate.batch.texts import Texts
 from deepen.curate.passes.corpus import Corpus
+from deepen.errors import Problem
 from deepen.formats.documents.documents import Document, table_of
 from deepen.plug import Plug
 
@@ -63,7 +64,16 @@ class Judges(Protocol):
         """What becomes of the documents of a batch, which is not to be changed."""
 
 
-class DocumentStep(Plug):
+class Step(Plug):
+    """What both kinds of steps have."""
+
+    def problems(self, sources: Collection[str] | None) -> Iterator[Problem]:
+        """What the disk, and the names of the ``sources`` (None: not known), say against the settings; paths are keys of
+        the step."""
+        return iter(())
+
+
+class DocumentStep(Step):
     """A step that sees one document at a time; what it measures goes into ``document.scores`` as ``step.quantity``."""
 
     @abstractmethod
@@ -130,7 +140,7 @@ class BatchStep(DocumentStep):
         return drop or replace(document, scores={**document.scores, **scores})
 
 
-class CorpusStep(Plug):
+class CorpusStep(Step):
     """A step that chooses among all documents of all sources."""
 
     @abstractmethod

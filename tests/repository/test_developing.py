@@ -72,7 +72,9 @@ def test_the_examples_run_as_they_stand_on_the_page(copy):
     kinds = {path.split("/")[1] for path in EXAMPLES}
     assert kinds == {"ingest", "curate", "train", "evaluate"}
     explained = "tests/repository/test_story.py::test_every_key_can_be_explained"
-    family = "tests/model/compute/test_packed.py::test_a_packed_document_has_the_logits_that_it_has_alone[seed_oss-sdpa]"
+    family = (
+        "tests/model/compute/test_packed.py::test_a_packed_document_has_the_logits_that_it_has_alone[seed_oss-sdpa]"
+    )
     counts = "tests/formats/test_architecture.py"
     done = run_tests(copy, *EXAMPLES, explained, family, counts, "-rp")
     assert done.returncode == 0, done.stdout

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import Field
 
 from deepen.curate.contamination.item_index import LONG, LONG_RUN, PHRASE, SHORT, SHORT_RUNS, Index, index_of
 from deepen.curate.step import DocumentStep, Drop
-from deepen.errors import SourceError
+from deepen.errors import Problem, SourceError
 from deepen.formats.documents.documents import Document
 from deepen.formats.documents.found_items import strings_in
 from deepen.settings import Many, Share
@@ -46,6 +46,13 @@ class Decontaminate(DocumentStep):
     phrase_words: Annotated[int, Field(ge=1)] = 5
     """An item whose longest text is shorter than 8 words but has so many is looked for whole
     (``contaminated_phrase``); shorter ones cannot be told from chance and are not looked for."""
+
+    def problems(self, sources: Collection[str] | None) -> Iterator[Problem]:
+        """No test items where they are looked for."""
+        try:
+            probe_files(tuple(path for path in self.against if path != PROBES))
+        except SourceError as error:
+            yield Problem("against", error.message, error.hint or "")
 
     def apply(self, document: Document) -> Document | Drop:
         """The document with the largest share of 8-grams among its scores, or what it is contaminated with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Annotated, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from deepen.curate.passes.corpus import Corpus
 from deepen.curate.step import CorpusStep, Drops
+from deepen.errors import Problem
 from deepen.settings import BYTES_PER_TOKEN, Count
 
 _Number = Annotated[Count, Field(gt=0)]
@@ -40,6 +42,13 @@ class Limit(CorpusStep):
         if self.documents is None and self.tokens is None:
             raise ValueError("give `documents` or `tokens`")
         return self
+
+    def problems(self, sources: Collection[str] | None) -> Iterator[Problem]:
+        """Limits of sources that are not there."""
+        for key, most in (("documents", self.documents), ("tokens", self.tokens)):
+            for name in sorted(set(most) - set(sources)) if isinstance(most, dict) and sources is not None else ():
+                remedy = f"sources of this recipe: {', '.join(sources or ())}"
+                yield Problem(key, "limits no source of this recipe", remedy, name)
 
     def apply(self, corpus: Corpus, alive: npt.NDArray[np.bool_]) -> Drops:
         """What is beyond the limit, source by source."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ import numpy as np
 
 from deepen.curate.batch.columns import Batch
 from deepen.curate.step import BatchStep, Judgement
+from deepen.errors import Problem, SourceError
 from deepen.formats.documents.quarantine import read_quarantine
 from deepen.settings import Many
 
@@ -20,6 +22,14 @@ class Quarantine(BatchStep):
     use: Literal["quarantine"] = "quarantine"
     files: Many[str]
     """What `deepen quarantine` printed."""
+
+    def problems(self, sources: Collection[str] | None) -> Iterator[Problem]:
+        """Lists that cannot be read."""
+        for number, file in enumerate(self.files):
+            try:
+                read_quarantine([Path(file).expanduser()])
+            except SourceError as error:
+                yield Problem(f"files[{number}]", error.message, error.hint or "", file)
 
     def judge(self, batch: Batch) -> Judgement:
         """Which documents of the batch are on a list."""
