@@ -68,8 +68,10 @@ class Step(Plug):
     """What both kinds of steps have."""
 
     def problems(self, sources: Collection[str] | None) -> Iterator[Problem]:
-        """What the disk, and the names of the ``sources`` (None: not known), say against the settings; paths are keys of
-        the step."""
+        """What the disk and the names of the ``sources`` (None: not known) say against the settings.
+
+        Paths of problems are keys of the step.
+        """
         return iter(())
 
 
