@@ -46,8 +46,7 @@ class BestNewWithinBudget(SelectRule):
         if not measured:
             return Last().choose(candidates, budget=budget)
         best = min(measured, key=lambda index: (candidates[index].new, candidates[index].step))
-        upper = candidates[best].new_upper if candidates[best].new_upper is not None else candidates[best].new
-        if upper is None or upper >= 0:
+        if not _surely_better(candidates[best]):
             return None, argue_not_better(candidates, best, budget)
         return best, argue_choice(candidates, best, budget)
 
