@@ -62,15 +62,9 @@ class Schedule(Plug):
         warmup_steps = self.warmup.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
         return Shape(total_steps, warmup_steps, total_steps - min(warmup_steps, total_steps))
 
+    @abstractmethod
     def multiplier(self, step: int, shape: Shape) -> float:
         """Learning rate of ``step`` (from 0) as a multiple of the peak."""
-        if step + 1 <= shape.warmup_steps:
-            return (step + 1) / shape.warmup_steps
-        return self.after_warmup(step, shape)
-
-    @abstractmethod
-    def after_warmup(self, step: int, shape: Shape) -> float:
-        """The same for a step (from 0) after the warm-up."""
 
     def problems(self, *, total_steps: int, tokens_per_step: int) -> list[str]:
         """What cannot work for a run of ``total_steps``, in words."""
@@ -91,9 +85,12 @@ class Cosine(Schedule):
     floor: Factor = 0.1
     """Rate at the end: 0.1 of the peak, as in arXiv 2403.08763 and Llama 2 (2307.09288)."""
 
-    def after_warmup(self, step: int, shape: Shape) -> float:
+    def multiplier(self, step: int, shape: Shape) -> float:
         """See the class."""
-        progress = (step + 1 - shape.warmup_steps) / (shape.total_steps - shape.warmup_steps)
+        done = step + 1
+        if done <= shape.warmup_steps:
+            return done / shape.warmup_steps
+        progress = (done - shape.warmup_steps) / (shape.total_steps - shape.warmup_steps)
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -108,8 +105,10 @@ class Linear(Schedule):
     floor: Factor = 0.0
     """Rate that the line aims at: 0, as in arXiv 2502.15938."""
 
-    def after_warmup(self, step: int, shape: Shape) -> float:
+    def multiplier(self, step: int, shape: Shape) -> float:
         """See the class."""
+        if step + 1 <= shape.warmup_steps:
+            return (step + 1) / shape.warmup_steps
         progress = (step - shape.warmup_steps) / (shape.total_steps - shape.warmup_steps)
         return self.floor + (1 - self.floor) * (1 - progress)
 
@@ -126,9 +125,9 @@ class Constant(Schedule):
         warmup_steps = self.warmup.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
         return Shape(total_steps, warmup_steps, 0)
 
-    def after_warmup(self, step: int, shape: Shape) -> float:
+    def multiplier(self, step: int, shape: Shape) -> float:
         """See the class."""
-        return 1.0
+        return (step + 1) / shape.warmup_steps if step + 1 <= shape.warmup_steps else 1.0
 
 
 class WarmupStableDecay(Schedule):
@@ -155,8 +154,10 @@ class WarmupStableDecay(Schedule):
         warmup_steps = self.warmup.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step)
         return Shape(total_steps, warmup_steps, max(1, decay_steps))
 
-    def after_warmup(self, step: int, shape: Shape) -> float:
+    def multiplier(self, step: int, shape: Shape) -> float:
         """See the class."""
+        if step + 1 <= shape.warmup_steps:
+            return (step + 1) / shape.warmup_steps
         if step < shape.decay_start:
             return 1.0
         progress = (step - shape.decay_start) / shape.decay_steps
@@ -197,9 +198,11 @@ class Infinite(Schedule):
         )
         return Shape(total_steps, warmup, max(1, decay), cooldown)
 
-    def after_warmup(self, step: int, shape: Shape) -> float:
+    def multiplier(self, step: int, shape: Shape) -> float:
         """See the class."""
         done = step + 1
+        if done <= shape.warmup_steps:
+            return done / shape.warmup_steps
         if step >= shape.decay_start:
             progress = (step - shape.decay_start) / shape.decay_steps
             return float(self.constant * (self.floor / self.constant) ** progress)
