@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -115,6 +115,18 @@ def say(message: str) -> None:
     if _quiet:
         return
     plain_console(stderr=True, soft_wrap=True).print(message)
+
+
+def aligned(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
+    """Rows as lines with columns of equal width: ``num_left`` to the left, numbers after them to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < num_left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def readable(number: float) -> str:

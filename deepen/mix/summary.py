@@ -11,7 +11,7 @@ from deepen.mix.config import WORTHWHILE_EPOCHS, MixConfig
 from deepen.mix.order.build import OrderBuilder
 from deepen.mix.order.mixture import Stretch
 from deepen.mix.phases import effective_tokens
-from deepen.progress import readable
+from deepen.progress import aligned, readable
 
 _COLUMNS = ("source", "role", "tokens", "rows", "padding", "cuts", "in order", "epochs", "share")
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -35,7 +35,7 @@ def summary(counts: dict[str, Any]) -> str:
                 f"{source['order_tokens'] / total:.2%}", *shares,
             )
         )  # fmt: skip
-    text = f"mix: {_batches(phases)}\n{_aligned(lines)}"
+    text = "\n  ".join([f"mix: {_batches(phases)}", *aligned(lines, 2)])
     return text if _is_constant(phases) else f"{text}\n{_chart(counts['shares_over_time'])}"
 
 
@@ -70,18 +70,6 @@ def _chart(shares: dict[str, list[float]]) -> str:
         for name, values in shares.items()
     ]
     return "\n".join(["  shares from the first step to the last:", *lines])
-
-
-def _aligned(lines: list[tuple[str, ...]]) -> str:
-    """Columns of equal width: names to the left, numbers to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  " + "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )  # fmt: skip
 
 
 def repetition_warnings(counts: dict[str, Any]) -> Iterator[str]:

@@ -47,8 +47,7 @@ class BestNewWithinBudget(SelectRule):
             return Last().choose(candidates, budget=budget)
         best = min(measured, key=lambda index: (candidates[index].new, candidates[index].step))
         # A single document gives no interval: then the estimate itself has to be below zero.
-        upper = candidates[best].new_upper if candidates[best].new_upper is not None else candidates[best].new
-        if upper is None or upper >= 0:
+        if not _surely_better(candidates[best]):
             return None, argue_not_better(candidates, best, budget)
         return best, argue_choice(candidates, best, budget)
 

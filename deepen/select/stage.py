@@ -24,7 +24,7 @@ from deepen.formats.training.scores import (
     Choice,
     Score,
 )
-from deepen.progress import say
+from deepen.progress import aligned, say
 from deepen.select.config import RULES, SelectRule
 
 FORMAT = 3
@@ -196,10 +196,7 @@ def side_by_side(choice: Choice) -> str:
         changes = (None, None) if taken is None else (taken.new, taken.kept)
         name = one.rule + (" (asked for)" if one is choice else "")
         rows.append((name, one.title, *("-" if change is None else f"{change:+.2%}" for change in changes)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(aligned(rows, num_left=4))
 
 
 def _difference(score: Score | None) -> float | None:

@@ -20,7 +20,7 @@ from deepen.formats.documents.documents import read_tables, row_groups
 from deepen.formats.files.arrays import Array, open_array, write_array
 from deepen.formats.tokens.megatron import IndexedDataset, IndexedDatasetWriter, token_dtype
 from deepen.formats.tokens.trained import TrainedWriter, merge_trained
-from deepen.tokenize.conversations.masked import PartTurns
+from deepen.tokenize.conversations.masked import PartTurns, with_ends
 from deepen.tokenize.conversations.templates import Template
 from deepen.tokenize.encoder import Encoder, EncoderName
 from deepen.tokenize.pieces import Boundary, cut
@@ -182,19 +182,8 @@ def _is_word(data: Array) -> Array:
 
 def frame(tokens: Array, lengths: Array, vocabulary: Vocabulary) -> tuple[Array, Array]:
     """Documents with their begin token (if the tokenizer uses one) and end token around them."""
-    extra = 1 if vocabulary.begin_of_document_id is None else 2
-    framed_lengths = lengths + extra
-    framed = np.empty(len(tokens) + extra * len(lengths), dtype=token_dtype(vocabulary.size))
-    ends = np.cumsum(framed_lengths) - 1
-    # Begin and end tokens take their places; what is left over are the places of the text, in order.
-    is_text = np.ones(len(framed), dtype=bool)
-    is_text[ends] = False
-    framed[ends] = vocabulary.end_of_document_id
-    if vocabulary.begin_of_document_id is not None:
-        is_text[ends + 1 - framed_lengths] = False
-        framed[ends + 1 - framed_lengths] = vocabulary.begin_of_document_id
-    framed[is_text] = tokens
-    return framed, framed_lengths
+    begin, end = vocabulary.begin_of_document_id, vocabulary.end_of_document_id
+    return with_ends(tokens, lengths, begin, end, token_dtype(vocabulary.size))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from deepen.errors import DamageError
+from deepen.formats.documents.document_ids import DocumentIds, read_document_ids
 from deepen.formats.files.arrays import Array, open_array, write_array
 from deepen.formats.files.atomic import FileEntry
-from deepen.formats.tokens.megatron import idx_path
+from deepen.formats.tokens.megatron import IndexedDataset, idx_path
+from deepen.formats.tokens.trained import TrainedMask
 
 _BLOCK = 1 << 20
 
@@ -94,3 +96,22 @@ def write_packs(directory: Path, source: str, rows: Array, segments: Array) -> l
 def stage_with_shard(source: str, tokenize: Path, mix: Path) -> Path:
     """The stage directory with ``shards/SOURCE`` and ``documents/SOURCE.npy``; fixed rows are in ``mix``."""
     return mix if idx_path(mix / "shards" / source).is_file() else tokenize
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """What one source gives to the rows of a run."""
+
+    name: str
+    shard: IndexedDataset
+    trained: TrainedMask
+    packs: Packs
+    document_ids: DocumentIds
+
+    @classmethod
+    def open(cls, name: str, tokenize: Path, mix: Path) -> SourceFiles:
+        """Map the files of a source in the directories of both stages; the shards of fixed rows are in ``mix``."""
+        stage = stage_with_shard(name, tokenize, mix)
+        prefix = stage / "shards" / name
+        shard, ids = IndexedDataset.open(prefix), read_document_ids(stage / "documents" / f"{name}.npy")
+        return cls(name, shard, TrainedMask.open(prefix, shard), Packs.open(mix, name), ids)

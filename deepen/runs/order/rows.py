@@ -13,25 +13,12 @@ from typing import Any
 import numpy as np
 
 from deepen.errors import DamageError, RunError
-from deepen.formats.documents.document_ids import DocumentIds, read_document_ids
 from deepen.formats.files.arrays import Array
 from deepen.formats.files.json_text import ANEW
 from deepen.formats.manifest import Artifact
-from deepen.formats.tokens.megatron import IndexedDataset
 from deepen.formats.tokens.order import Order, appended_files, row_of, source_of
-from deepen.formats.tokens.packs import Packs, stage_with_shard
-from deepen.formats.tokens.trained import TrainedMask
+from deepen.formats.tokens.packs import SourceFiles
 from deepen.runs.directory import check_is_run, finished_stages, stage_directory
-
-
-@dataclass(frozen=True)
-class SourceFiles:
-    """What one source gives to the rows of a run."""
-
-    packs: Packs
-    shard: IndexedDataset
-    trained: TrainedMask
-    ids: DocumentIds
 
 
 @dataclass(frozen=True)
@@ -75,10 +62,7 @@ class OpenedOrder:
     def files(self, source: str) -> SourceFiles:
         """The files of a source, opened once."""
         if source not in self._files:
-            stage = stage_with_shard(source, self.tokenize, self.mix)
-            prefix = stage / "shards" / source
-            shard, ids = IndexedDataset.open(prefix), read_document_ids(stage / "documents" / f"{source}.npy")
-            self._files[source] = SourceFiles(Packs.open(self.mix, source), shard, TrainedMask.open(prefix, shard), ids)
+            self._files[source] = SourceFiles.open(source, self.tokenize, self.mix)
         return self._files[source]
 
     def rows_of(self, step: int) -> list[tuple[str, int]]:
@@ -106,7 +90,7 @@ class OpenedOrder:
                 first_flag = files.trained.read(following, first, 1)
                 has_loss[-1] = first_flag is None or bool(first_flag[0])
             tokens = np.asarray(files.shard.read(sequence, start, inside))
-            yield Piece(files.ids[sequence], at, start, total, tokens, has_loss)
+            yield Piece(files.document_ids[sequence], at, start, total, tokens, has_loss)
             at += inside
 
 

@@ -61,9 +61,9 @@ def trace(run: Path, document: str) -> Traced:
     places = [
         (index, source, sequence)
         for index, source in enumerate(opened.sources)
-        for sequence in find_ids(opened.files(source).ids, wanted)
+        for sequence in find_ids(opened.files(source).document_ids, wanted)
     ]
-    found = {opened.files(source).ids[sequence]: source for _, source, sequence in places}
+    found = {opened.files(source).document_ids[sequence]: source for _, source, sequence in places}
     if len(found) > 1:
         raise RunError(f"`{document}` is the beginning of {len(found)} document ids", hint="give more digits")
     if not found:

@@ -26,7 +26,7 @@ def trained_among(ids: Array, *, run: Path, num_steps: int) -> Array:
     trained: set[tuple[int, int]] = set()
     for index, source in enumerate(opened.sources):
         files = opened.files(source)
-        halves = files.ids.halves
+        halves = files.document_ids.halves
         sequences = _with_halves(halves, wanted)
         if len(sequences):
             chosen = sequences[_trained_sequences(opened, index, files.packs, num_steps, len(halves))[sequences]]

@@ -305,16 +305,22 @@ def _joined(run: Run, contents: Sequence[str]) -> str:
 
 def frame_flags(laid: Laid, *, has_begin: bool) -> Array:
     """Flags (uint8) of documents with begin and end token around them, as ``frame`` lays them."""
-    extra = 2 if has_begin else 1
-    lengths = laid.lengths + extra
-    framed = np.empty(int(lengths.sum()), dtype=np.uint8)
+    # The begin token is marked like the text behind it: 1 in plain text, 0 where only answers are learned.
+    return with_ends(laid.flags, laid.lengths, ~laid.masked if has_begin else None, laid.ends, np.uint8)[0]
+
+
+def with_ends(values: Array, lengths: Array, begin: Any, end: Any, dtype: Any) -> tuple[Array, Array]:
+    """The values of documents with ``begin`` (None: nothing) and ``end`` around each, which are one value for all or
+    one for each document; and their lengths."""
+    lengths = lengths + (1 if begin is None else 2)
+    laid = np.empty(int(lengths.sum()), dtype=dtype)
     ends = np.cumsum(lengths) - 1
-    is_text = np.ones(len(framed), dtype=bool)
-    is_text[ends] = False
-    framed[ends] = laid.ends
-    if has_begin:
-        is_text[ends + 1 - lengths] = False
-        # The begin token is marked like the text behind it: 1 in plain text, 0 where only answers are learned.
-        framed[ends + 1 - lengths] = ~laid.masked
-    framed[is_text] = laid.flags
-    return framed
+    # Begin and end take their places; what is left over are the places of the document, in order.
+    is_inside = np.ones(len(laid), dtype=bool)
+    is_inside[ends] = False
+    laid[ends] = end
+    if begin is not None:
+        is_inside[ends + 1 - lengths] = False
+        laid[ends + 1 - lengths] = begin
+    laid[is_inside] = values
+    return laid, lengths

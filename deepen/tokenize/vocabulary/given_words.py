@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from deepen.errors import DeepenError
 from deepen.tokenize.vocabulary.base_model import SPACE, BaseModel
-from deepen.tokenize.vocabulary.growth import Growth, Merge
+from deepen.tokenize.vocabulary.growth import Growth, Merge, cut_around
 
 
 def read_words(file: Path) -> list[str]:
@@ -93,7 +93,7 @@ class _Maker:
     def _split(self, word: str) -> list[str]:
         """The word's pieces by all merges so far; a character that the base has only as bytes is one piece."""
         pieces: list[str] = []
-        for part in self._around_lacking(word):
+        for part in cut_around(word, lambda character: character not in self._base.vocabulary):
             whole = len(part) == 1 and part not in self._base.vocabulary and not part.isascii()
             ids = self._base.encode_words([part])[0]
             pieces += [part] if whole and not self._base.is_byte_level else [self._by_id[number] for number in ids]
@@ -104,12 +104,3 @@ class _Maker:
                 return pieces
             at = ranks.index(best)
             pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
-
-    def _around_lacking(self, word: str) -> Iterator[str]:
-        begin = 0
-        for at, character in enumerate(word):
-            if character not in self._base.vocabulary:
-                yield from filter(None, (word[begin:at], character))
-                begin = at + 1
-        if word[begin:]:
-            yield word[begin:]

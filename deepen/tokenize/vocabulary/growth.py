@@ -7,7 +7,7 @@ done before any new one, and a text changes only where a new token stands in it 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +68,7 @@ def _symbols(base: BaseModel, counts: Counter[str]) -> _Symbols:
     names: dict[str, int] = {}
     by_id = {number: token for token, number in base.vocabulary.items()}
     pieces: list[list[str]] = []
-    whole = [_parts(word, lacking) for word in words] if lacking else [[word] for word in words]
+    whole = [cut_around(word, lacking.__contains__) for word in words] if lacking else [[word] for word in words]
     encoded = iter(base.encode_words([part for parts in whole for part in parts if part not in lacking]))
     for parts in whole:
         row: list[str] = []
@@ -99,11 +99,11 @@ def _lacking(base: BaseModel, words: Sequence[str]) -> dict[str, int]:
     return {character: len(character.encode()) - 1 if base.byte_fallback else 1 for character in lacking}
 
 
-def _parts(word: str, lacking: dict[str, int]) -> list[str]:
+def cut_around(word: str, is_lacking: Callable[[str], bool]) -> list[str]:
     """A word cut around the characters that the vocabulary lacks: merges never cross them."""
     parts, begin = [], 0
     for at, character in enumerate(word):
-        if character in lacking:
+        if is_lacking(character):
             parts += [word[begin:at]] * (at > begin) + [character]
             begin = at + 1
     return parts + [word[begin:]] * (len(word) > begin)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from deepen.progress import readable
+from deepen.progress import aligned, readable
 
 _COLUMNS = ("source", "language", "tokens per", "bytes/token", "chars/token", "split", "bytes", "lost", "x English")
 _SHOWN_WORDS = 5
@@ -19,7 +19,7 @@ def rendered(report: Mapping[str, Any]) -> str:
     lines = [
         f"vocabulary of {report['vocabulary_size']:,}; English: {english['fertility']:.2f} tokens per word in "
         f"{english['measured_on']}",
-        *_aligned(rows),
+        *(f"  {line}" for line in aligned(rows, 3)),
         *(_words(source) for source in report["sources"] if source["fragmented"] and source["role"] == "domain"),
         f"verdict: {report['verdict']} ({report['reason']})",
     ]
@@ -60,14 +60,3 @@ def _costs(cost: Mapping[str, float]) -> list[str]:
     even = cost.get("break_even_tokens")
     parts.append(f"pays after {readable(even)} old tokens" if even is not None else "costs more compute than it saves")
     return ["cost: " + "; ".join(parts)]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(
-            cell.ljust(width) if column < 3 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepen.formats.documents.documents import read_tables
+from deepen.formats.documents.documents import read_tables, row_groups
 from deepen.formats.files.parquet import opened_parquet
 from deepen.tokenize.vocabulary.report import Sample
 
@@ -25,7 +25,7 @@ def sample_source(name: str, role: str, files: Sequence[Path], most_bytes: int =
 
     The same documents give the same sample. Of a document the first 20,000 characters are taken.
     """
-    groups = [(path, at) for path in files for at in range(_num_row_groups(path))]
+    groups = [(path, at) for path in files for at in range(len(row_groups(path)))]
     stride = max(1, -(-len(groups) // _ROW_GROUPS))  # rounded up: no more than so many groups, spread to the end
     chosen = groups[::stride]
     texts: dict[str | None, list[str]] = {}
@@ -33,11 +33,6 @@ def sample_source(name: str, role: str, files: Sequence[Path], most_bytes: int =
         for language, text in _rows(path, at, most_bytes // max(1, len(chosen))):
             texts.setdefault(language, []).append(text)
     return [Sample(name, role, language, tuple(texts[language])) for language in sorted(texts, key=lambda x: x or "")]
-
-
-def _num_row_groups(path: Path) -> int:
-    with opened_parquet(path) as file:
-        return int(file.num_row_groups)
 
 
 def _rows(path: Path, row_group: int, most_bytes: int) -> list[tuple[str | None, str]]:

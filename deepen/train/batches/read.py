@@ -12,12 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deepen.formats.documents.document_ids import DocumentIds, read_document_ids
 from deepen.formats.files.arrays import Array
-from deepen.formats.tokens.megatron import IndexedDataset
 from deepen.formats.tokens.order import Order, row_of, source_of
-from deepen.formats.tokens.packs import Packs, stage_with_shard
-from deepen.formats.tokens.trained import TrainedMask
+from deepen.formats.tokens.packs import SourceFiles
 
 IGNORED = -100
 """Label of a position that carries no loss."""
@@ -43,29 +40,18 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class SourceData:
-    """What one source gives to training."""
-
-    name: str
-    shard: IndexedDataset
-    trained: TrainedMask
-    packs: Packs
-    document_ids: DocumentIds
-
-
-@dataclass(frozen=True)
 class Batches:
     """All batches of a run."""
 
     order: Order
-    sources: tuple[SourceData, ...]
+    sources: tuple[SourceFiles, ...]
     """By source index."""
 
     @classmethod
     def open(cls, tokenize_directory: Path, mix_directory: Path, *extra_segments: Path) -> Batches:
         """Map the shards of a tokenize directory, and the fixed rows, packs and order of a mix directory."""
         order = Order.open(mix_directory, *extra_segments)
-        return cls(order, tuple(_open_source(name, tokenize_directory, mix_directory) for name in order.sources))
+        return cls(order, tuple(SourceFiles.open(name, tokenize_directory, mix_directory) for name in order.sources))
 
     @property
     def sequence_length(self) -> int:
@@ -107,15 +93,7 @@ class Batches:
         return list(names)
 
 
-def _open_source(name: str, tokenize_directory: Path, mix_directory: Path) -> SourceData:
-    stage = stage_with_shard(name, tokenize_directory, mix_directory)
-    prefix = stage / "shards" / name
-    shard = IndexedDataset.open(prefix)
-    ids = read_document_ids(stage / "documents" / f"{name}.npy")
-    return SourceData(name, shard, TrainedMask.open(prefix, shard), Packs.open(mix_directory, name), ids)
-
-
-def _fill_row(batch: Batch, index: int, source: SourceData, row: int, counting_T: Array) -> None:
+def _fill_row(batch: Batch, index: int, source: SourceFiles, row: int, counting_T: Array) -> None:
     """Copy the pieces of one packed row into row ``index`` of the batch."""
     at = 0
     for sequence, start, length in source.packs.row(row).tolist():
@@ -145,7 +123,7 @@ def _mask(batch: Batch, index: int, at: int, flags: Array | None) -> None:
     batch.masked_B[index] += int(masked.sum())
 
 
-def _join_row(batch: Batch, index: int, source: SourceData, row: int, counting_T: Array) -> None:
+def _join_row(batch: Batch, index: int, source: SourceFiles, row: int, counting_T: Array) -> None:
     """Make one text of row ``index``: positions count through, and a document's last label begins the next one."""
     at = 0
     for sequence, start, length in source.packs.row(row).tolist():

@@ -64,8 +64,7 @@ class StateCopy:
         return replace(snapshot, weights=weights, optimizer=optimizer)
 
     def _target(self, tensor: Tensor, offset: int) -> Tensor:
-        size = tensor.numel() * tensor.element_size()
-        return self._block[offset : offset + size].view(tensor.dtype).view(tensor.shape)
+        return self._block[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
 
     def _reserve(self, num_bytes: int, *, pin: bool) -> None:
         """Make the block large enough. PyTorch's own pinned memory is rounded up to a power of two; ours is not."""
@@ -91,8 +90,7 @@ def _cuda_runtime() -> Any:
 
 
 def _padded(tensor: Tensor) -> int:
-    size = tensor.numel() * tensor.element_size()
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+    return -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _block_bytes(snapshot: Snapshot) -> int:

@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from deepen.errors import TrainingError
 from deepen.formats.training.checkpoints import CheckpointInfo, list_checkpoints
 from deepen.progress import readable, say
@@ -35,10 +33,10 @@ class DiskRoom:
 def room_needed(run: Run, save: Save) -> DiskRoom:
     """An estimate from sizes in memory: moments are two numbers for each one that is trained."""
     snapshot = snapshot_of(run.trainee.model.model, run.trainee.optimizer, {"step": 0}, Marks())
-    weights = sum(_num_bytes(tensor) for tensor in snapshot.weights.values())
+    weights = sum(tensor.nbytes for tensor in snapshot.weights.values())
     groups = run.trainee.optimizer.param_groups
     # Not from the optimizer's state, which is empty until the first step.
-    moments = 2 * sum(_num_bytes(parameter) for group in groups for parameter in group["params"])
+    moments = 2 * sum(parameter.nbytes for group in groups for parameter in group["params"])
     one, calendar, total = weights + moments, run.calendar, run.shape.total_steps
     lasting, evaluates = _multiples(calendar.milestone_every, total), run.hooks.is_scored
     if evaluates and calendar.evaluated_stay:
@@ -59,10 +57,6 @@ def _num_waiting(run: Run) -> int:
 def _multiples(every: int | None, end: int) -> set[int]:
     # Without the last step: its checkpoint is the newest, and counted there.
     return set(range(every, end, every)) if every else set()
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def check_room(

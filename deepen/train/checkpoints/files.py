@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from deepen.formats.files.atomic import sync_directory, write_json
+from deepen.formats.files.atomic import FileEntry, sync_directory, write_json
 from deepen.formats.files.records import keeps_records
 from deepen.formats.manifest import MANIFEST
 from deepen.formats.training.checkpoints import (
@@ -69,7 +69,7 @@ class Snapshot:
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
         tensors = (*self.weights.values(), *self.optimizer.values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for tensor in tensors)
 
 
 def snapshot_of(model: PreTrainedModel, optimizer: AdamW, state: Mapping[str, Any], marks: Marks) -> Snapshot:
@@ -80,26 +80,36 @@ def snapshot_of(model: PreTrainedModel, optimizer: AdamW, state: Mapping[str, An
 
 def write_checkpoint(directory: Path, snapshot: Snapshot) -> CheckpointInfo:
     """Write a snapshot into ``directory`` (``train/checkpoints``); an equal one is replaced."""
-    step = int(snapshot.state["step"])
-    final = CheckpointInfo(step, directory / checkpoint_name(step))
-    temporary = final.path.with_name(final.path.name + ".tmp")
+    final, temporary = places_of(directory, snapshot)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     files = (
         write_tensors(temporary / WEIGHTS, snapshot.weights),
         write_tensors(temporary / OPTIMIZER, snapshot.optimizer),
-        write_json(temporary / STATE, dict(snapshot.state)),
     )
+    commit_checkpoint(temporary, final, snapshot, files)
+    return final
+
+
+def places_of(directory: Path, snapshot: Snapshot) -> tuple[CheckpointInfo, Path]:
+    """Where the checkpoint of a snapshot will lie, and where it is built."""
+    step = int(snapshot.state["step"])
+    name = checkpoint_name(step)
+    return CheckpointInfo(step, directory / name), directory / f"{name}.tmp"
+
+
+def commit_checkpoint(temporary: Path, final: CheckpointInfo, snapshot: Snapshot, tensors: Sequence[FileEntry]) -> None:
+    """All files of ``tensors`` being there, add state and manifest, and give the directory its name."""
+    files = (*tensors, write_json(temporary / STATE, dict(snapshot.state)))
     manifest = CheckpointManifest(
-        step=step, fingerprint=str(snapshot.state["fingerprint"]), files=files, **asdict(snapshot.marks)
+        step=final.step, fingerprint=str(snapshot.state["fingerprint"]), files=files, **asdict(snapshot.marks)
     )
     write_json(temporary / MANIFEST, manifest.model_dump(mode="json"))
     if final.path.exists():  # left by an earlier start: a directory cannot be renamed onto a full one
         remove_checkpoint(final)
     temporary.replace(final.path)
     # A rename is lost when power fails unless the directory is synced, too.
-    sync_directory(directory)
-    return final
+    sync_directory(final.path.parent)
 
 
 def save_checkpoint(

@@ -64,10 +64,11 @@ def self_test(run: Run) -> None:
 def digests(snapshot: Snapshot) -> dict[str, str]:
     """A hash of the bytes, shape and precision of every tensor, or of what this process has of it."""
     tensors = {**snapshot.weights, **{f"optimizer/{name}": tensor for name, tensor in snapshot.optimizer.items()}}
-    return {name: _digest(local_part(tensor)) for name, tensor in tensors.items()}
+    return {name: digest_of(local_part(tensor)) for name, tensor in tensors.items()}
 
 
-def _digest(tensor: Tensor) -> str:
+def digest_of(tensor: Tensor) -> str:
+    """A hash of the bytes, shape and precision of one tensor."""
     # Compared as bytes: NaN equals itself then, and -0.0 is not 0.0.
     plain = tensor.cpu().contiguous().reshape(-1)
     hashed = xxhash.xxh3_128_hexdigest(plain.view(torch.uint8).numpy().data) if plain.numel() else ""

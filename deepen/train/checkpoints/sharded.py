@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -21,24 +21,22 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from deepen.errors import TrainingError
-from deepen.formats.files.atomic import FileEntry, sync_directory, sync_file, write_bytes, write_json
-from deepen.formats.manifest import MANIFEST
-from deepen.formats.training.checkpoints import (
-    LAYOUT,
-    OPTIMIZER,
-    STATE,
-    WEIGHTS,
-    CheckpointInfo,
-    CheckpointManifest,
-    checkpoint_name,
-    remove_checkpoint,
-)
+from deepen.formats.files.atomic import FileEntry, sync_file, write_bytes
+from deepen.formats.training.checkpoints import LAYOUT, OPTIMIZER, WEIGHTS, CheckpointInfo
 from deepen.formats.training.roles import prune
 from deepen.model.weights.pieces import Box, Described, Piece, layout_of, local_box, local_part
 from deepen.model.weights.tensor_files import write_tensors
 from deepen.parallel.process import Process
 from deepen.parallel.processes.gang import process_name
-from deepen.train.checkpoints.files import Keeping, Marks, Snapshot, own_random_state, snapshot_of
+from deepen.train.checkpoints.files import (
+    Keeping,
+    Marks,
+    Snapshot,
+    commit_checkpoint,
+    own_random_state,
+    places_of,
+    snapshot_of,
+)
 
 _PATIENCE = 3
 """How often ``mesh.timeout_seconds`` the fastest disk waits for the slowest."""
@@ -118,9 +116,7 @@ class Shards:
     def write_into(self, directory: Path, snapshot: Snapshot, metrics: Path | None = None) -> CheckpointInfo:
         """Write a snapshot together with the others, and nothing else; ``metrics`` is on the disk before it is."""
         snapshot = cast(SharedSnapshot, snapshot)
-        step = int(snapshot.state["step"])
-        final = directory / checkpoint_name(step)
-        aside = final.with_name(final.name + ".tmp")
+        final, aside = places_of(directory, snapshot)
         written = self._on_all(lambda: self._write_mine(aside, snapshot))
         # All parts are on the disk from here on; before, a manifest would name what may never be written.
         entries = [entry for found in written for entry in found]
@@ -133,7 +129,7 @@ class Shards:
             return ()
 
         self._on_all(commit)
-        return CheckpointInfo(step, final)
+        return final
 
     def _write_mine(self, aside: Path, snapshot: SharedSnapshot) -> tuple[FileEntry, ...]:
         aside.mkdir(parents=True, exist_ok=True)
@@ -212,23 +208,9 @@ def _described(
     return found
 
 
-def _commit(aside: Path, final: Path, snapshot: SharedSnapshot, entries: Sequence[FileEntry]) -> None:
+def _commit(aside: Path, final: CheckpointInfo, snapshot: SharedSnapshot, entries: Sequence[FileEntry]) -> None:
     """All parts being there, add what one process writes for all, and give the directory its name."""
     assert snapshot.layout is not None, "a shared snapshot knows where its tensors go"
     described = {file: layout_of(tensors) for file, tensors in snapshot.layout.items()}
-    files = (
-        *entries,
-        write_bytes(aside / LAYOUT, json.dumps({"files": described}, separators=(",", ":")).encode()),
-        write_json(aside / STATE, dict(snapshot.state)),
-    )
-    manifest = CheckpointManifest(
-        step=int(snapshot.state["step"]),
-        fingerprint=str(snapshot.state["fingerprint"]),
-        files=files,
-        **asdict(snapshot.marks),
-    )
-    write_json(aside / MANIFEST, manifest.model_dump(mode="json"))
-    if final.exists():
-        remove_checkpoint(CheckpointInfo(manifest.step, final))
-    aside.replace(final)
-    sync_directory(final.parent)
+    layout = write_bytes(aside / LAYOUT, json.dumps({"files": described}, separators=(",", ":")).encode())
+    commit_checkpoint(aside, final, snapshot, (*entries, layout))

@@ -24,7 +24,7 @@ from deepen.train.checkpoints.files import load_checkpoint
 from deepen.train.faults.divergence import LossTrend
 from deepen.train.faults.order_changes import ORDER, describe_changes
 from deepen.train.faults.spikes import RecentSteps
-from deepen.train.run import CHECKPOINTS, METRICS, Run
+from deepen.train.run import CHECKPOINTS, METRICS, Progress, Run
 
 ROLLED_BACK = "rolled_back.jsonl"
 
@@ -139,16 +139,20 @@ def _rewind(run: Run, decision: Decision) -> Run:
     # Loading sets what is stored: moments of a weight that had none then must not stay.
     run.trainee.optimizer.state.clear()
     load_checkpoint(info, run.trainee.model.model, run.trainee.optimizer, run.trainee.process.rank)
-    progress = run.progress
-    # What a checkpoint remembers goes back. `saved_step`, `judged_step` and the clock stay: they tell what was done.
+    restore(run.progress, run.names, state)
+    return pass_over(in_force(run), decision)
+
+
+def restore(progress: Progress, names: tuple[str, ...], state: dict[str, Any]) -> None:
+    """Put ``progress`` back to where a checkpoint's ``state.json`` says that it was; clock and saves stay:
+    ``saved_step``, ``judged_step`` and the time tell what was done."""
     for name in ("step", "batch_index", "skipped_steps", "skips_in_a_row", "last_loss"):
         setattr(progress, name, state[name])
-    progress.counts = counts_from_json(run.names, state["sources"])
+    progress.counts = counts_from_json(names, state["sources"])
     progress.recent = RecentSteps.from_json(progress.recent.window, state["recent"])
     progress.trend = LossTrend.from_json(state.get("trend"))
     progress.rate_factor = state.get("rate_factor", 1.0)
     progress.penalty_factors = state.get("penalty_factors", {})
-    return pass_over(in_force(run), decision)
 
 
 def pass_over(run: Run, rewind: Decision) -> Run:

@@ -64,6 +64,6 @@ def _base(trainee: Trainee, job: StageJob, base: ResolvedBase) -> LossModel:
     model.to(trainee.device).eval().requires_grad_(False)
     loss_model = LossModel(model).eval()
     choose_kernels(loss_model, trainee.compute, trainee.process, trainee.precision)
-    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
     say(f"train: predictions on replay are held near the base's, whose copy takes {readable(num_bytes)} bytes")
     return loss_model

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
 
+from deepen.model.weights.pieces import local_part
 from deepen.parallel.shards.gradients import mesh_of
 from deepen.train.config import TrainConfig
 
@@ -111,7 +111,7 @@ def _move(
     assert parameter.grad is not None, "only parameters with gradients move"
     tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
     # A gradient may lie in memory in another order than its weight, and flat views must line up.
-    flat = [_local(tensor).view(-1) for tensor in (tensors[0], tensors[1].contiguous(), *tensors[2:])]
+    flat = [local_part(tensor).view(-1) for tensor in (tensors[0], tensors[1].contiguous(), *tensors[2:])]
     for begin in range(0, len(flat[0]), _NUMBERS_AT_ONCE):
         part = slice(begin, begin + _NUMBERS_AT_ONCE)
         _adamw_(flat[0][part], flat[1][part], (flat[2][part], flat[3][part]), group, step, random)
@@ -151,8 +151,3 @@ def round_stochastically_(values: Tensor, random: torch.Generator) -> Tensor:
     bits += torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=random)
     bits &= -(1 << 16)
     return values
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

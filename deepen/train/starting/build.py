@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from deepen.parallel.process import Process, resolve_precision, set_up
 from deepen.parallel.spread import spread
 from deepen.progress import readable, say
 from deepen.settings import Interval
-from deepen.train.batches.counts import SourceCounts, counts_from_json
+from deepen.train.batches.counts import SourceCounts
 from deepen.train.batches.prefetch import Prefetch
 from deepen.train.batches.read import Batches
 from deepen.train.beside.flops import Flops, flops_of
@@ -44,8 +44,7 @@ from deepen.train.checkpoints.files import Keeping, load_checkpoint, remove_late
 from deepen.train.checkpoints.saving import Saver, write_and_prune
 from deepen.train.checkpoints.sharded import Shards
 from deepen.train.config import TrainConfig, base_rates, new_rows_steps, num_steps, rows_per_batch
-from deepen.train.faults.actions import forget_rolled_back, in_force, remove_rolled_back, set_aside
-from deepen.train.faults.divergence import LossTrend
+from deepen.train.faults.actions import forget_rolled_back, in_force, remove_rolled_back, restore, set_aside
 from deepen.train.faults.order_changes import changes_in_force, describe_changes
 from deepen.train.faults.spikes import RecentSteps, SkipSpikes
 from deepen.train.retention.build import build_penalties
@@ -162,8 +161,11 @@ def _model(settled: _Settled, sequence_length: int, *, resumes: bool) -> tuple[L
 def _trainee(settled: _Settled, loss_model: LossModel, found: CheckpointInfo | None) -> tuple[Trainee, NewRowsFirst]:
     """The model with its optimizer, and how the run begins."""
     config, job, model = settled.config, settled.job, loss_model.model
+    multiples = config.rate_multiples
     # After spreading, which puts other parameters in place: the old ones would be moved for nobody.
-    everything = _optimizer(config, model)
+    everything = build_optimizer(
+        model, config, rate_multiples(model, embeddings=multiples.embeddings, head=multiples.head)
+    )
     trainee = Trainee(
         model=loss_model,
         optimizer=everything,
@@ -175,7 +177,7 @@ def _trainee(settled: _Settled, loss_model: LossModel, found: CheckpointInfo | N
     )
     # Before new rows go first, which freezes the rest, and before a checkpoint is loaded.
     penalties = build_penalties(config.retention, trainee, job, settled.base, settled.batches)
-    optimizer, new_rows = _new_rows_first(config, job, settled.resolved, everything, model, found)
+    optimizer, new_rows = _new_rows_first(settled, everything, model, found)
     return replace(trainee, optimizer=optimizer, hold=new_rows.hold, penalties=penalties), new_rows
 
 
@@ -184,11 +186,6 @@ def _tokens_per_byte(counts: dict[str, Any]) -> float:
     whole = "targets" not in counts
     targets, num_bytes = (counts["tokens"], counts["bytes"]) if whole else (counts["targets"], counts["target_bytes"])
     return float(targets / max(1, num_bytes))
-
-
-def _optimizer(config: TrainConfig, model: PreTrainedModel) -> AdamW:
-    multiples = config.rate_multiples
-    return build_optimizer(model, config, rate_multiples(model, embeddings=multiples.embeddings, head=multiples.head))
 
 
 def _parts(config: TrainConfig, model: PreTrainedModel) -> None:
@@ -258,10 +255,7 @@ def _resolve(config: TrainConfig, job: StageJob, base: ResolvedBase, process: Pr
         )
     shape = config.schedule.shape(total_steps=num_steps(config), tokens_per_step=config.batch_tokens)
     resolved = Resolved(
-        total_steps=shape.total_steps,
-        warmup_steps=shape.warmup_steps,
-        decay_steps=shape.decay_steps,
-        cooldown_steps=shape.cooldown_steps,
+        **asdict(shape),
         peak_learning_rate=peak,
         precision=resolve_precision(config.precision, process.device),
         new_rows_steps=_new_rows_steps(config, job),
@@ -284,20 +278,16 @@ def _calendar(config: TrainConfig, evaluate_every: Interval | None) -> Calendar:
 
 
 def _new_rows_first(
-    config: TrainConfig,
-    job: StageJob,
-    resolved: Resolved,
-    everything: AdamW,
-    model: PreTrainedModel,
-    found: CheckpointInfo | None,
+    settled: _Settled, everything: AdamW, model: PreTrainedModel, found: CheckpointInfo | None
 ) -> tuple[AdamW, NewRowsFirst]:
     """The optimizer that a run is at, and how it begins. A checkpoint of the last step of that time still holds the
     new rows' moments: everything moves from the step after it."""
-    steps, file = resolved.new_rows_steps, new_rows_file(job.inputs["tokenize"].path)
-    if steps == 0 or file is None or (found is not None and found.step > steps):
-        return everything, NewRowsFirst(steps, config.new_rows_learning_rate)
+    file = new_rows_file(settled.job.inputs["tokenize"].path)
+    first = NewRowsFirst(settled.resolved.new_rows_steps, settled.config.new_rows_learning_rate)
+    if first.steps == 0 or file is None or (found is not None and found.step > first.steps):
+        return everything, first
     hold = RowHold(model, new_row_ids(file), everything)
-    return hold.optimizer, NewRowsFirst(steps, config.new_rows_learning_rate, hold)
+    return hold.optimizer, replace(first, hold=hold)
 
 
 def _new_rows_steps(config: TrainConfig, job: StageJob) -> int:
@@ -364,23 +354,13 @@ def _resume(
     job: StageJob, trainee: Trainee, names: tuple[str, ...], found: CheckpointInfo | None, recent: RecentSteps
 ) -> Progress:
     """Load the checkpoint ``found``, if any; ``recent`` is empty and filled with what it remembers."""
+    progress = Progress([SourceCounts() for _ in names], recent=recent)
     if found is None:
-        return Progress([SourceCounts() for _ in names], recent=recent)
+        return progress
     last = max(read_records(job.out / METRICS), key=lambda record: record["step"], default={})
     state = load_checkpoint(found, trainee.model.model, trainee.optimizer, trainee.process.rank)
     say(f"resuming after step {found.step}")
-    return Progress(
-        counts=counts_from_json(names, state["sources"]),
-        step=state["step"],
-        batch_index=state["batch_index"],
-        skipped_steps=state["skipped_steps"],
-        skips_in_a_row=state["skips_in_a_row"],
-        last_loss=state["last_loss"],
-        recent=RecentSteps.from_json(recent.window, state["recent"]),
-        trend=LossTrend.from_json(state.get("trend")),
-        rate_factor=state.get("rate_factor", 1.0),
-        penalty_factors=state.get("penalty_factors", {}),
-        judged_step=state.get("judged_step", 0),
-        saved_step=found.step,
-        elapsed_seconds=last.get("elapsed_seconds", 0.0),
-    )
+    restore(progress, names, state)
+    progress.judged_step, progress.saved_step = state.get("judged_step", 0), found.step
+    progress.elapsed_seconds = last.get("elapsed_seconds", 0.0)
+    return progress

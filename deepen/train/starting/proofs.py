@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import xxhash
 
+from deepen.formats.files.arrays import Array
 from deepen.formats.training.checkpoints import CheckpointInfo
 from deepen.model.weights.load import unique_weights
 from deepen.train.batches.read import Batch
 from deepen.train.checkpoints.files import load_checkpoint, save_checkpoint
+from deepen.train.checkpoints.self_test import digest_of
 from deepen.train.run import Run
 from deepen.train.step import Trainee, train_step
 
@@ -127,16 +127,12 @@ def _step(trainee: Trainee, run: Run, number: int) -> None:
 
 def digest(trainee: Trainee) -> dict[str, str]:
     """A hash of every tensor of the model."""
-    weights = unique_weights(trainee.model.model)
-    return {
-        name: xxhash.xxh3_128_hexdigest(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        for name, tensor in weights.items()
-    }
+    return {name: digest_of(tensor.detach()) for name, tensor in unique_weights(trainee.model.model).items()}
 
 
 def first_rows(batch: Batch, rows: int = _ROWS) -> Batch:
     """The first rows of a batch; enough for a proof, and little enough for a laptop."""
-    return Batch(**{field.name: getattr(batch, field.name)[:rows] for field in fields(batch)})
+    return _changed(batch, lambda values: values[:rows])
 
 
 def _row_of_many(run: Run) -> tuple[Batch, int | None]:
@@ -149,18 +145,21 @@ def _row_of_many(run: Run) -> tuple[Batch, int | None]:
     return batch, None
 
 
-def _pieces(documents_T: npt.NDArray[Any]) -> list[tuple[int, int]]:
+def _pieces(documents_T: Array) -> list[tuple[int, int]]:
     """Where the documents of a row begin and end; padding left out."""
     edges = [0, *(np.flatnonzero(np.diff(documents_T)) + 1).tolist(), len(documents_T)]
     return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if documents_T[a] >= 0]
 
 
 def _cut(batch: Batch, begin: int, end: int) -> Batch:
-    cut = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return Batch(**{name: value[:, begin:end] if value.ndim == 2 else value for name, value in cut.items()})
+    return _changed(batch, lambda values: values[:, begin:end] if values.ndim == 2 else values)
 
 
-def _nll(run: Run, batch: Batch, row: int) -> npt.NDArray[Any]:
+def _changed(batch: Batch, change: Callable[[Array], Array]) -> Batch:
+    return Batch(**{field.name: change(getattr(batch, field.name)) for field in fields(batch)})
+
+
+def _nll(run: Run, batch: Batch, row: int) -> Array:
     """Nats per position of one row in float32, 0 where there is no label."""
     model, device = run.trainee.model, run.trainee.device
     training = model.training
