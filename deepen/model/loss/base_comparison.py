@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from deepen.model.loss.kernels import (
-    IGNORED,
-)
-
-if TYPE_CHECKING:
-    from deepen.model.loss.closeness import BaseOutput, Closeness
+from deepen.model.loss.closeness import BaseOutput, Closeness
+from deepen.model.loss.kernels import IGNORED
 from deepen.model.loss.model import LossModel
 
 
@@ -29,6 +23,7 @@ def compare_with(
     rows = counts_BT.any(1)
     if not bool(rows.any()):
         return None
+    # Whole rows, since tokens need their past; its head then sees only those that are compared.
     hidden_ND = base.hidden(tokens_BT[rows], positions_BT[rows]).flatten(0, 1)
     hidden_KD = hidden_ND[counts_BT[rows].flatten()]
     output = BaseOutput(hidden_KD, base.model.get_output_embeddings(), base.loss.rules)
