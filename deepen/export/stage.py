@@ -7,7 +7,6 @@ kill therefore leaves at most some of the final files, and the next run makes th
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -20,7 +19,7 @@ from deepen.export.chosen import chosen_checkpoint, chosen_model
 from deepen.export.config import ExportConfig
 from deepen.export.taken_over import CARD, LINEAGE, MODEL, model_mark, said_of, taken_over
 from deepen.formats.documents.documents import read_tables
-from deepen.formats.files.atomic import FileEntry, entry_of, sync_directory, write_bytes
+from deepen.formats.files.atomic import FileEntry, entry_of, sync_directory, sync_file, write_bytes
 from deepen.formats.files.json_text import read_model
 from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.tokens.extension import read_extension
@@ -187,12 +186,8 @@ def _put_in_place(aside: Path, out: Path) -> list[FileEntry]:
     for file in sorted(path for path in aside.rglob("*") if path.is_file()):
         target = out / file.relative_to(aside)
         target.parent.mkdir(exist_ok=True)
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            # Before the rename: after a power failure a name must not stand for bytes that never came.
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        # Before the rename: after a power failure a name must not stand for bytes that never came.
+        sync_file(file)
         entries.append(entry_of(file.replace(target), out, "sha256"))
         sync_directory(target.parent)
     shutil.rmtree(aside)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deepen.model.compute.copies import shared_out
-from deepen.model.loss.model import LossModel
+from deepen.model.loss.model import LossModel, evaluating
 
 _TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 65_536}
 """Rows x (prompt and answer) whose keys and values are held at a time."""
@@ -51,16 +51,12 @@ def generate(model: LossModel, prompts: Sequence[list[int]], decoding: Decoding)
     order = sorted(range(len(kept)), key=lambda index: -len(kept[index]))
     answers: list[list[int]] = [[] for _ in kept]
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         batches = list(_batches(order, kept, decoding.max_new_tokens, _TOKENS_PER_BATCH[device.type]))
         written = shared_out(model, lambda member, rows: _answers(member, kept, rows, decoding), batches)
         for rows, found in zip(batches, written, strict=True):
             for index, answer in zip(rows, found, strict=True):
                 answers[index] = answer
-    finally:
-        model.train(was_training)
     return answers
 
 

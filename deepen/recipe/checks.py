@@ -49,18 +49,15 @@ class Sections:
     export: ExportConfig | None = None
 
 
+_ROOMS = {
+    "curate": CurateConfig, "tokenize": TokenizeConfig, "mix": MixConfig, "train": TrainConfig,
+    "evaluate": EvaluateConfig, "export": ExportConfig,
+}  # fmt: skip
+
+
 def sections_of(recipe: Recipe) -> Sections:
     """All parts of a valid recipe."""
-    return Sections(
-        base=recipe.base,
-        sources=recipe.ingest.sources,
-        curate=recipe.curate,
-        tokenize=recipe.tokenize,
-        mix=recipe.mix,
-        train=recipe.train,
-        evaluate=recipe.evaluate,
-        export=recipe.export,
-    )
+    return Sections(recipe.base, recipe.ingest.sources, **{name: getattr(recipe, name) for name in _ROOMS})
 
 
 def salvage(data: Mapping[str, Any], wrong: Iterable[Key]) -> Sections:
@@ -73,12 +70,7 @@ def salvage(data: Mapping[str, Any], wrong: Iterable[Key]) -> Sections:
     return Sections(
         base=_valid(BaseSetting, data.get("base")),
         sources=tuple(_valid(Source, source) for source in sources) if isinstance(sources, list) else (),
-        curate=_valid(CurateConfig, data.get("curate", {})),
-        tokenize=_valid(TokenizeConfig, data.get("tokenize", {})),
-        mix=_valid(MixConfig, data.get("mix", {})),
-        train=_valid(TrainConfig, data.get("train", {})),
-        evaluate=_valid(EvaluateConfig, data.get("evaluate", {})),
-        export=_valid(ExportConfig, data.get("export", {})),
+        **{name: _valid(kind, data.get(name, {})) for name, kind in _ROOMS.items()},
     )
 
 

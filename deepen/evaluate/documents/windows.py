@@ -28,7 +28,7 @@ from tokenizers import Encoding, Tokenizer
 from deepen.evaluate.documents.likelihoods import table_of
 from deepen.evaluate.documents.material import Material
 from deepen.model.compute.copies import shared_out
-from deepen.model.loss.model import LossModel
+from deepen.model.loss.model import LossModel, evaluating
 from deepen.model.weights.load import load_tokenizer
 from deepen.progress import say, track
 
@@ -208,19 +208,15 @@ def likelihoods(
     ]
     windows.sort(key=lambda window: window.begin - window.end)
     nll = np.zeros(len(documents))
-    was_training = model.training
-    model.eval()
-    try:
-        with track(what, sum(window.end - window.begin for window in windows), "tokens") as progress:
-            device = next(model.parameters()).device
-            batches = list(batches_of(windows, tokens_per_batch=_TOKENS_PER_BATCH[device.type]))
-            sums = shared_out(model, lambda member, batch: _window_nll(member, documents, batch), batches)
-            for batch, nll_B in zip(batches, sums, strict=True):
-                # Several windows of a batch may be of one document, and `+=` by index would add one of them.
-                np.add.at(nll, [window.document for window in batch], nll_B)
-                progress.advance(sum(window.end - window.begin for window in batch))
-    finally:
-        model.train(was_training)
+    num_tokens = sum(window.end - window.begin for window in windows)
+    with evaluating(model), track(what, num_tokens, "tokens") as progress:
+        device = next(model.parameters()).device
+        batches = list(batches_of(windows, tokens_per_batch=_TOKENS_PER_BATCH[device.type]))
+        sums = shared_out(model, lambda member, batch: _window_nll(member, documents, batch), batches)
+        for batch, nll_B in zip(batches, sums, strict=True):
+            # Several windows of a batch may be of one document, and `+=` by index would add one of them.
+            np.add.at(nll, [window.document for window in batch], nll_B)
+            progress.advance(sum(window.end - window.begin for window in batch))
     return nll
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deepen.errors import DeepenError
-from deepen.model.loss.model import LossModel
+from deepen.model.loss.model import LossModel, evaluating
 
 _LARGEST_LEAK = {torch.bfloat16: 0.2, torch.float16: 0.1}
 """Rounding alone: matrix products of another length may be added up in another order."""
@@ -23,18 +23,15 @@ def leak(loss_model: LossModel) -> float:
 
     The largest change by packing two documents into a row, relative to the change by joining them into one document.
     """
-    model = loss_model.model
-    training = model.training
-    model.eval()
-    embeddings = model.get_input_embeddings().weight
+    embeddings = loss_model.model.get_input_embeddings().weight
     # Steps of a prime spread over the vocabulary: any tokens will do that differ.
     tokens_1T = (torch.arange(24, device=embeddings.device) * 104_729 % len(embeddings)).unsqueeze(0)
     positions_T = torch.arange(24, device=embeddings.device)
     restarting_T = torch.cat([positions_T[:11], positions_T[:13]])
-    alone = loss_model.hidden(tokens_1T[:, 11:], positions_T[None, :13])
-    packed = loss_model.hidden(tokens_1T, restarting_T[None])[:, 11:]
-    joined = loss_model.hidden(tokens_1T, positions_T[None])[:, 11:]
-    model.train(training)
+    with evaluating(loss_model.model):
+        alone = loss_model.hidden(tokens_1T[:, 11:], positions_T[None, :13])
+        packed = loss_model.hidden(tokens_1T, restarting_T[None])[:, 11:]
+        joined = loss_model.hidden(tokens_1T, positions_T[None])[:, 11:]
     # Relative to what joining does: how large hidden states are depends on the model.
     return float(_distance(packed, alone) / _distance(joined, alone).clamp(min=1e-12))
 

@@ -5,8 +5,8 @@ It is also the root of FSDP, so that the head is gathered where the loss needs i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -159,6 +159,17 @@ def at_places(hidden_BTD: Tensor, place_B: Tensor) -> Tensor:
     return hidden_BTD[torch.arange(len(place_B), device=place_B.device), place_B]
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, ``model`` is in evaluation mode; afterwards it is as it was found."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 @torch.no_grad()
 def check_loss(loss_model: LossModel) -> None:
     """Compare our loss with the model's own on one small row; raises ``DeepenError`` when they differ.
@@ -166,17 +177,15 @@ def check_loss(loss_model: LossModel) -> None:
     A family with another head than those we know is so refused at the start instead of being trained on a wrong loss.
     """
     model = loss_model.model
-    training = model.training
-    model.eval()
     device = next(model.parameters()).device
     size = model.get_input_embeddings().weight.shape[0]
     # Steps of a prime spread over the vocabulary.
     tokens_BT = (torch.arange(16, device=device) * 7919 % size).unsqueeze(0)
     labels_BT = tokens_BT.roll(-1, 1)
     labels_BT[:, -1] = IGNORED
-    ours = loss_model.token_nll(tokens_BT, labels_BT, torch.arange(16, device=device).unsqueeze(0)).sum() / 15
-    theirs = model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False).loss
-    model.train(training)
+    with evaluating(model):
+        ours = loss_model.token_nll(tokens_BT, labels_BT, torch.arange(16, device=device).unsqueeze(0)).sum() / 15
+        theirs = model(input_ids=tokens_BT, labels=tokens_BT, use_cache=False).loss
     if not torch.isclose(ours, theirs.to(ours.dtype), rtol=1e-3, atol=1e-4):
         raise DeepenError(
             f"the loss of `{model.config.model_type}` is not what its head suggests ({ours:.4f} against {theirs:.4f})",

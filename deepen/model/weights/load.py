@@ -73,13 +73,25 @@ def load_model(
 
 
 def _random_model(init: RandomInit, vocabulary_size: int, seed: int, dtype: torch.dtype) -> PreTrainedModel:
-    settings = init.config_json(vocabulary_size)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    config.use_cache = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+        return model_of_config(config_of(init, vocabulary_size), dtype=dtype)
+
+
+def config_of(init: RandomInit, vocabulary_size: int) -> PretrainedConfig:
+    """The configuration of a random network."""
+    settings = init.config_json(vocabulary_size)
+    return AutoConfig.for_model(settings.pop("model_type"), **settings)
+
+
+def model_of_config(
+    config: PretrainedConfig, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A model with random weights, or on the device ``meta`` with none, ready to train."""
+    config.use_cache = False
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention_of(config), trust_remote_code=False
         )
     return model.train()
 

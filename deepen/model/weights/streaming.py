@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from deepen.errors import DamageError
 from deepen.formats.manifest import Artifact
 from deepen.formats.tokens.extension import new_rows_file, rows_for
 from deepen.model.config import ResolvedBase
 from deepen.model.token_tables import mean_name, read_new_rows, repaired_name, token_tables
-from deepen.model.weights.load import attention_of, read_config, unique_weights
+from deepen.model.weights.load import config_of, model_of_config, read_config, unique_weights
 from deepen.model.weights.pieces import StoredTensors, fill, local_box, local_part
 
 _SIBLING = {"num_hidden_layers": 2, "vocab_size": 256}
@@ -39,15 +39,14 @@ def can_stream(base: ResolvedBase, tokenize: Artifact) -> bool:
 def placeholders(base: ResolvedBase, tokenize: Artifact) -> PreTrainedModel:
     """The model that a run begins with, of shapes without numbers."""
     if base.init is not None:
-        settings = base.init.config_json(tokenize.counts["vocabulary_size"])
-        return _of_config(AutoConfig.for_model(settings.pop("model_type"), **settings), "meta")
+        return model_of_config(config_of(base.init, tokenize.counts["vocabulary_size"]), "meta")
     assert base.path is not None, "a resolved base is a folder or a random network"
     config = read_config(base.path)
     file = new_rows_file(tokenize.path)
     if file is not None:
         ids = read_new_rows(file)["ids"]
         config.vocab_size = rows_for(config.vocab_size, int(ids.max()) + 1 if len(ids) else 0)
-    return _of_config(config, "meta")
+    return model_of_config(config, "meta")
 
 
 def sibling(base: ResolvedBase) -> PreTrainedModel:
@@ -62,16 +61,7 @@ def sibling(base: ResolvedBase) -> PreTrainedModel:
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _of_config(config, "cpu")
-
-
-def _of_config(config: PretrainedConfig, device: str) -> PreTrainedModel:
-    config.use_cache = False
-    with torch.device(device):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention_of(config), trust_remote_code=False
-        )
-    return model.train()
+        return model_of_config(config)
 
 
 @torch.no_grad()

@@ -137,11 +137,7 @@ def first_losses(case: Case) -> dict[str, float]:
     """
     if len(case.metrics) < FEWEST_STEPS:
         return {}
-    found: dict[str, list[float]] = {}
-    for record in case.metrics[:5]:
-        for name, value in record.get("bits_per_byte_by_source", {}).items():
-            if value is not None:
-                found.setdefault(name, []).append(value)
+    found = _by_source(case.metrics[:5], "bits_per_byte_by_source")
     return {name: min(float(np.mean(values)), values[0]) for name, values in found.items()}
 
 
@@ -160,12 +156,16 @@ def domain_losses(case: Case) -> Array:
 def stretch(case: Case, begin: float, end: float) -> dict[str, Array]:
     """Losses by source in a part of the run, both as shares of it."""
     steps = case.metrics[int(begin * len(case.metrics)) : int(end * len(case.metrics))]
+    return {name: np.array(values) for name, values in _by_source(steps, "loss_by_source").items()}
+
+
+def _by_source(steps: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for record in steps:
-        for name, value in record.get("loss_by_source", {}).items():
+        for name, value in record.get(key, {}).items():
             if value is not None:
                 found.setdefault(name, []).append(value)
-    return {name: np.array(values) for name, values in found.items()}
+    return found
 
 
 def relative_change(before: Mapping[str, Array], after: Mapping[str, Array]) -> tuple[float, float] | None:

@@ -25,7 +25,7 @@ from deepen.errors import DamageError, TrainingError
 from deepen.formats.files.atomic import FileEntry, damage, write_json
 from deepen.formats.tokens.order import source_of
 from deepen.model.loss.chunked import LossSettings
-from deepen.model.loss.model import LossModel
+from deepen.model.loss.model import LossModel, evaluating
 from deepen.model.weights.pieces import StoredTensors, fill, local_part
 from deepen.model.weights.tensor_files import write_streamed
 from deepen.parallel.process import Process
@@ -137,14 +137,13 @@ def fisher_diagonal(trainee: Trainee, rows: Iterator[Batch]) -> tuple[dict[str, 
 @contextmanager
 def _as_it_is(model: LossModel) -> Iterator[None]:
     """Without dropout and noise, and the plain likelihood as the loss."""
-    settings, training = model.loss, model.training
+    settings = model.loss
     model.loss = LossSettings(replace(settings.rules, z_loss=0.0), settings.gradient)
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         model.loss = settings
-        model.train(training)
 
 
 @torch.no_grad()

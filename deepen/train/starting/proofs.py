@@ -19,6 +19,7 @@ import torch
 
 from deepen.formats.files.arrays import Array
 from deepen.formats.training.checkpoints import CheckpointInfo
+from deepen.model.loss.model import evaluating
 from deepen.model.weights.load import unique_weights
 from deepen.train.batches.read import Batch
 from deepen.train.checkpoints.files import load_checkpoint, save_checkpoint
@@ -162,13 +163,11 @@ def _changed(batch: Batch, change: Callable[[Array], Array]) -> Batch:
 def _nll(run: Run, batch: Batch, row: int) -> Array:
     """Nats per position of one row in float32, 0 where there is no label."""
     model, device = run.trainee.model, run.trainee.device
-    training = model.training
-    model.eval()
     values = (batch.tokens_BT, batch.labels_BT, batch.positions_BT)
     tokens_1T, labels_1T, positions_1T = (torch.from_numpy(value[row : row + 1]).to(device) for value in values)
-    nll_T = model.token_nll(tokens_1T, labels_1T, positions_1T)[0].float().cpu().numpy()
-    model.train(training)
-    return np.asarray(nll_T)
+    with evaluating(model):
+        nll_T = model.token_nll(tokens_1T, labels_1T, positions_1T)[0]
+    return np.asarray(nll_T.float().cpu().numpy())
 
 
 def prove_first_loss(
@@ -201,8 +200,6 @@ def _mean_nll(run: Run, ids: Sequence[int]) -> float:
     labels = torch.full_like(tokens, -100)
     labels[:, :-1] = tokens[:, 1:]
     positions = torch.arange(len(ids), device=tokens.device)[None]
-    model = run.trainee.model
-    model.eval()
-    nll = float(model.token_nll(tokens, labels, positions).double().sum()) / (len(ids) - 1)
-    model.train()
-    return nll
+    with evaluating(run.trainee.model):
+        nll = run.trainee.model.token_nll(tokens, labels, positions)
+    return float(nll.double().sum()) / (len(ids) - 1)
