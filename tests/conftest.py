@@ -1,5 +1,7 @@
-"""What holds for all tests: how examples are found, and that Ctrl-C reaches the processes that tests start.
+"""What holds for all tests: cores, how examples are found, and that Ctrl-C reaches the processes that tests start.
 
+Tests that run side by side (``make test``) have cores of their own, which all that they start inherits: the tiny
+networks here gain nothing from a second thread, and teams of threads that wait for each other on one core lose much.
 Property tests have no deadline (the first call of a kernel compiles it) and, in CI, the same examples every time. A job
 in the background of a script ignores Ctrl-C, and so would everything it starts.
 """
@@ -7,13 +9,19 @@ in the background of a script ignores Ctrl-C, and so would everything it starts.
 import os
 import signal
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything starts a thread or counts the cores
+    _cores = sorted(os.sched_getaffinity(0))
+    _number, _count = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")), os.environ["PYTEST_XDIST_WORKER_COUNT"]
+    os.sched_setaffinity(0, _cores[_number :: int(_count)] or _cores)
+
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.tiny_runs import TINY, sentences, write_jsonl
 
-settings.register_profile("here", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
+_TIMELESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("here", **_TIMELESS)
+settings.register_profile("ci", **_TIMELESS, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -7,7 +7,7 @@ import pytest
 
 def deepen(*arguments, cwd=None):
     command = [sys.executable, "-m", "deepen.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=900)
 
 
 def test_help_names_every_command():

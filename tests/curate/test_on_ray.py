@@ -87,7 +87,7 @@ def test_a_lost_node_changes_no_byte(tmp_path, run, ingested, prose, same_bytes,
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     arguments = [sys.executable, "script.py", artifact.path, tmp_path / "ray", json.dumps(STEPS), notes]
     environment = {**os.environ, "PYTHONPATH": path, "NOTES": str(notes)}
-    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     killed_node, num_begun = done.stdout.split()[:2]
     begun = {path.name: path.read_text().split() for path in notes.iterdir()}
@@ -102,5 +102,5 @@ def test_a_lost_node_changes_no_byte(tmp_path, run, ingested, prose, same_bytes,
 def test_no_cluster_is_a_clear_error(tmp_path):
     pytest.importorskip("ray")
     (tmp_path / "script.py").write_text(NOBODY)
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.stdout.startswith("DeepenError no Ray cluster answers"), done.stderr[-2000:]

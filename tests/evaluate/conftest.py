@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,18 @@ TEXTS = {
     "web": ["the cat sat on the mat and the dog sat on the cat", "once upon a time there was a little mat"],
     "wiki": ["rain falls from clouds", "x"],
 }
+LIMIT_SECONDS = 600
+"""Of what is measured: so long that only ``hang`` gets there."""
+
+
+def hang() -> None:
+    """Never end; the alarm that is to end it is brought forward, so that no test waits for a limit or meets one."""
+    left, again = signal.getitimer(signal.ITIMER_REAL)
+    assert left > 0 and again > 0, "no limit is set"
+    signal.setitimer(signal.ITIMER_REAL, 0.01, again)
+    time.sleep(100 * LIMIT_SECONDS)
+
+
 ROLES = {"papers": "domain", "web": "replay", "wiki": "watch"}
 
 

@@ -57,7 +57,7 @@ def deepen(root, recipe, **environment):
     command += [] if recipe == "base.yaml" else ["--until", "train"]
     path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     values = {**os.environ, "PYTHONPATH": path, **{key: str(value) for key, value in environment.items()}}
-    done = subprocess.run(command, cwd=root, env=values, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=root, env=values, capture_output=True, text=True, timeout=900)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -44,7 +44,7 @@ train:
 evaluate:
   every: 2 steps
   lag: 3 steps
-  wait: 150s
+  wait: 1800s
   forgetting:
     budget: 1%
     grace: 0
@@ -81,12 +81,12 @@ def started(root, *arguments, **environment):
 
 
 def ended(root, process, name, code=0):
-    process.wait(timeout=240)
+    process.wait(timeout=900)
     assert process.returncode == code, (root / f"output-{name}").read_text()[-6000:]
 
 
 def until(happened, process, what):
-    limit = time.monotonic() + 200
+    limit = time.monotonic() + 900
     while not happened():
         assert process.poll() is None, f"it ended before {what}"
         assert time.monotonic() < limit, f"no {what}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from deepen.model.weights.load import load_model
 from deepen.parallel.config import Compute, Mesh
 from deepen.parallel.process import set_up
 from deepen.parallel.spread import process_of, spread
-from tests.evaluate.conftest import artifact
+from tests.evaluate.conftest import artifact, hang
 
 CPU = Compute(device="cpu", threads=1)
 BASE = ResolvedBase(
@@ -172,7 +171,7 @@ class Unlucky(ItemProbe):
                 if is_here and turn == 2 and self.how == "raise":
                     raise ZeroDivisionError("of all processes only this one")
                 if is_here and turn == 2 and self.how == "hang":
-                    time.sleep(60)
+                    hang()
                 model.token_nll(tokens_BT, tokens_BT, torch.arange(6).expand(2, 6))
             return table_of(Outcome(str(n), "x", str(n), value=1.0) for n in range(3))
 

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tests.parallel.gang import free_port
 
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 900
+"""More than anything takes on a slow and busy machine: who needs longer hangs."""
 WORDS = "time person year way day thing man world life hand part child eye woman place work week case".split()
 TIMES = {
     "tokens_per_second", "data_wait_seconds", "elapsed_seconds", "memory_bytes", "checkpoint_stall_seconds",
@@ -78,6 +79,8 @@ def torchrun(processes: int, *options: str) -> list[str]:
 def started(command: Sequence[str], root: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """A process with its output in ``output``; at the end all that came from it are killed."""
     mark = f"DEEPEN_TEST={uuid.uuid4()}"
+    if "PYTHONPATH" in environment:
+        environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], os.environ.get("PYTHONPATH", "")])
     values = {**os.environ, **environment, **dict([mark.split("=")]), "PYTHONUNBUFFERED": "1"}
     with (root / "output").open("w") as output:
         process = subprocess.Popen(
@@ -120,13 +123,26 @@ def end(process: subprocess.Popen[str], root: Path, code: int = 0) -> str:
 
 def wait_for_step(root: Path, step: int) -> None:
     """Until ``metrics.jsonl`` has a step."""
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while time.monotonic() < deadline:
+
+    def is_there() -> bool:
         with suppress(FileNotFoundError):
-            if any(record["step"] >= step for record in metrics(root)):
-                return
+            return any(record["step"] >= step for record in metrics(root))
+        return False
+
+    wait_until(is_there, root)
+
+
+def wait_until(happened: Callable[[], bool], root: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not happened():
+        assert time.monotonic() < deadline, f"it never happens:\n{(root / 'output').read_text()[-5000:]}"
         time.sleep(0.05)
-    raise AssertionError(f"step {step} never came:\n{(root / 'output').read_text()[-5000:]}")
+
+
+def status_of(process: int, name: str) -> str:
+    """A line of ``/proc/PROCESS/status``."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith(f"{name}:"))
 
 
 def metrics(root: Path, runs: str = "runs") -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from deepen.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
@@ -43,8 +43,9 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
     assert (tmp_path / "lock").read_text() == ""
 
 
-@pytest.mark.parametrize(("age_seconds", "refused"), [(5, True), (500, False)])
-def test_another_hosts_lock_counts_while_its_heart_beats(tmp_path, age_seconds, refused, capsys):
+@pytest.mark.parametrize(("age_seconds", "refused"), [(5, True), (119, True), (121, False), (500, False)])
+def test_another_hosts_lock_counts_while_its_heart_beats(tmp_path, age_seconds, refused, capsys, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
     record = {"host": "elsewhere", "pid": 1, "since": "then", "heartbeat": time.time() - age_seconds}
     (tmp_path / "lock").write_text(json.dumps(record))
     if refused:

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from deepen.formats.documents.documents import Document, document_id, write_documents
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
 from deepen.model.config import RandomInit, ResolvedBase
-from deepen.tokenize.vocabulary.tokenizer import train_tokenizer
+from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer, train_tokenizer
 
 MakeJob = Callable[..., StageJob]
 
@@ -53,6 +54,29 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> ResolvedBase:
     folder = tmp_path_factory.mktemp("byte_level")
     train_tokenizer(PAPERS[:2] + NOTES, 300, folder, workers=1)
     return ResolvedBase("byte-level", folder / "tokenizer", None, "f")
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``kept("qwen2")``: the folder of a real tokenizer as the stage keeps it, proven on its vectors. Only look."""
+    data, made = os.environ.get("DEEPEN_TEST_DATA"), dict[str, Path]()
+
+    def keep(name: str) -> Path:
+        if data is None:
+            pytest.skip("DEEPEN_TEST_DATA is not set")
+        if name not in made:
+            keep_tokenizer(Path(data) / f"tokenizer_{name}", folder := tmp_path_factory.mktemp(name), vectors(name))
+            made[name] = folder / "tokenizer"
+        return made[name]
+
+    return keep
+
+
+def vectors(name: str) -> list[str]:
+    """Texts that come with a real tokenizer."""
+    path = Path(os.environ["DEEPEN_TEST_DATA"]) / f"tokenizer_{name}" / "vectors.jsonl"
+    lines = path.read_text().split("\n") if path.is_file() else []
+    return [json.loads(line)["text"] for line in lines if line]
 
 
 @pytest.fixture(scope="session")

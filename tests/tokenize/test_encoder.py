@@ -1,7 +1,7 @@
 """Both encoders give the tokenizer's own ids, and cutting long texts changes none."""
 
 import json
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from deepen.tokenize.encoder import Encoder, choose_boundary, choose_encoder
 from deepen.tokenize.parts import CHECK_CHARACTERS, Sampled, first_differing
 from deepen.tokenize.pieces import cut
 from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer, read_vocabulary
-from tests.tokenize.conftest import NOTES, PAPERS, write_base
+from tests.tokenize.conftest import NOTES, PAPERS, vectors, write_base
 
 BASES = ["byte_level", "sentencepiece_like"]
 TEXT = st.text(st.sampled_from("ab Zé中\n\t.,<>|/s🙂"), max_size=60)
@@ -139,13 +139,10 @@ def test_nothing_of_this_machine_is_written(tmp_path: Path, byte_level) -> None:
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-@pytest.mark.skipif("DEEPEN_TEST_DATA" not in os.environ, reason="needs the real tokenizers")
-@pytest.mark.parametrize("name", ["tokenizer_gpt2", "tokenizer_llama2", "tokenizer_qwen2"])
-def test_real_tokenizers(tmp_path: Path, name: str) -> None:
-    data = Path(os.environ["DEEPEN_TEST_DATA"]) / name
-    texts = [json.loads(line)["text"] for line in (data / "vectors.jsonl").read_text().split("\n") if line]
-    keep_tokenizer(data, tmp_path, texts)
-    folder = tmp_path / "tokenizer"
+@pytest.mark.parametrize("name", ["gpt2", "llama2", "qwen2"])
+def test_real_tokenizers(kept: Callable[[str], Path], name: str) -> None:
+    folder, texts = kept(name), vectors(name)
+    assert len(texts) > 5
     control = read_vocabulary(folder).control
     assert choose_encoder(folder, control, [*texts, *PAPERS]) == ("gigatoken", "")
     assert choose_boundary(folder, control, [" ".join(NOTES * 9), "\n".join(PAPERS * 5)], "gigatoken") == "word"

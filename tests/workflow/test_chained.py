@@ -209,20 +209,20 @@ def start(root: Path, recipe: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    output, _ = process.communicate(timeout=500)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
 
 
 def kill_in_training(root: Path, recipe: str, after_step: int) -> None:
     """SIGKILL as soon as the checkpoint of a step is there, with more steps to come."""
     process, checkpoints = start(root, recipe), root / "runs" / recipe / "train/checkpoints"
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while time.monotonic() < deadline and process.poll() is None:
         if any(info.step >= after_step for info in list_checkpoints(checkpoints)):
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == -signal.SIGKILL, output
     assert list_checkpoints(checkpoints)[-1].step < 8 and open_artifact(root / "runs" / recipe / "train") is None
 

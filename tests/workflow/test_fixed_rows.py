@@ -137,7 +137,7 @@ def mix_in(folder, **environment):
     kills = Path(__file__).parents[1] / "kills"
     values = {**os.environ, "PYTHONPATH": f"{kills}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", **environment}
     command = [sys.executable, "-m", "deepen.cli", "mix", "recipe.yaml", "--offline", "--set", "machine.workers=1"]
-    return subprocess.run(command, cwd=folder, env=values, capture_output=True, timeout=120).returncode
+    return subprocess.run(command, cwd=folder, env=values, capture_output=True, timeout=900).returncode
 
 
 def contents(folder):

@@ -52,7 +52,7 @@ def write_corpus(path: Path, name: str, count: int) -> None:
 
 def deepen(root: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "deepen.cli", *arguments]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

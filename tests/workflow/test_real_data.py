@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("real")
     (root / "recipe.yaml").write_text(RECIPE.format(data=DATA))
     command = [sys.executable, "-m", "deepen.cli", "run", "recipe.yaml", "--offline", "--json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return root / json.loads(done.stdout)["run"]
 

@@ -62,7 +62,7 @@ def test_shares_at_the_same_time_end_with_everything_done(tiny, tmp_path):
         )
         for number in (1, 2, 3)
     ]
-    ended = [process.communicate(timeout=120) for process in started]
+    ended = [process.communicate(timeout=900) for process in started]
     assert [process.returncode for process in started] == [0, 0, 0], ended
     assert any("curate" in json.loads(out)["stages"] for out, _ in ended)
     assert (tmp_path / "runs/tiny/curate/manifest.json").is_file()

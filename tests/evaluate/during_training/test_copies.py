@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from deepen.evaluate.during_training.guard import Failure, attempt
 from deepen.evaluate.stage import baseline, evaluate
 from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, StageJob
+from deepen.model.compute import copies
 from deepen.model.compute.copies import make_copies, shared_out
 from deepen.model.config import ResolvedBase
 from deepen.model.generate import Decoding, generate
 from deepen.model.loss.model import LossModel
 from deepen.parallel.config import Compute
+from tests.evaluate.conftest import LIMIT_SECONDS
 
 WORDS = "heart blood fever body cell rain cloud river stone light bread winter".split()
 TEXTS = {
@@ -50,19 +53,21 @@ def test_any_number_of_copies_makes_the_same_files(
     monkeypatch.setattr("deepen.evaluate.documents.windows._TOKENS_PER_BATCH", {"cpu": 100})
     monkeypatch.setattr("deepen.model.generate._TOKENS_PER_BATCH", {"cpu": 300})
     monkeypatch.setattr(stage, "RESAMPLES", 100)
-    seen: dict[int, set[int]] = {}
+    seen: dict[int, dict[int, LossModel]] = {}
+    threads: dict[int, set[threading.Thread]] = {}
     compute_nll = LossModel.token_nll
     inputs = {"curate": curated(TEXTS), "tokenize": tokenized, "train": trained({5: 1.0, 10: 1.5})}
     made: dict[int, dict[str, bytes]] = {}
-    for copies in (1, 2, 4):
-        used = seen.setdefault(copies, set())
+    for number in (1, 2, 4):
+        used, drove = seen.setdefault(number, {}), threads.setdefault(number, set())
 
-        def noted(model: LossModel, *arguments: Any, used: set[int] = used) -> torch.Tensor:
-            used.add(threading.get_ident())
+        def noted(model: LossModel, *arguments: Any, used: Any = used, drove: Any = drove) -> torch.Tensor:
+            used[id(model)] = model  # kept, so that no other one gets its number
+            drove.add(threading.current_thread())
             return compute_nll(model, *arguments)
 
         monkeypatch.setattr(LossModel, "token_nll", noted)
-        compute, out = Compute(device="cpu", threads=1, scoring_copies=copies), tmp_path / str(copies)
+        compute, out = Compute(device="cpu", threads=1, scoring_copies=number), tmp_path / str(number)
         job = StageJob(out / "baseline", "b", inputs)
         manifest = baseline(config, job, base=base, compute=compute)
         evaluate(
@@ -70,11 +75,12 @@ def test_any_number_of_copies_makes_the_same_files(
             compute=compute,
         )  # fmt: skip
         files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "manifest.json"]
-        made[copies] = {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+        made[number] = {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
         assert list(read_records(out / "evaluate" / "scores.jsonl"))
     assert made[1].keys() == made[2].keys() == made[4].keys() and len(made[1]) > 15
     assert made[1] == made[2] == made[4]
-    assert len(seen[1]) == 1 and len(seen[2]) > 1 and len(seen[4]) > len(seen[2]), "copies do take part"
+    assert len(seen[1]) < len(seen[2]) < len(seen[4]), "copies do take part"
+    assert threads[1] == {threading.main_thread()} and min(len(threads[2]), len(threads[4])) > 1
 
 
 def test_copies_have_weights_of_their_own_and_follow_the_model(model: LossModel) -> None:
@@ -93,7 +99,19 @@ def test_copies_have_weights_of_their_own_and_follow_the_model(model: LossModel)
         model.copies = ()
 
 
-def test_errors_and_limits_reach_whoever_measures(model: LossModel) -> None:
+class Pool(ThreadPoolExecutor):
+    """Threads whose tasks can wait until the pool was told to end."""
+
+    ends = threading.Event()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See ``ThreadPoolExecutor``."""
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+        self.ends.set()
+        super().shutdown(wait=wait)
+
+
+def test_errors_and_limits_reach_whoever_measures(model: LossModel, monkeypatch: pytest.MonkeyPatch) -> None:
     make_copies(model, 2)
     try:
         done: list[int] = []
@@ -101,13 +119,16 @@ def test_errors_and_limits_reach_whoever_measures(model: LossModel) -> None:
         def work(_member: LossModel, task: int) -> int:
             if task == 3:
                 raise ZeroDivisionError("the fourth")
-            time.sleep(0.01)
+            if task > 3:
+                Pool.ends.wait(LIMIT_SECONDS)
             done.append(task)
             return task
 
-        with pytest.raises(ZeroDivisionError, match="the fourth"):
-            list(shared_out(model, work, range(50)))
-        assert len(done) < 20, "what was not begun is left"
+        with monkeypatch.context() as patch:
+            patch.setattr(copies, "ThreadPoolExecutor", Pool)
+            with pytest.raises(ZeroDivisionError, match="the fourth"):
+                list(shared_out(model, work, range(50)))
+        assert {0, 1, 2} <= set(done) and len(done) <= 5, "what was not begun is left"
         assert list(shared_out(model, work, [7, 5, 9, 8])) == [7, 5, 9, 8]
         threads = threading.active_count()
         found = attempt("slow", 0.3, lambda: list(shared_out(model, lambda _m, _t: time.sleep(0.05), range(500))))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ import pytest
 
 from deepen.evaluate.compare.summary_table import summary_table
 from deepen.evaluate.config import EvaluateConfig, problems
+from deepen.evaluate.during_training import in_loop
 from deepen.evaluate.during_training.guard import Failure, attempt
 from deepen.evaluate.during_training.in_loop import Pace, in_loop_evaluator
 from deepen.evaluate.items.sampling import _beginning, boilerplate, repetition
@@ -28,6 +31,7 @@ from deepen.model.config import ResolvedBase
 from deepen.model.loss.model import LossModel
 from deepen.model.weights.load import load_model
 from deepen.parallel.config import Compute
+from tests.evaluate.conftest import LIMIT_SECONDS, hang
 
 TEXTS = {
     "papers": ["the heart pumps blood", "a fever is a high temperature", "naïve 😀 cells"],
@@ -37,8 +41,12 @@ CPU = Compute(device="cpu", threads=1)
 ROWS = [{"question": f"the cat {n}", "choices": ["sat", "fever", "mat"], "answer": n % 3} for n in range(30)]
 
 
+WORK = time.sleep
+"""What a slow probe spends its time with."""
+
+
 class Misbehaving(ItemProbe):
-    """A probe that raises, hangs or sleeps."""
+    """A probe that raises, hangs or is slow."""
 
     use: str = "tests.evaluate.probes.test_probes:Misbehaving"
     name: str | None = "mine"
@@ -50,10 +58,12 @@ class Misbehaving(ItemProbe):
     def prepare(self, material: Any) -> Any:
         """See ``Probe``."""
         ids = [str(n) for n in range(self.items) if material.only is None or str(n) in material.only]
+        if self.how == "slow":
+            WORK(0.001 * len(ids))
 
         def measure(model: LossModel, what: str | None) -> pa.Table:
             if self.how == "slow":
-                time.sleep(0.002 * len(ids))
+                WORK(0.002 * len(ids))
             elif what is not None and not what.startswith("baseline"):
                 if self.how == "raise":
                     raise ZeroDivisionError("no items were seen")
@@ -65,7 +75,7 @@ class Misbehaving(ItemProbe):
                     return 3
                 if self.how == "other items":
                     return table_of([Outcome("other", "mine", "other", value=1.0)])
-                time.sleep(60)
+                hang()
             return table_of(Outcome(name, "x", name, value=1.0) for name in ids)
 
         return measure
@@ -157,7 +167,7 @@ def test_the_status_is_the_worst_of_the_kept_abilities_and_each_table_has_its_ow
     ],
 )  # fmt: skip
 def test_a_probe_that_raises_or_hangs_is_marked_and_the_run_goes_on(run: Run, how: str, reason: str) -> None:
-    probe = Misbehaving.model_validate({"how": how, "name": "bad", "time_limit": "1s"})
+    probe = Misbehaving.model_validate({"how": how, "name": "bad", "time_limit": f"{LIMIT_SECONDS}s"})
     config = with_probe(probe)
     run.baseline(config)
     manifest = run.evaluate(config)
@@ -248,28 +258,26 @@ def test_a_probe_that_cannot_compare_fails_alone(run: Run, fresh: LossModel) -> 
     assert run.scores()[0].failed == {"bad": "KeyError: 'score'"} and run.scores()[0].of("held_out", "new")
 
 
-def test_a_probe_that_swallows_its_limit_is_ended_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepen.evaluate.during_training.guard._RAISE_AGAIN_SECONDS", 0.2)
+def test_a_probe_that_swallows_its_limit_is_ended_the_next_time() -> None:
     swallowed = []
 
     def stubborn() -> None:
         for _ in range(2):
             try:
-                time.sleep(30)
+                hang()
             except BaseException:
                 if swallowed:
                     raise
                 swallowed.append(1)
 
-    assert isinstance(attempt("x", 0.2, stubborn), Failure) and swallowed
+    assert isinstance(attempt("x", LIMIT_SECONDS, stubborn), Failure) and swallowed
 
 
 def test_a_limit_ends_waiting_and_leaves_no_alarm() -> None:
-    started = time.monotonic()
-    assert isinstance(attempt("x", 0.2, lambda: time.sleep(30)), Failure)
-    assert time.monotonic() - started < 10
-    assert attempt("x", 0.2, lambda: 5) == 5
-    time.sleep(0.3)  # an alarm that was left would ring now
+    before = signal.getsignal(signal.SIGALRM)
+    assert isinstance(attempt("x", LIMIT_SECONDS, hang), Failure)
+    assert attempt("x", LIMIT_SECONDS, lambda: 5) == 5
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) == before
 
 
 def test_an_unchanged_probe_is_taken_over_when_another_one_changed(run: Run, tmp_path: Path) -> None:
@@ -307,7 +315,12 @@ def test_the_subset_is_written_down_and_stratified(run: Run, tmp_path: Path, fre
     assert again == scores
 
 
-def test_the_overhead_budget_sizes_the_subsets_once(run: Run, fresh: LossModel) -> None:
+def test_the_overhead_budget_sizes_the_subsets_once(
+    run: Run, fresh: LossModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]  # on which nothing takes time but the slow probe
+    monkeypatch.setattr(in_loop, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=lambda: clock[0]))
+    monkeypatch.setitem(globals(), "WORK", lambda seconds: clock.append(clock.pop() + seconds))
     slow = Misbehaving(how="slow", items=400, in_loop_items=400)
     config = with_probe(slow).model_copy(update={"overhead": 0.1})
     run.baseline(config)
@@ -315,7 +328,6 @@ def test_the_overhead_budget_sizes_the_subsets_once(run: Run, fresh: LossModel) 
     metrics.parent.mkdir(parents=True)
     metrics.write_text("".join(json.dumps({"step": n, "elapsed_seconds": 0.1 * n}) + "\n" for n in range(1, 11)))
     pace = Pace(10, total_steps=105)  # 1 s of training between ten measurements, so that 0.1 s may be spent on each
-    started = time.perf_counter()
     evaluator = run.evaluator(config, pace)
     sizes = {score.probe: score.items for score in evaluator(fresh, 10, 100)}
     written = json.loads((run.out / "train" / "probes" / "subsets.json").read_text())
@@ -323,13 +335,14 @@ def test_the_overhead_budget_sizes_the_subsets_once(run: Run, fresh: LossModel) 
     sizing = written["sizing"]
     assert sizing["allowed_seconds"] == pytest.approx(0.1) and sizing["measurements"] == 10
     whole = sizing["expected_once_seconds"] + 10 * sizing["expected_seconds"]
-    assert sizing["sizing_seconds"] > 0 and sizing["expected_once_seconds"] > 0
+    assert whole == pytest.approx(400 * (0.001 + 10 * 0.002))
+    assert sizing["sizing_seconds"] == pytest.approx(in_loop._TIMED_ITEMS * (0.001 + 2 * 0.002))
     planned = 0.9 * 10 * 0.1  # a tenth of the budget is kept back
     assert sizing["share"] == pytest.approx((planned - sizing["sizing_seconds"]) / whole) and sizing["share"] < 0.5
     assert {score.probe: score.items for score in run.evaluator(config, Pace(10_000))(fresh, 20, 200)} == sizes
     times = list(read_records(run.out / "train" / "probes" / "times.jsonl"))
     assert [one["step"] for one in times] == [10, 20]
-    assert 0 < times[1]["seconds"] < time.perf_counter() - started
+    assert times[1]["seconds"] == pytest.approx((0.001 + 0.002) * sizes["mine"])
     run.inputs = {**run.inputs, "train": replace(run.inputs["train"])}
 
 

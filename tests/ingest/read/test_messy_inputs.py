@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -43,15 +42,14 @@ def overlap(text, expected):
 
 @pytest.mark.parametrize("folder", ["csv", "docx", "html", "jsonl", "pdf", "text"])
 def test_every_file_ends_as_documents_or_named_rejects(folder):
-    limits, outcomes = Extraction(seconds=20, memory_MB=1000), Counter()
+    limits, outcomes = Extraction(seconds=60, memory_MB=1000), Counter()
     for file in list_files(str(MESSY / folder)):
-        started = time.monotonic()
         found = read(f"{folder}/{file.location}", limits=limits) or []
         assert found or file.format in (None, "csv", "jsonl"), f"{file.location} vanished"
-        assert time.monotonic() - started < 30, f"{file.location} took too long"
         outcomes.update("document" if isinstance(item, Record) else item.reason for item in found)
     print(f"\n{folder}: {dict(outcomes)}")
     assert outcomes["document"] > 0 and outcomes["extraction_failed"] + outcomes["extraction_crash"] == 0
+    assert outcomes["extraction_timeout"] == 0, "60 CPU seconds are a hundred times what the slowest takes"
 
 
 @pytest.mark.parametrize(("extractor", "lowest"), [("trafilatura", 0.85), ("resiliparse", 0.9)])

@@ -38,7 +38,7 @@ def drill(data: Path, folder: Path, fault: str, code: int = 0) -> tuple[Path, st
     """Train with a fault; whatever comes of it, no process is left and what is saved is intact."""
     root = Path(shutil.copytree(data, folder / "work"))
     output = finish(deepen(*TRAIN), root, code, PYTHONPATH=FAULTS, DEEPEN_FAULT=fault)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 600
     while marked(f"DEEPEN_FAULT={fault}") and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not marked(f"DEEPEN_FAULT={fault}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -19,14 +20,17 @@ from tests.parallel.runs import (
     machine,
     marked,
     started,
+    status_of,
     torchrun,
-    wait_for_step,
+    wait_until,
     write_inputs,
 )
 
 TRAIN = ("train", "recipe.yaml", "--machine", "machine.yaml", "--offline")
 TWO = "launch: {processes_per_node: 2, max_restarts: 0}\n"
-PREPARED = "train: starting"
+FAULTS = str(Path(__file__).parent / "faults")
+ASKED = 1 << (signal.SIGTERM - 1)
+"""The bit of a signal that waits to be taken."""
 
 
 @pytest.fixture(scope="module")
@@ -144,17 +148,25 @@ def test_srun(root: Path, alone: list[float]) -> None:
     assert losses(root) == pytest.approx(alone, rel=1e-5)
 
 
+def ranks_0(fault: dict[str, str]) -> set[int]:
+    """The first processes of the training that has this fault."""
+    return {*marked(f"DEEPEN_FAULT={fault['DEEPEN_FAULT']}")} & {*marked("RANK=0")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", ["own", "torchrun"])
 def test_asked_to_stop_all_finish_the_step_and_save(root: Path, alone: list[float], shape: str) -> None:
     machine(root, "launch: {processes_per_node: 2, max_restarts: 3}\n")
     command = deepen(*TRAIN) if shape == "own" else [*torchrun(2), *TRAIN]
-    with started(command, root, DEEPEN_FAULT="0:training_steps:1:SIGCONT") as process:
-        wait_for_step(root, 2)
+    fault = {"PYTHONPATH": FAULTS, "DEEPEN_FAULT": "0:train_step:4:SIGSTOP"}  # in a step, until all were told to stop
+    with started(command, root, **fault) as process:
+        wait_until(lambda: any(status_of(one, "State").startswith("T") for one in ranks_0(fault)), root)
         process.send_signal(signal.SIGTERM)
+        wait_until(lambda: all(int(status_of(one, "ShdPnd"), 16) & ASKED for one in ranks_0(fault)), root)
+        for one in ranks_0(fault):
+            os.kill(one, signal.SIGCONT)
         output = end(process, root, 3 if shape == "own" else 1)
-    if "stopped after step" not in output:  # it was over before the signal came
-        pytest.skip("the run was too quick to be stopped")
+    assert "stopped after step" in output
     assert "run the same command again to go on" in output
     finish(command, root)
     assert losses(root) == pytest.approx(alone, rel=1e-5)
@@ -166,7 +178,6 @@ def test_the_error_of_one_rank_ends_all_with_its_name_and_its_hint(root: Path) -
     output = finish(deepen(*TRAIN), root, 2)
     assert "error: rank " in output and "needs 3 processes, there are 2" in output and "hint: " in output
     machine(root, "launch: {processes_per_node: 2, max_restarts: 1}\nmesh: {timeout_seconds: 60}\n")
-    faults = str(Path(__file__).parent / "faults")
-    output = finish(deepen(*TRAIN), root, 0, PYTHONPATH=faults, DEEPEN_FAULT="1:train_step:3:raise")
+    output = finish(deepen(*TRAIN), root, 0, PYTHONPATH=FAULTS, DEEPEN_FAULT="1:train_step:3:raise")
     assert "start again (1) after rank 1 on" in output and "struck by a test" in output
     assert not marked("DEEPEN_FAULT=1:train_step:3:raise")

@@ -1,18 +1,19 @@
 """Answers and their end-of-turn tokens are learned, nothing else; and no turn can end itself."""
 
 import json
-import os
-from pathlib import Path
+from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from deepen.tokenize.conversations import masked
 from deepen.tokenize.conversations.masked import MaskCounts, TurnEncoder, frame_flags
 from deepen.tokenize.conversations.templates import BUILT_IN, Template, choose_template
 from deepen.tokenize.encoder import Encoder
 from deepen.tokenize.parts import frame
-from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer, read_vocabulary
+from deepen.tokenize.vocabulary.tokenizer import read_vocabulary
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
@@ -70,35 +71,34 @@ def talk(turns):
 
 
 @pytest.fixture(scope="session")
-def real(tmp_path_factory):
+def real(kept):
     """``real(name)``: folder and vocabulary of a real tokenizer, as the stage writes them."""
-    data, made = os.environ.get("DEEPEN_TEST_DATA"), {}
+    read = cache(read_vocabulary)
+    return lambda name: (kept(name), read(kept(name)))
 
-    def real(name):
-        if data is None:
-            pytest.skip("DEEPEN_TEST_DATA is not set")
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            keep_tokenizer(Path(data) / f"tokenizer_{name}", folder, [])
-            made[name] = (folder / "tokenizer", read_vocabulary(folder / "tokenizer"))
-        return made[name]
 
-    return real
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """What lies in the folders of ``real`` does not change, so nothing of it is read more than once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masked, "Tokenizer", SimpleNamespace(from_file=cache(Tokenizer.from_file)))
+        yield
+
+
+template_of = cache(lambda folder: choose_template("auto", folder)[0])
+encoder_of = cache(lambda folder, name, control: Encoder(folder, name=name, control=control, boundary="none"))
 
 
 class Bench:
     """A turn encoder with its tokenizer, to look at what it makes."""
 
     def __init__(self, folder, vocabulary, source, name="tokenizers"):
-        self.template = choose_template("auto", folder)[0]
+        self.template = template_of(folder)
         if source is not None:
             self.template = Template(source, self.template.tokens)
-        self.reader, self.vocabulary, self.counts = (
-            Tokenizer.from_file(str(folder / "tokenizer.json")),
-            vocabulary,
-            MaskCounts(),
-        )
-        encoder = Encoder(folder, name=name, control=vocabulary.control, boundary="none")
+        self.vocabulary, self.counts = vocabulary, MaskCounts()
+        self.reader = masked.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        encoder = encoder_of(folder, name, tuple(vocabulary.control))
         self.encoder = TurnEncoder(encoder, folder, vocabulary, self.template)
 
     def encode(self, *documents):

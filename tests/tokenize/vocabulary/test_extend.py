@@ -3,7 +3,10 @@
 import io
 import json
 import os
+import shutil
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import gigatoken
@@ -27,14 +30,13 @@ from deepen.tokenize.vocabulary.base_model import BaseModel
 from deepen.tokenize.vocabulary.extend import changes, extended, extension_of, prove_grown, write_grown
 from deepen.tokenize.vocabulary.given_words import grow_by_words, read_words
 from deepen.tokenize.vocabulary.growth import Growth, grow
-from deepen.tokenize.vocabulary.tokenizer import keep_tokenizer
 from tests.tokenize.conftest import NOTES, PAPERS
 
 BASES = ["byte_level", "sentencepiece_like"]
 HINDI = ["नदी सुबह से बढ़ रही थी और दोपहर तक सड़क पानी में थी।", "लोग नदी की ओर देख रहे थे और बात कर रहे थे।"] * 3
 CHINESE = ["心脏把血液送到全身。心脏从不休息。", "血液把氧气送到大脑。"] * 3
 SOURCES = {"hindi": ("domain", [HINDI]), "notes": ("replay", [NOTES])}
-REAL = ["tokenizer_gpt2", "tokenizer_qwen2", "tokenizer_llama2", "tokenizer_llama3", "tokenizer_mistral_v1"]
+REAL = ["gpt2", "qwen2", "llama2", "llama3", "mistral_v1"]
 
 
 def model_of(base: ResolvedBase) -> BaseModel:
@@ -229,6 +231,7 @@ def test_refused_words_are_said(make_job, with_weights, tmp_path: Path, capsys) 
     assert "of 4 given words 2 are not added" in capsys.readouterr().err
 
 
+@cache
 def corpus(name: str, most_bytes: int) -> list[str]:
     folder, texts, total = Path(os.environ["DEEPEN_TEST_DATA"]) / name, [], 0
     packed = (folder / "corpus.jsonl.zst").open("rb")
@@ -242,12 +245,10 @@ def corpus(name: str, most_bytes: int) -> list[str]:
     return texts
 
 
-@pytest.mark.skipif("DEEPEN_TEST_DATA" not in os.environ, reason="needs the real tokenizers")
 @pytest.mark.parametrize("name", REAL)
-def test_real_tokenizers_grow(tmp_path: Path, name: str) -> None:
+def test_real_tokenizers_grow(kept: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     """Old ids, a megabyte of English, every new token, byte round trip, template, and three ways to load the folder."""
-    keep_tokenizer(Path(os.environ["DEEPEN_TEST_DATA"]) / name, tmp_path, [])
-    folder = tmp_path / "tokenizer"
+    folder = Path(shutil.copytree(kept(name), tmp_path / "tokenizer"))
     before = AutoTokenizer.from_pretrained(folder)
     base = BaseModel.read(folder / "tokenizer.json")
     hindi, english = corpus("hindi_classics", 400_000), corpus("gov_web_prose", 1_000_000)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 
 from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact
-from deepen.model.config import RandomInit, ResolvedBase
+from deepen.model.loss.model import LossModel
 from deepen.parallel.config import Compute
+from deepen.train import loop
 from deepen.train.batches.prefetch import Prefetch
 from deepen.train.batches.read import Batch, Batches
 from tests.train.conftest import read_metrics, read_tensors
@@ -30,11 +32,10 @@ class Order:
 
 
 @dataclass
-class Slow:
-    """Batches that are numbers, each read slowly; some cannot be read."""
+class Numbers:
+    """Batches that are numbers; some cannot be read."""
 
     name: str = "a"
-    seconds: float = 0.0
     broken: tuple[int, ...] = ()
     order: Order = field(default_factory=Order)
     read: list[tuple[int, str]] = field(default_factory=list)
@@ -43,15 +44,22 @@ class Slow:
         return self.order.num_batches
 
     def __getitem__(self, index: int) -> Any:
-        time.sleep(self.seconds)
         self.read.append((index, threading.current_thread().name.split("_")[0]))
         if index in self.broken:
             raise OSError(f"batch {index}")
         return f"{self.name}{index}"
 
 
+def until(happened: Callable[[], bool]) -> None:
+    """Return when something has happened in the other thread."""
+    limit = time.monotonic() + 600
+    while not happened():
+        assert time.monotonic() < limit, "it never happens"
+        time.sleep(0.001)
+
+
 def test_batches_are_those_of_their_index_and_each_is_read_once() -> None:
-    batches, prefetch = Slow(), Prefetch(2)
+    batches, prefetch = Numbers(), Prefetch(2)
     indices = [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
     assert [prefetch.take(batches, index) for index in indices] == [f"a{index}" for index in indices]  # type: ignore[arg-type]
     assert sorted(index for index, _ in batches.read) == indices
@@ -59,19 +67,14 @@ def test_batches_are_those_of_their_index_and_each_is_read_once() -> None:
 
 
 def test_it_reads_while_others_work() -> None:
-    batches, prefetch = Slow(seconds=0.05), Prefetch(2)
-    prefetch.take(batches, 0)  # type: ignore[arg-type]
-    waits = []
-    for index in (1, 2, 4, 5):
-        time.sleep(0.1)
-        started = time.perf_counter()
+    batches, prefetch = Numbers(), Prefetch(2)
+    for index, ahead in ((0, {1, 2}), (1, {2, 4}), (2, {4, 5}), (4, {5, 6})):
         prefetch.take(batches, index)  # type: ignore[arg-type]
-        waits.append(time.perf_counter() - started)
-    assert min(waits) < 0.025
+        until(lambda: ahead <= {number for number, _ in batches.read})  # noqa: B023 - used at once
 
 
 def test_another_place_and_another_order_are_read_anew() -> None:
-    first, second, prefetch = Slow("a"), Slow("b"), Prefetch(3)
+    first, second, prefetch = Numbers("a"), Numbers("b"), Prefetch(3)
     assert prefetch.take(first, 5) == "a5"  # type: ignore[arg-type, comparison-overlap]
     assert prefetch.take(first, 1) == "a1"  # type: ignore[arg-type, comparison-overlap]
     assert prefetch.take(second, 2) == "b2"  # type: ignore[arg-type, comparison-overlap]
@@ -79,7 +82,7 @@ def test_another_place_and_another_order_are_read_anew() -> None:
 
 
 def test_an_error_comes_with_its_batch_and_not_before() -> None:
-    batches, prefetch = Slow(broken=(2,)), Prefetch(3)
+    batches, prefetch = Numbers(broken=(2,)), Prefetch(3)
     assert prefetch.take(batches, 0) == "a0"  # type: ignore[arg-type, comparison-overlap]
     assert prefetch.take(batches, 1) == "a1"  # type: ignore[arg-type, comparison-overlap]
     with pytest.raises(OSError, match="batch 2"):
@@ -88,7 +91,7 @@ def test_an_error_comes_with_its_batch_and_not_before() -> None:
 
 
 def test_without_reading_ahead_there_is_no_thread() -> None:
-    batches, prefetch = Slow(), Prefetch(0)
+    batches, prefetch = Numbers(), Prefetch(0)
     for index in range(3):
         prefetch.take(batches, index)  # type: ignore[arg-type]
     assert {thread for _, thread in batches.read} == {"MainThread"}
@@ -105,19 +108,35 @@ def test_real_batches_are_the_same_bits(inputs: dict[str, Artifact]) -> None:
 def test_a_run_waits_less_and_is_the_same(
     run: Callable[..., Any], settings: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Batches.__getitem__
+    """On a clock on which only reading takes time, and with steps in which all is read that can be."""
+    read, forward, clock = Batches.__getitem__, LossModel.forward, [0.0]
+    numbers, in_step = list[int](), threading.Event()
 
     def slowly(self: Batches, index: int) -> Batch:
-        time.sleep(0.01)
+        if threading.current_thread() is not threading.main_thread():
+            assert in_step.wait(600), "no step comes"
+        clock[0] += 1.0
+        numbers.append(index)
         return read(self, index)
 
     monkeypatch.setattr(Batches, "__getitem__", slowly)
-    base = ResolvedBase("r", None, RandomInit(init="random", hidden_size=64, layers=8, heads=2), "")
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0], monotonic=time.monotonic))
     waits = {}
     for name, ahead in (("ahead", 2), ("plain", 0)):
-        run(settings(), name, base=base, compute=Compute(device="cpu", threads=1, prefetch_batches=ahead))
-        records = list(read_records(tmp_path / name / "metrics.jsonl"))
-        waits[name] = sorted(record["data_wait_seconds"] for record in records)[len(records) // 2]
-    assert waits["ahead"] < 0.5 * waits["plain"]
+        numbers.clear()
+        steps = iter(range(1, 100))
+
+        def work(self: LossModel, *inputs: Any, ahead: int = ahead, steps: Any = steps) -> Any:
+            wanted = next(steps) + ahead  # what was read for this step and those before it, and what comes after it
+            in_step.set()
+            until(lambda: len(numbers) >= wanted)
+            in_step.clear()
+            return forward(self, *inputs)
+
+        monkeypatch.setattr(LossModel, "forward", work)
+        run(settings(), name, rows=4, compute=Compute(device="cpu", threads=1, prefetch_batches=ahead))
+        records = read_records(tmp_path / name / "metrics.jsonl")
+        waits[name] = [record["data_wait_seconds"] for record in records]
+    assert waits == {"ahead": [1.0] + [0.0] * 7, "plain": [1.0] * 8}
     assert read_tensors(tmp_path / "ahead", 8) == read_tensors(tmp_path / "plain", 8)
     assert read_metrics(tmp_path / "ahead") == read_metrics(tmp_path / "plain")

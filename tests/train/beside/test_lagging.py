@@ -85,7 +85,7 @@ def decide(history: Sequence[CheckpointScores], decisions: Sequence[Decision]) -
     return [Decision(step=0, action=action, reason="lost", details=details) for action, details in wanted]  # type: ignore[arg-type]
 
 
-def watch(out: Path, wait_seconds: float = 30.0, **more: Any) -> Hooks:
+def watch(out: Path, wait_seconds: float = 600.0, **more: Any) -> Hooks:
     lag = Lag(3, wait_seconds, out.parent / "watch" / SCORES, "the other command")
     every = Interval((Amount(2, "steps"),))
     return Hooks(evaluate_every=every, lag=lag, decide=decide, forgetting_budget=0.03, **more)

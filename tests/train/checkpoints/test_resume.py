@@ -207,7 +207,7 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(run: Run, settings: C
 def test_a_limit_of_time_stops_saved_and_counts_earlier_starts(run: Run, settings: Configure, tmp_path: Path) -> None:
     config = settings(save={"every": "100 steps", "milestones": None})
     for step in (1, 2):  # the second start finds the limit already reached after its first step
-        with pytest.raises(StoppedError, match=f"after step {step} of 8, after 0.00 hours") as stopped:
+        with pytest.raises(StoppedError, match=rf"after step {step} of 8, after 0\.0\d hours") as stopped:
             run(config, "limited", hooks=Hooks(stop_after_seconds=1e-9))
         assert "raise `limit`" in stopped.value.hint
     run(config, "limited", hooks=Hooks(stop_after_seconds=3600))

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,19 @@ def test_background_writes_the_same_bytes_and_trains_the_same(
     assert all(a != b for a, b in zip(tensors, tensors[1:], strict=False))
 
 
+class Clock:
+    """Stands where it is put, and tells that somebody has begun to count on it."""
+
+    def __init__(self) -> None:
+        self.now, self.counting = 0.0, threading.Event()
+
+    def perf_counter(self) -> float:
+        """As ``time.perf_counter``."""
+        now = self.now
+        self.counting.set()
+        return now
+
+
 class Gate:
     """A writer that keeps what it is given, and waits until it is let through."""
 
@@ -63,7 +75,7 @@ class Gate:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         self.entered.set()
-        assert self.open.wait(20), "nobody opened the gate"
+        assert self.open.wait(600), "nobody opened the gate"
         self.written.append(snapshot)
         self.at_once -= 1
 
@@ -81,7 +93,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_copy_stays(monke
     weights, gate = nn.Parameter(torch.zeros(1000)), Gate()
     saver = Saver(gate, CPU)
     saver.save(snapshot(weights))
-    assert gate.entered.wait(20)
+    assert gate.entered.wait(600)
     optimizer = updater(weights)
     for _ in range(3):  # the writer still waits at its gate
         optimizer.step()
@@ -95,33 +107,45 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_copy_stays(monke
 def test_an_update_waits_until_the_state_is_copied(monkeypatch: pytest.MonkeyPatch, kind: type[AdamW]) -> None:
     weights, gate, begun, stepped = nn.Parameter(torch.zeros(1000)), Gate(), threading.Event(), threading.Event()
     gate.open.set()
-    really_copy = copying._copy_all
+    really_copy, clock = copying._copy_all, Clock()
 
     def copy_slowly(*pairs: Any) -> None:
         begun.set()
-        assert not stepped.wait(0.3), "the update did not wait for the copy"
+        assert clock.counting.wait(600), "nobody waits for the copy"
+        assert not stepped.wait(0.1), "the update did not wait for the copy"
+        clock.now += 5.0
         really_copy(*pairs)
 
     monkeypatch.setattr(copying, "_copy_all", copy_slowly)
     optimizer, saver = updater(weights, kind), Saver(gate, CPU)
     saver.save(snapshot(weights))
-    assert begun.wait(20)
+    saver.take_stall_seconds()
+    monkeypatch.setattr(saving, "time", clock)  # from here on only the update counts how long it waits
+    assert begun.wait(600)
     optimizer.step()
     stepped.set()
-    assert saver.take_stall_seconds() > 0.1
+    assert saver.take_stall_seconds() == 5.0
     saver.wait()
     assert gate.written[0].weights["weights"].eq(0).all() and weights.lt(-0.9).all()
 
 
-def test_one_checkpoint_is_written_at_a_time_and_the_wait_is_counted() -> None:
-    gate, weights = Gate(), torch.zeros(10)
+def test_one_checkpoint_is_written_at_a_time_and_the_wait_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, weights, clock = Gate(), torch.zeros(10), Clock()
+    monkeypatch.setattr(saving, "time", clock)
     saver = Saver(gate, CPU)
     saver.save(snapshot(weights, 1))
     saver.take_stall_seconds()
-    threading.Timer(0.3, gate.open.set).start()
+    clock.counting.clear()
+
+    def open_later() -> None:
+        assert clock.counting.wait(600), "nobody waits for the gate"
+        clock.now += 5.0
+        gate.open.set()
+
+    threading.Thread(target=open_later).start()
     saver.save(snapshot(weights, 2))
     assert gate.written[0].state["step"] == 1
-    assert saver.take_stall_seconds() > 0.1
+    assert saver.take_stall_seconds() == 5.0
     saver.wait()
     assert [one.state["step"] for one in gate.written] == [1, 2] and gate.most_at_once == 1
 
@@ -199,23 +223,28 @@ def test_available_memory_is_that_of_the_machine_or_less() -> None:
 def test_the_stall_is_recorded_at_the_step_after(
     run: Run, settings: Configure, monkeypatch: Any, tmp_path: Path
 ) -> None:
-
-    really_write = saving.write_checkpoint
+    """On a clock on which only writing takes time; behind the training it takes as long as the next step."""
+    really_write, clock = saving.write_checkpoint, Clock()
+    monkeypatch.setattr(saving, "time", clock)
+    told = {step: threading.Event() for step in range(1, 9)}
 
     def write_slowly(directory: Path, snapshot: Snapshot) -> Any:
-        time.sleep(0.2)
+        step = snapshot.state["step"]
+        if threading.current_thread() is not threading.main_thread() and step < 8:  # nothing comes after the last
+            assert told[step + 1].wait(600), "training did not go on"
+        clock.now += 5.0
         return really_write(directory, snapshot)
 
     monkeypatch.setattr(saving, "write_checkpoint", write_slowly)
     stalls = {}
     for name, background in (("behind", True), ("before", False)):
         compute = Compute(device="cpu", threads=1, background_saves=background)
-        run(settings(save={"every": "3 steps", "milestones": None}), name, compute=compute)
+        watch = Watch(log=lambda record: told[record["step"]].set())
+        run(settings(save={"every": "3 steps", "milestones": None}), name, compute=compute, watch=watch)
         records = read_records(tmp_path / name / "metrics.jsonl")
         stalls[name] = {record["step"]: record["checkpoint_stall_seconds"] for record in records}
-    assert stalls["before"][4] > 0.2 and stalls["before"][7] > 0.2
-    assert stalls["behind"][4] < stalls["before"][4]
-    assert all(stalls[name][step] == 0 for name in stalls for step in (1, 2, 3))
+    assert stalls["before"] == {step: 5.0 if step in (4, 7) else 0.0 for step in range(1, 9)}
+    assert stalls["behind"] == dict.fromkeys(range(1, 9), 0.0)
 
 
 def test_killed_while_a_checkpoint_is_written_and_training_is_ahead_of_it(
@@ -226,10 +255,10 @@ import os, signal, sys, threading
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from pathlib import Path
 from deepen.formats.manifest import StageJob
-from deepen.train.checkpoints import files as checkpoint
+from deepen.train.checkpoints import files
 from deepen.train.beside.hooks import Hooks
 from tests.train import conftest
-write_tensors, begun = checkpoint.write_tensors, threading.Event()
+write_tensors, begun = files.write_tensors, threading.Event()
 def write_half(path, tensors):
     entry = write_tensors(path, tensors)
     if path.parent.name.startswith("step-000004") and path.name.startswith("optimizer"):
@@ -238,9 +267,9 @@ def write_half(path, tensors):
     return entry
 def log(record):
     if record["step"] == 5:
-        assert begun.wait(20)
+        assert begun.wait(600)
         os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.write_tensors = write_half
+files.write_tensors = write_half
 root = Path({str(tmp_path)!r})
 init = conftest.RandomInit(init="random", hidden_size=16, layers=2, heads=2, max_length=32)
 config = conftest.TrainConfig.model_validate({settings(save=EVERY | {"every": "2 steps"}).model_dump(mode="json")!r})
@@ -249,7 +278,7 @@ base = conftest.ResolvedBase("tiny", None, init, "base")
 job = StageJob(root / "killed", "run", conftest.make_inputs(root / "data"))
 conftest.train(config, job, base=base, compute=compute, hooks=Hooks(log=log))
 """
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=600)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     checkpoints = tmp_path / "killed/checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000002", "step-000004.tmp"]

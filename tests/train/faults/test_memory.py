@@ -117,7 +117,7 @@ from deepen.formats.manifest import StageJob
 from deepen.formats.tokens.order import Segment, Segments, row_ids, write_order, write_segments
 import numpy as np
 from tests.train import conftest
-from deepen.train.starting import build as setup
+from deepen.train.starting import build
 
 conftest.LENGTH, rows = 256, 32
 root = Path({folder!r})
@@ -134,14 +134,14 @@ config = conftest.TrainConfig.model_validate(
 )
 compute = conftest.Compute(device="cpu", threads=1, micro_batch_rows=int(sys.argv[1]), background_saves=False)
 
-prepare = setup.prepare_run
+prepare = build.prepare_run
 def limited(*args, **named):
     run = prepare(*args, **named)
     if sys.argv[1] == "32":
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + 400_000_000, used + 400_000_000))
     return run
-setup.prepare_run = limited
+build.prepare_run = limited
 job = StageJob(root / ("train" + sys.argv[1]), "run", inputs)
 conftest.train(config, job, base=conftest.ResolvedBase("tiny", None, init, "base"), compute=compute)
 """
@@ -151,7 +151,7 @@ conftest.train(config, job, base=conftest.ResolvedBase("tiny", None, init, "base
 def test_a_process_whose_memory_really_runs_out_trains_on(tmp_path: Path) -> None:
     code = LIMITED.format(root=str(Path(__file__).parents[3]), folder=str(tmp_path))
     for rows in ("32", "4"):
-        done = subprocess.run([sys.executable, "-c", code, rows], capture_output=True, text=True, timeout=300)
+        done = subprocess.run([sys.executable, "-c", code, rows], capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
     made = read_decisions(tmp_path / "train32/decisions.jsonl")
     assert made and made[0].details == {"rows": 16, "from": 32} and "memory" in made[0].reason

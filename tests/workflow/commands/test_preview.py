@@ -18,7 +18,7 @@ STEPS = "curate.steps=[normalize, {use: length, min: 100}, exact_duplicates, nea
 
 def deepen(*arguments):
     command = [sys.executable, "-m", "deepen.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture

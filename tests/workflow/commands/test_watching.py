@@ -34,7 +34,7 @@ LAG = """\
 evaluate:
   every: 2 steps
   lag: 3 steps
-  wait: 100s
+  wait: 1800s
   forgetting: {budget: 0.1%, patience: 1, grace: 0, actions: [{use: lower_learning_rate, times: 2}, rewind]}
 """
 
@@ -172,13 +172,16 @@ def test_two_watchers_one_refused_and_the_other_stopped_before_anything_was_ther
     shutil.copy(tiny, run / "recipe.yaml")
     first = start(tiny.parent, "evaluate", "runs/tiny", "--watch")
     try:
-        until(lambda: (run / "watch" / "lock").is_file() and (run / "watch" / "lock").stat().st_size > 0, first)
+        said = [""]
+        while "waiting for the training" not in said[-1]:
+            said.append(first.stdout.readline())  # type: ignore[union-attr]
+            assert said[-1], said
         second = start(tiny.parent, "evaluate", "runs/tiny", "--watch")
         refused = ended(second, 1)
         assert "is watched already" in refused and "one watcher" in refused and "Traceback" not in refused
-        time.sleep(1.5)  # it looks every half a second
+        time.sleep(1.2)  # it looks every half a second, and could say it once more
         first.send_signal(signal.SIGINT)
-        output = ended(first, 3)
+        output = "".join(said) + ended(first, 3)
     finally:
         first.kill()
     assert "waiting for the training" in output and output.count("waiting for") == 1
@@ -238,13 +241,13 @@ def train(folder: Path) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == code, output
     return output
 
 
 def until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    limit = time.monotonic() + 150
+    limit = time.monotonic() + 600
     while not happened():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < limit, "nothing happens"

@@ -100,7 +100,7 @@ def deepen(folder, environment, *arguments, code="from deepen.cli import main; m
 
     values = {**os.environ, **environment}
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=folder, env=values, capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", code, *arguments], cwd=folder, env=values, capture_output=True, text=True, timeout=900
     )
 
 
