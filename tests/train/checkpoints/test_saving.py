@@ -239,8 +239,8 @@ def test_the_stall_is_recorded_at_the_step_after(
     stalls = {}
     for name, background in (("behind", True), ("before", False)):
         compute = Compute(device="cpu", threads=1, background_saves=background)
-        watch = Watch(log=lambda record: told[record["step"]].set())
-        run(settings(save={"every": "3 steps", "milestones": None}), name, compute=compute, watch=watch)
+        hooks = Hooks(log=lambda record: told[record["step"]].set())
+        run(settings(save={"every": "3 steps", "milestones": None}), name, compute=compute, hooks=hooks)
         records = read_records(tmp_path / name / "metrics.jsonl")
         stalls[name] = {record["step"]: record["checkpoint_stall_seconds"] for record in records}
     assert stalls["before"] == {step: 5.0 if step in (4, 7) else 0.0 for step in range(1, 9)}
