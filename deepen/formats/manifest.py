@@ -18,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from deepen.errors import DamageError, RunError
-from deepen.formats.files.atomic import FileEntry, damage, write_bytes, write_json
+from deepen.errors import RunError
+from deepen.formats.files.atomic import FileEntry, write_bytes, write_json
 from deepen.formats.files.json_text import read_model, read_object
 from deepen.formats.workers import Workers
 from deepen.plug import identity
@@ -223,26 +223,6 @@ def open_artifact(directory: Path) -> Artifact | None:
             hint=f"remove `{directory}` and run the stage again",
         )
     return Artifact(target, found)
-
-
-def check_unchanged(artifact: Artifact, *, hashed: str) -> None:
-    """Check an artifact before long work begins: every file has its size, those under ``hashed`` also their bytes.
-
-    Raises ``DamageError`` naming all files that are not as their stage left them.
-    """
-    found = []
-    for entry in artifact.manifest.files:
-        path = artifact.path / entry.path
-        # Sizes cost nothing; hashing all would take as long as reading all.
-        if entry.path.startswith(hashed) or not path.is_file() or path.stat().st_size != entry.bytes:
-            found.append(damage(entry, artifact.path))
-    faults = [fault for fault in found if fault is not None]
-    if faults:
-        stage = artifact.manifest.stage
-        raise DamageError(
-            f"the files of `{stage}` are not as it left them:\n  " + "\n  ".join(faults),
-            hint=f"put them back, or remove `{artifact.path}` and run again: what was made from them no longer fits",
-        )
 
 
 def refer_to(directory: Path, artifact: Artifact) -> None:

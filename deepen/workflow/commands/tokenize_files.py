@@ -238,7 +238,7 @@ def _collect(order: TokenizeFiles, encoded: Artifact) -> list[FileEntry]:
         for dataset in datasets:
             writer.add_dataset(dataset)
     masked = merge_trained(out / DATASET, [(d.prefix, d.num_tokens) for d in datasets], out)
-    return [*files, *writer.entries, *([masked] if masked is not None else [])]
+    return [*files, *writer.entries, *masked]
 
 
 def _write_pair(target: Path, shard: Path, order: TokenizeFiles) -> list[FileEntry]:
@@ -264,7 +264,7 @@ def _without_last(dataset: IndexedDataset) -> Iterator[tuple[Array, Array]]:
     for begin in range(0, dataset.num_sequences, _BLOCK_SEQUENCES):
         lengths = dataset.lengths[begin : begin + _BLOCK_SEQUENCES].astype(np.int64)
         first = int(dataset.offsets[begin]) // dataset.dtype.itemsize
-        tokens = dataset.tokens[first : first + int(lengths.sum())]
+        tokens = dataset.ids(first, first + int(lengths.sum()))
         yield tokens[_is_kept(lengths)], lengths - 1
 
 
