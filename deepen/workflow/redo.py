@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.errors import RunError
+from deepen.errors import DamageError, RunError
 from deepen.formats.files.atomic import write_json
 from deepen.formats.manifest import MANIFEST, UNFINISHED, read_manifest, record_of
 from deepen.formats.tokens.order import begins_with
@@ -62,11 +62,19 @@ def make_way(plan: StagePlan, recorded: Mapping[str, Any], consent: Consent, rem
             hint=f"{hint}`--redo` makes it and everything after it anew; another `name` keeps both",
         )
     make_unreferenced(plan.directory, give_copies=core_of(recorded) == plan.core)
+    return aside_of(plan), only_more
+
+
+def aside_of(plan: StagePlan) -> Path:
+    """The folder in which a stage is made anew beside its old result; what lies there is of the same work."""
     aside = plan.directory.with_name(plan.directory.name + ".redo")
-    begun = record_of(aside)
+    try:
+        begun = record_of(aside)
+    except DamageError:
+        begun = {"fingerprint": "unreadable"}
     if begun is not None and begun["fingerprint"] != plan.fingerprint:
         shutil.rmtree(aside)
-    return aside, only_more
+    return aside
 
 
 def differences(plan: StagePlan, recorded: Mapping[str, Any]) -> dict[str, str]:
