@@ -7,6 +7,7 @@ from pathlib import Path
 from deepen.errors import DamageError, RunError
 from deepen.formats.files.atomic import link_or_copy
 from deepen.formats.manifest import Artifact, Manifest, open_artifact, read_manifest, write_manifest
+from deepen.formats.replaced import is_doomed
 from deepen.formats.unchanged import small_faults
 from deepen.progress import say
 from deepen.runs.lock import locked
@@ -15,7 +16,7 @@ from deepen.runs.lock import locked
 def find_neighbour(run: Path, stage: str, fingerprint: str) -> Artifact | None:
     """A finished artifact of ``stage`` with this fingerprint in another run under the same root."""
     for directory in sorted(run.parent.glob(f"*/{stage}")):
-        manifest = _manifest_of(directory) if directory.parent != run else None
+        manifest = _manifest_of(directory) if directory.parent != run and not is_doomed(directory) else None
         if manifest is None or manifest.location is not None or manifest.fingerprint != fingerprint:
             continue
         if manifest.counts.get("order_changes"):  # a change of mixture on the way is not in the fingerprint
@@ -41,7 +42,7 @@ def references_to(target: Path) -> list[Path]:
     target = target.resolve()
     referring = []
     for directory in sorted(target.parents[0].glob("*/*")) + sorted(target.parents[1].glob("*/*")):
-        manifest = _manifest_of(directory) if directory.is_dir() else None
+        manifest = _manifest_of(directory) if directory.is_dir() and not is_doomed(directory) else None
         if manifest is None or manifest.location is None:
             continue
         place = (directory / manifest.location).resolve()

@@ -7,7 +7,6 @@ of the two.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 from deepen.errors import DamageError, RunError
 from deepen.formats.files.atomic import write_json
-from deepen.formats.manifest import MANIFEST, UNFINISHED, read_manifest, record_of
+from deepen.formats.manifest import MANIFEST, UNFINISHED, record_of
+from deepen.formats.replaced import put_in_place, remove_directory
 from deepen.formats.tokens.order import begins_with
 from deepen.progress import say
 from deepen.runs.references import make_unreferenced
@@ -73,7 +73,8 @@ def aside_of(plan: StagePlan) -> Path:
     except DamageError:
         begun = {"fingerprint": "unreadable"}
     if begun is not None and begun["fingerprint"] != plan.fingerprint:
-        shutil.rmtree(aside)
+        # Renamed first: what a kill left of it could be taken for work of this fingerprint, checkpoints above all.
+        remove_directory(aside)
     return aside
 
 
@@ -147,16 +148,4 @@ def swap_in(directory: Path, aside: Path, *, must_extend: bool) -> None:
             "with more tokens the training order would not begin with the order already trained on",
             hint="`--redo` starts over; a new run with `base: {run: ...}` goes on from the finished model",
         )
-    old = directory.with_name(directory.name + ".old")
-    directory.rename(old)
-    aside.rename(directory)
-    shutil.rmtree(old)
-
-
-def recover_swap(directory: Path) -> None:
-    """Finish or undo a swap that a kill interrupted."""
-    aside, old = directory.with_name(directory.name + ".redo"), directory.with_name(directory.name + ".old")
-    if old.exists() and not directory.exists():
-        (aside if read_manifest(aside) is not None else old).rename(directory)
-    if old.exists():
-        shutil.rmtree(old)
+    put_in_place(directory, aside)

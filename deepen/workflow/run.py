@@ -15,6 +15,7 @@ from pathlib import Path
 from deepen.engine.map_parts import SharePendingError
 from deepen.errors import RecipeError, RunError
 from deepen.formats.manifest import Artifact, open_artifact, record_of, refer_to
+from deepen.formats.replaced import recover_swap, sweep
 from deepen.formats.workers import Workers
 from deepen.parallel.processes.gang import Gang
 from deepen.progress import say
@@ -27,7 +28,7 @@ from deepen.runs.references import find_neighbour
 from deepen.workflow.inputs.find import resolve_setup
 from deepen.workflow.inputs.pins import without_network
 from deepen.workflow.mend import finished
-from deepen.workflow.redo import Consent, make_way, recover_swap, swap_in
+from deepen.workflow.redo import Consent, make_way, swap_in
 from deepen.workflow.setup import Setup
 from deepen.workflow.stage_plan import StagePlan, make_stage, plan_stage
 from deepen.workflow.stages import STAGES
@@ -70,6 +71,8 @@ def run_pipeline(recipe: Recipe, machine: Machine, run: Path, options: RunOption
     with hold(run, options.share) as share, without_network(options.offline):
         setup = replace(resolve_setup(recipe, machine, run, offline=options.offline), gang=options.gang)
         _refuse_impossible(setup)
+        for place in (run, run.parent):
+            sweep(place)
         for name in STAGES:
             recover_swap(stage_directory(run, name))
         write_settings(run, recipe, machine)

@@ -121,3 +121,33 @@ def test_damage_of_what_is_referred_to_is_mended_where_it_lies(run):
     bring(run, "curate", redo=True)
     bring(run, "mix", name="other")
     assert "location" in json.loads((run.with_name("other") / "curate" / MANIFEST).read_text())
+
+
+def test_a_removal_that_was_killed_is_swept_and_its_stage_is_not_finished(run, capfd, monkeypatch):
+    from deepen.formats import replaced
+    from deepen.runs.lineage import remove
+
+    def killed(path, **_):
+        if path.exists():
+            (path / "order" / "000.u64").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(replaced.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove(run / "mix")
+    monkeypatch.undo()
+    assert not (run / "mix").exists() and (run / ".mix.removing").is_dir()
+    shutil.copytree(run, run.with_name("other"))  # and it is nobody's neighbour
+    bring(run, "mix")
+    assert "mix: starting" in capfd.readouterr().err
+    assert not (run / ".mix.removing").exists() and not all_faults(bring(run, "mix")["mix"])
+
+
+def test_what_is_removed_takes_its_half_made_successor_along(run):
+    from deepen.runs.lineage import remove
+
+    shutil.copytree(run / "select", run / "select.redo")
+    (run / "mix").rename(run / "mix.old")  # a swap that was killed between its renames
+    remove(run / "select")
+    remove(run / "mix")
+    assert not [path.name for path in run.iterdir() if path.name.startswith(("select", "mix", ".select", ".mix"))]

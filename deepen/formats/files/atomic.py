@@ -115,7 +115,8 @@ def sync_file(path: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under another name where the file system can do that, else a copy; ``target`` appears whole."""
+    """The same file under another name where the file system can do that, else a copy; ``target`` appears whole, and is
+    on the disk when this returns."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
     temporary.unlink(missing_ok=True)  # of an earlier try; `os.link` does not overwrite
@@ -123,7 +124,10 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, temporary)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, temporary)
+    sync_file(temporary)  # a link, too: what it names may not have been written by us
     temporary.replace(target)
+    temporary.unlink(missing_ok=True)  # renaming a link onto another one of the same file does nothing
+    sync_directory(target.parent)
 
 
 def hash_file(path: Path, kind: str = "xxh3") -> str:

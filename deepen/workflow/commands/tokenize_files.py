@@ -34,6 +34,7 @@ from deepen.formats.manifest import (
     open_artifact,
     read_unfinished,
 )
+from deepen.formats.replaced import remove_directory
 from deepen.formats.tokens.megatron import IndexedDataset, IndexedDatasetWriter
 from deepen.formats.tokens.trained import TrainedMask, merge_trained, trained_path
 from deepen.ingest.config import IngestConfig, Source, problems_of
@@ -206,7 +207,7 @@ def _make_way(out: Path, job: StageJob, found: Artifact | None) -> None:
         )
     if begun is not None and begun["fingerprint"] != job.fingerprint:
         say(f"`{out}` holds the beginning of other work, which is removed")
-        shutil.rmtree(out)
+        remove_directory(out)
         out.mkdir()
 
 
