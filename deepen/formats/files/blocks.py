@@ -21,7 +21,7 @@ from deepen.formats.files.atomic import FileEntry, writing
 BLOCK_BYTES = 1 << 18
 """Rows are read at random places, so the first one in a block pays for all of it: small blocks keep that cheap. About
 as much as the system reads ahead anyway; the table is 1/32768 of the file."""
-_MAGIC = b"deepen blocks 1\n"
+_MAGIC = b"deepen-blocks-1\n"
 _HEADER = struct.Struct("<16sQQ")
 
 
