@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from deepen.mix.packing.sources import PackPart, pack_source
 MOST_PACKING_SECONDS, MOST_PACKING_GB = 10.0, 1.0
 MOST_ORDER_SECONDS, MOST_ORDER_GROWTH_MB = 60.0, 50.0
 LEAST_READING, MOST_BATCH_SHARE = 200.0, 0.01
+MOST_CHECK_MB = 5.0
 LEAST_DOCUMENTS = 5_000
 ROW_LENGTHS = (512, 1024, 2048, 4096, 8192)
 
@@ -135,7 +137,7 @@ def write_run(root: Path, sequence_length: int, num_documents: int) -> None:
     lengths, random = document_lengths(num_documents), np.random.default_rng(3)
     for folder in ("shards", "documents"):
         (root / "tokenize" / folder).mkdir(parents=True, exist_ok=True)
-    with IndexedDatasetWriter(root / "tokenize/shards/web", np.int32) as writer:
+    with IndexedDatasetWriter(root / "tokenize/shards/web", np.int32, blocks=True) as writer:
         writer.add_documents(random.integers(1, 2000, int(lengths.sum()), dtype=np.int32), lengths)
     np.save(root / "tokenize/documents/web.npy", pack_ids([f"{number:032x}" for number in range(num_documents)]))
     part = PackPart(
@@ -173,6 +175,44 @@ def reading() -> Result:
         assert total > 0
         megabytes = dataset.num_tokens * 4 / 1e6
         return {"batches": 4 * tokens / 1e6 / batch_seconds, "documents": megabytes / document_seconds}
+
+
+def checked() -> Result:
+    """What checking blocks costs: rows of 2,048 ids read once, in order and at random, with and without a table.
+
+    Every reading begins with a freshly opened shard, of which no block was checked; its file is in the page cache, so
+    that nothing but the check is measured. ``cost_ms``: what one pass costs more for a shard of 400 MB.
+    """
+    from deepen.formats.tokens.megatron import IndexedDataset
+
+    num_rows = 50_000
+    found: Result = {}
+    with tempfile.TemporaryDirectory() as name:
+        prefix, random = Path(name) / "web", np.random.default_rng(3)
+        with IndexedDatasetWriter(prefix, np.int32, blocks=True) as writer:
+            for _ in range(num_rows // 1000):
+                writer.add_documents(random.integers(1, 2000, 2_048_000, dtype=np.int32), np.full(1000, 2048))
+        megabytes = num_rows * 2048 * 4 / 1e6
+
+        def rate(rows: Array, *, checks: bool) -> float:
+            best = 0.0
+            for _ in range(5):
+                dataset = IndexedDataset.open(prefix)
+                dataset = dataset if checks else replace(dataset, blocks=None)
+                started = time.process_time()
+                for row in rows.tolist():
+                    dataset.read(row, 0, 2048).sum(dtype=np.int64)
+                best = max(best, len(rows) / num_rows * megabytes / (time.process_time() - started))
+            return best
+
+        memory = resident_mb("RssAnon")
+        orders = {"in order": np.arange(num_rows), "at random": random.permutation(num_rows)}
+        # The first rows of a run at random places pay for whole blocks.
+        orders["first 1,000 at random"] = orders["at random"][:1000]
+        for where, rows in orders.items():
+            found[where] = {"raw": rate(rows, checks=False), "checked": rate(rows, checks=True)}
+        found["growth_mb"] = resident_mb("RssAnon") - memory
+    return found
 
 
 def random_batches() -> Result:
@@ -250,6 +290,7 @@ MEASURES: dict[str, Callable[[], Result]] = {
     "ordering-10M": lambda: ordering(10_000_000),
     "ordering-100M": lambda: ordering(100_000_000),
     "reading": reading,
+    "checked": checked,
     "random-batches": random_batches,
     "filling": filling,
 }
@@ -300,6 +341,17 @@ def main() -> int:
         verdict(read["batches"] >= LEAST_READING, f"batches read in sequence at {read['batches']:.0f} MB/s (>= 200)")
     )
     print(f"      documents alone: {read['documents']:.0f} MB/s")
+    check = measured("checked")
+    growth = check.pop("growth_mb")
+    for where, rates in check.items():
+        passed.append(
+            verdict(
+                rates["checked"] >= LEAST_READING,
+                f"rows checked and read {where} at {rates['checked']:.0f} MB/s (>= 200), "
+                f"{rates['checked'] / rates['raw']:.2f} of raw reading ({rates['raw']:.0f} MB/s)",
+            )
+        )
+    passed.append(verdict(growth < MOST_CHECK_MB, f"... in flat memory: grew by {growth:.1f} MB (< 5)"))
     step = measured("random-batches")
     share = step["batch"] / step["step"]
     passed.append(

@@ -17,6 +17,7 @@ from deepen.board.page import Card, Section, fold, preformatted, render, table
 from deepen.errors import RunError
 from deepen.formats.files.atomic import write_bytes
 from deepen.formats.files.json_text import read_object
+from deepen.formats.files.own_hash import with_own_hash
 from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact, InputEntry
 from deepen.progress import readable
@@ -27,6 +28,7 @@ from deepen.runs.diagnose.findings import RULES, diagnose
 from deepen.runs.directory import finished_stages
 from deepen.runs.lineage import StageStatus, status
 from deepen.runs.order.rows import open_order, shares_over_time
+from deepen.runs.verify import REPORT
 from deepen.workflow.commands.preview_curation import examples
 
 _MOST_STEPS = 200
@@ -41,7 +43,7 @@ def write_report(run: Path) -> Path:
     if not stages:
         raise RunError(f"`{run}` has no finished stage to report on", hint="run it first: `deepen run RECIPE`")
     recipe = recipe_of(run).model_dump(mode="json", by_alias=True)
-    path = run / "report.html"
+    path = run / REPORT
     rows = status(run)
     script = f"<script>{get_plotlyjs()}</script>"
     page = render(
@@ -51,7 +53,7 @@ def write_report(run: Path) -> Path:
         _sections(run, recipe, stages, rows),
         script,
     )
-    write_bytes(path, page.encode())
+    write_bytes(path, with_own_hash(page))
     return path
 
 

@@ -96,9 +96,7 @@ def verify(path: Annotated[Path, typer.Argument(help="Run or stage directory.")]
     else:
         print(f"{result.num_files} files, {result.num_bytes:,} bytes checked")
     if result.damages:
-        raise DamageError(
-            "damage found:\n  " + "\n  ".join(result.damages), hint="remove the damaged stage and run again"
-        )
+        raise DamageError("damage found:\n  " + "\n  ".join(result.damages), hint="\n  ".join(result.remedies))
 
 
 def show(

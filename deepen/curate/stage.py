@@ -27,6 +27,7 @@ from deepen.engine.map_parts import clear_ledger, map_parts
 from deepen.formats.documents.documents import SCHEMA, document_files, num_documents_in, read_tables, write_tables
 from deepen.formats.files.atomic import FileEntry, write_bytes
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.unchanged import check_inputs
 from deepen.progress import say
 
 FORMAT = 4
@@ -53,6 +54,7 @@ def curate(config: CurateConfig, job: StageJob, *, preview: bool = False) -> Man
     Writes ``documents/{source}-{part}.parquet``, ``held_out/{source}.parquet`` and ``dropped/{source}-{part}.parquet``.
     Raises ``SourceError`` when nothing of a source is left, with its drops by reason.
     """
+    check_inputs(job, {"ingest": ["documents/"]})
     begin_stage(job, stage="curate", format_number=FORMAT, config=config)
     from deepen.engine.compiled import is_cold  # it loads numba: not before there is work
 

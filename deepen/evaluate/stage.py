@@ -57,6 +57,7 @@ from deepen.formats.taken_over import take_over
 from deepen.formats.training.checkpoints import CheckpointInfo, list_checkpoints, verify
 from deepen.formats.training.roles import candidates
 from deepen.formats.training.scores import ALL_CANDIDATES, CHOOSE_ON, REPORT_ON, SCORES, CheckpointScores, Score
+from deepen.formats.unchanged import check_inputs
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.progress import say
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
 
 BASELINE_FORMAT = 3
 FORMAT = 3
+_TOKENIZER = ("tokenizer/", "extension.json", "new_rows.safetensors")
+"""What evaluation reads of tokenize; shards it does not."""
 
 
 def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compute: Compute) -> Manifest:
@@ -78,6 +81,7 @@ def baseline(config: EvaluateConfig, job: StageJob, *, base: ResolvedBase, compu
     unchanged probe is taken over.
     """
     settings = config.baseline
+    check_inputs(job, {"curate": ["held_out/"], "tokenize": _TOKENIZER})
     begin_stage(job, stage="baseline", format_number=BASELINE_FORMAT, config=settings)
     material = for_the_base(material_of(job.inputs["curate"], job.inputs["tokenize"], base))
     model = cache(lambda: _open_base(base, job, compute))  # opened only where a table is missing
@@ -119,6 +123,8 @@ def evaluate(
     ``job.previous`` holds of unchanged probes and models, is not measured again. With ``scanning`` the items of probes
     are looked for in the trained documents, and scores are told with and without those that are found.
     """
+    documents = ["documents/"] if scanning is not None else []
+    check_inputs(job, {"curate": ["held_out/", *documents], "tokenize": _TOKENIZER, "baseline": [""]})
     begin_stage(job, stage="evaluate", format_number=FORMAT, config=config)
     material = material_of(job.inputs["curate"], job.inputs["tokenize"], base)
     checkpoints, damaged = _intact_checkpoints(job.inputs["train"].path / "checkpoints")

@@ -24,6 +24,7 @@ from deepen.formats.files.json_text import read_model
 from deepen.formats.manifest import Artifact, Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.tokens.extension import read_extension
 from deepen.formats.training.scores import Choice
+from deepen.formats.unchanged import check_inputs
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute
 from deepen.progress import say
@@ -44,6 +45,8 @@ def export(
     manifest, when the reloaded folder is not the model. The files of ``job.previous`` are taken over if its model is
     this one.
     """
+    tokenizer = ["tokenizer/", "extension.json", "new_rows.safetensors"]
+    check_inputs(job, {"select": [""], "tokenize": tokenizer, "curate": ["held_out/"]})
     begin_stage(job, stage="export", format_number=FORMAT, config=config)
     choice_file = job.inputs["select"].path / "choice.json"
     choice = read_model(choice_file, Choice)

@@ -18,8 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from deepen.errors import DamageError, RunError
-from deepen.formats.files.atomic import FileEntry, damage, write_bytes, write_json
+from deepen.formats.files.atomic import FileEntry, write_bytes, write_json
 from deepen.formats.files.json_text import read_model, read_object
 from deepen.formats.workers import Workers
 from deepen.plug import identity
@@ -64,6 +66,8 @@ class Manifest(Settings):
     finished: str
     location: str | None = None
     """Set in a reference: the directory (relative to this one) that really holds the files."""
+    digest: str | None = None
+    """xxh3-128 of all the rest, since nothing else holds the hash of a manifest; None in those of version 0.1."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +192,15 @@ def _input_entries(job: StageJob) -> dict[str, InputEntry]:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write a manifest into ``directory`` atomically."""
-    text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=1, ensure_ascii=False)
-    write_bytes(directory / MANIFEST, (text + "\n").encode())
+    contents = manifest.model_dump(mode="json", exclude_none=True, exclude={"digest"})
+    # Read back first: the digest is of what stands in the file, whatever Python held it as.
+    contents["digest"] = _digest(json.loads(json.dumps(contents)))
+    write_bytes(directory / MANIFEST, (json.dumps(contents, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _digest(contents: Mapping[str, Any]) -> str:
+    text = json.dumps(contents, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def read_manifest(directory: Path) -> Manifest | None:
@@ -197,7 +208,14 @@ def read_manifest(directory: Path) -> Manifest | None:
     path = directory / MANIFEST
     if not path.is_file():
         return None
-    return read_model(path, Manifest, hint="remove this file and run again: its stage is then not finished")
+    hint = "remove this file and run again: its stage is then not finished"
+    manifest = read_model(path, Manifest, hint=hint)
+    if manifest.digest is None:
+        return manifest
+    contents = read_object(path, hint=hint)
+    if contents.pop("digest") != _digest(contents):
+        raise DamageError(f"`{path}` has other contents than it was written with (digest differs)", hint=hint)
+    return manifest.model_copy(update={"digest": None})  # a matter of the file
 
 
 def record_of(directory: Path) -> dict[str, Any] | None:
@@ -223,26 +241,6 @@ def open_artifact(directory: Path) -> Artifact | None:
             hint=f"remove `{directory}` and run the stage again",
         )
     return Artifact(target, found)
-
-
-def check_unchanged(artifact: Artifact, *, hashed: str) -> None:
-    """Check an artifact before long work begins: every file has its size, those under ``hashed`` also their bytes.
-
-    Raises ``DamageError`` naming all files that are not as their stage left them.
-    """
-    found = []
-    for entry in artifact.manifest.files:
-        path = artifact.path / entry.path
-        # Sizes cost nothing; hashing all would take as long as reading all.
-        if entry.path.startswith(hashed) or not path.is_file() or path.stat().st_size != entry.bytes:
-            found.append(damage(entry, artifact.path))
-    faults = [fault for fault in found if fault is not None]
-    if faults:
-        stage = artifact.manifest.stage
-        raise DamageError(
-            f"the files of `{stage}` are not as it left them:\n  " + "\n  ".join(faults),
-            hint=f"put them back, or remove `{artifact.path}` and run again: what was made from them no longer fits",
-        )
 
 
 def refer_to(directory: Path, artifact: Artifact) -> None:

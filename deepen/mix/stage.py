@@ -15,6 +15,7 @@ from deepen.formats.tokens.megatron import IndexedDataset
 from deepen.formats.tokens.new_token_counts import count_new_tokens
 from deepen.formats.tokens.order import Order, Segments, write_order, write_segments
 from deepen.formats.tokens.packs import stage_with_shard
+from deepen.formats.unchanged import check_inputs
 from deepen.mix.config import MixConfig
 from deepen.mix.counts import mix_counts, tally
 from deepen.mix.exposures import exposure_line, exposures
@@ -42,6 +43,7 @@ def mix(config: MixConfig, job: StageJob, *, batch_tokens: int, num_batches: int
     ``config.max_epochs`` times.
     """
     assert batch_tokens > 0 and num_batches > 0, "an order has at least one batch"
+    check_inputs(job, {"tokenize": [""], "curate": ["documents/"] if config.balance is not None else []})
     begin_stage(job, stage="mix", format_number=FORMAT, config=config)
     fixed = _fixed_rows(config, job)
     sources = _sources(config, job, fixed)

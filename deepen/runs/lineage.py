@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from deepen.errors import RunError
 from deepen.formats.files.records import read_records
 from deepen.formats.manifest import InputEntry, open_artifact, read_manifest, record_of
+from deepen.formats.replaced import recover_swap, remove_directory
 from deepen.formats.training.roles import role_records
 from deepen.runs.directory import STAGE_NAMES, check_is_run, stage_directory
 from deepen.runs.lock import locked
@@ -88,5 +88,9 @@ def remove(target: Path) -> None:
     if not (is_stage or run == target):
         raise RunError(f"`{target}` is neither a run nor a stage of one", hint="give runs/NAME or runs/NAME/STAGE")
     with locked(run):
+        if is_stage:
+            recover_swap(target)
         make_unreferenced(target, give_copies=False)
-        shutil.rmtree(target)
+        if is_stage:
+            remove_directory(target.with_name(target.name + ".redo"))
+        remove_directory(target)

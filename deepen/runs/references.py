@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deepen.errors import RunError
+from deepen.errors import DamageError, RunError
 from deepen.formats.files.atomic import link_or_copy
-from deepen.formats.manifest import Artifact, open_artifact, read_manifest, write_manifest
+from deepen.formats.manifest import Artifact, Manifest, open_artifact, read_manifest, write_manifest
+from deepen.formats.replaced import is_doomed
+from deepen.formats.unchanged import small_faults
 from deepen.progress import say
 from deepen.runs.lock import locked
 
@@ -14,12 +16,25 @@ from deepen.runs.lock import locked
 def find_neighbour(run: Path, stage: str, fingerprint: str) -> Artifact | None:
     """A finished artifact of ``stage`` with this fingerprint in another run under the same root."""
     for directory in sorted(run.parent.glob(f"*/{stage}")):
-        manifest = read_manifest(directory) if directory.parent != run else None
+        manifest = _manifest_of(directory) if directory.parent != run and not is_doomed(directory) else None
         if manifest is None or manifest.location is not None or manifest.fingerprint != fingerprint:
             continue
-        if not manifest.counts.get("order_changes"):  # a change of mixture on the way is not in the fingerprint
-            return Artifact(directory, manifest)
+        if manifest.counts.get("order_changes"):  # a change of mixture on the way is not in the fingerprint
+            continue
+        found = Artifact(directory, manifest)
+        if not (faults := small_faults(found)):
+            return found
+        say(f"`{directory}` would do, but is damaged and passed over: {faults[0]}")
     return None
+
+
+def _manifest_of(directory: Path) -> Manifest | None:
+    """The manifest of another run's stage; None, with a message, when it cannot be read: that blocks nobody else."""
+    try:
+        return read_manifest(directory)
+    except DamageError as error:
+        say(f"{error.message}: passed over")
+        return None
 
 
 def references_to(target: Path) -> list[Path]:
@@ -27,7 +42,7 @@ def references_to(target: Path) -> list[Path]:
     target = target.resolve()
     referring = []
     for directory in sorted(target.parents[0].glob("*/*")) + sorted(target.parents[1].glob("*/*")):
-        manifest = read_manifest(directory) if directory.is_dir() else None
+        manifest = _manifest_of(directory) if directory.is_dir() and not is_doomed(directory) else None
         if manifest is None or manifest.location is None:
             continue
         place = (directory / manifest.location).resolve()

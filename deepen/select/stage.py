@@ -24,6 +24,7 @@ from deepen.formats.training.scores import (
     Choice,
     Score,
 )
+from deepen.formats.unchanged import check_inputs
 from deepen.progress import aligned, say
 from deepen.select.config import RULES, SelectRule
 
@@ -38,6 +39,7 @@ def select(config: SelectRule, job: StageJob, *, budget: float) -> Manifest:
     Inputs: ``evaluate`` (its ``scores.jsonl``; where blends were tried, the scores on everything and on its halves).
     Writes ``choice.json``. ``budget`` is ``evaluate.forgetting.budget``.
     """
+    check_inputs(job, {"evaluate": [""]})
     begin_stage(job, stage="select", format_number=FORMAT, config=config)
     choice = _chosen_of(job.inputs["evaluate"].path, config, budget)
     candidates = choice.candidates

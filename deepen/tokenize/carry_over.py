@@ -39,7 +39,8 @@ def carry_over(
         return {}
     found: dict[str, Files] = {}
     for name, mark in made_from.items():
-        wanted = {f"shards/{name}.bin", f"shards/{name}.idx", f"shards/{name}.trained", f"documents/{name}.npy"}
+        shard = {f"shards/{name}.{kind}" for kind in ("bin", "bin.blocks", "idx", "trained", "trained.blocks")}
+        wanted = {*shard, f"documents/{name}.npy"}
         if earlier.counts["sources"].get(name, {}).get(MADE_FROM) == mark:
             files = take_over(earlier, wanted.__contains__, job.out)
             if files is not None:

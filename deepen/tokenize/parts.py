@@ -242,15 +242,15 @@ class MergePart:
 
 def merge_parts(part: MergePart) -> dict[str, Any]:
     """Join the parts of a source to one pair and one array of document ids; returns their file entries."""
-    with IndexedDatasetWriter(part.out / "shards" / part.source, token_dtype(part.vocabulary.size)) as writer:
+    shard, dtype = part.out / "shards" / part.source, token_dtype(part.vocabulary.size)
+    with IndexedDatasetWriter(shard, dtype, blocks=True) as writer:
         for prefix in part.prefixes:
             writer.add_dataset(IndexedDataset.open(prefix))
     sizes = [(prefix, IndexedDataset.open(prefix).num_tokens) for prefix in part.prefixes]
-    mask = merge_trained(part.out / "shards" / part.source, sizes, part.out)
+    mask = merge_trained(shard, sizes, part.out, blocks=True)
     arrays = [open_array(prefix.with_name(prefix.name + ".npy")) for prefix in part.prefixes]
     path = part.out / "documents" / f"{part.source}.npy"
     shape = (sum(map(len, arrays)), 2)
     ids = write_array(path, arrays, shape=shape, dtype=np.uint64, root=part.out)
-    files = [*(entry.model_copy(update={"path": f"shards/{entry.path}"}) for entry in writer.entries), ids]
-    files += [mask] if mask is not None else []
+    files = [*(entry.model_copy(update={"path": f"shards/{entry.path}"}) for entry in writer.entries), ids, *mask]
     return {"files": [file.model_dump() for file in files]}

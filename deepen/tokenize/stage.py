@@ -14,6 +14,7 @@ from deepen.formats.documents.documents import document_files
 from deepen.formats.files.atomic import FileEntry
 from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.tokens.new_token_counts import count_new_tokens, write_new_token_counts
+from deepen.formats.unchanged import check_inputs
 from deepen.formats.workers import as_workers
 from deepen.model.config import ResolvedBase
 from deepen.progress import readable, say
@@ -37,6 +38,7 @@ def tokenize(config: TokenizeConfig, job: StageJob, *, base: ResolvedBase) -> Ma
     """
     from deepen.tokenize.vocabulary.tokenizer import Vocabulary
 
+    check_inputs(job, {"curate": ["documents/"]})
     begin_stage(job, stage="tokenize", format_number=FORMAT, config=config)
     _check_vocabulary(config, base)
     curate = job.inputs["curate"]

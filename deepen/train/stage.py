@@ -12,12 +12,12 @@ from deepen.formats.manifest import (
     Manifest,
     StageJob,
     begin_stage,
-    check_unchanged,
     finish_stage,
     read_manifest,
 )
 from deepen.formats.tokens.order import Order, appended_files
 from deepen.formats.training.checkpoints import list_checkpoints, read_checkpoint
+from deepen.formats.unchanged import check_inputs, check_shards_without_blocks
 from deepen.model.config import ResolvedBase
 from deepen.parallel.config import Compute, Mesh
 from deepen.progress import readable, say, track
@@ -58,10 +58,12 @@ def train(
     from deepen.train.starting.build import prepare_run
     from deepen.train.starting.model import check_objective
 
-    check_unchanged(job.inputs["tokenize"], hashed="tokenizer/")  # another tokenizer would give the ids other meanings
+    check_inputs(job, {"tokenize": [""], "mix": [""], "curate": ["held_out/"], "baseline": [""]})
     check_objective(config, job.inputs["tokenize"], job.inputs["mix"])
     process = set_up(compute, mesh)
     with process.main_first():
+        for name in ("tokenize", "mix"):
+            check_shards_without_blocks(job.inputs[name], job.out / ".hashes.json")
         begin_stage(job, stage="train", format_number=FORMAT, config=config)
     run = prepare_run(config, job, base, compute, hooks, process)
     _check_checkpoints(config.save, run)

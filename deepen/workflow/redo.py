@@ -7,15 +7,15 @@ of the two.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepen.errors import RunError
+from deepen.errors import DamageError, RunError
 from deepen.formats.files.atomic import write_json
-from deepen.formats.manifest import MANIFEST, UNFINISHED, read_manifest, record_of
+from deepen.formats.manifest import MANIFEST, UNFINISHED, record_of
+from deepen.formats.replaced import put_in_place, remove_directory
 from deepen.formats.tokens.order import begins_with
 from deepen.progress import say
 from deepen.runs.references import make_unreferenced
@@ -62,11 +62,20 @@ def make_way(plan: StagePlan, recorded: Mapping[str, Any], consent: Consent, rem
             hint=f"{hint}`--redo` makes it and everything after it anew; another `name` keeps both",
         )
     make_unreferenced(plan.directory, give_copies=core_of(recorded) == plan.core)
+    return aside_of(plan), only_more
+
+
+def aside_of(plan: StagePlan) -> Path:
+    """The folder in which a stage is made anew beside its old result; what lies there is of the same work."""
     aside = plan.directory.with_name(plan.directory.name + ".redo")
-    begun = record_of(aside)
+    try:
+        begun = record_of(aside)
+    except DamageError:
+        begun = {"fingerprint": "unreadable"}
     if begun is not None and begun["fingerprint"] != plan.fingerprint:
-        shutil.rmtree(aside)
-    return aside, only_more
+        # Renamed first: what a kill left of it could be taken for work of this fingerprint, checkpoints above all.
+        remove_directory(aside)
+    return aside
 
 
 def differences(plan: StagePlan, recorded: Mapping[str, Any]) -> dict[str, str]:
@@ -139,16 +148,4 @@ def swap_in(directory: Path, aside: Path, *, must_extend: bool) -> None:
             "with more tokens the training order would not begin with the order already trained on",
             hint="`--redo` starts over; a new run with `base: {run: ...}` goes on from the finished model",
         )
-    old = directory.with_name(directory.name + ".old")
-    directory.rename(old)
-    aside.rename(directory)
-    shutil.rmtree(old)
-
-
-def recover_swap(directory: Path) -> None:
-    """Finish or undo a swap that a kill interrupted."""
-    aside, old = directory.with_name(directory.name + ".redo"), directory.with_name(directory.name + ".old")
-    if old.exists() and not directory.exists():
-        (aside if read_manifest(aside) is not None else old).rename(directory)
-    if old.exists():
-        shutil.rmtree(old)
+    put_in_place(directory, aside)

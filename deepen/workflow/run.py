@@ -1,7 +1,8 @@
 """Run the pipeline: for each stage find out whether its work is done, can be reused, resumed or must be made.
 
 found on disk                        what happens
-manifest, same fingerprint           skipped (in this run) or referenced by path (in a neighbouring run)
+manifest, same fingerprint           skipped (in this run) or referenced by path (in a neighbouring run), once its small
+                                     files are found to be as they were; ``mend.py`` for damaged ones
 unfinished, same fingerprint         resumed
 other fingerprint                    ``redo.py``: stop and say what changed, make anew, or continue a training
 """
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from deepen.engine.map_parts import SharePendingError
 from deepen.errors import RecipeError, RunError
-from deepen.formats.manifest import UNFINISHED, Artifact, open_artifact, record_of, refer_to
+from deepen.formats.manifest import Artifact, open_artifact, record_of, refer_to
+from deepen.formats.replaced import recover_swap, sweep
 from deepen.formats.workers import Workers
 from deepen.parallel.processes.gang import Gang
 from deepen.progress import say
@@ -25,9 +27,10 @@ from deepen.runs.lock import hold
 from deepen.runs.references import find_neighbour
 from deepen.workflow.inputs.find import resolve_setup
 from deepen.workflow.inputs.pins import without_network
-from deepen.workflow.redo import Consent, make_way, recover_swap, swap_in
+from deepen.workflow.mend import finished
+from deepen.workflow.redo import Consent, make_way, swap_in
 from deepen.workflow.setup import Setup
-from deepen.workflow.stage_plan import StagePlan, plan_stage
+from deepen.workflow.stage_plan import StagePlan, make_stage, plan_stage
 from deepen.workflow.stages import STAGES
 
 
@@ -38,7 +41,7 @@ class RunOptions:
     first: str = "ingest"
     last: str = "export"
     redo: bool = False
-    """Make anew what was made from other settings or inputs."""
+    """Make anew what was made from other settings or inputs, or is damaged; the last stage is hashed as a whole."""
     extend: bool = False
     """Continue a finished training with more tokens (``--continue``)."""
     offline: bool = False
@@ -68,6 +71,8 @@ def run_pipeline(recipe: Recipe, machine: Machine, run: Path, options: RunOption
     with hold(run, options.share) as share, without_network(options.offline):
         setup = replace(resolve_setup(recipe, machine, run, offline=options.offline), gang=options.gang)
         _refuse_impossible(setup)
+        for place in (run, run.parent):
+            sweep(place)
         for name in STAGES:
             recover_swap(stage_directory(run, name))
         write_settings(run, recipe, machine)
@@ -100,9 +105,8 @@ def _run_stages(setup: Setup, run: Path, options: RunOptions, workers: Workers, 
 def bring_up_to_date(plan: StagePlan, options: RunOptions, remade: set[str]) -> Artifact:
     """Skip, reference, resume, extend, redo or make one stage, or refuse; notes in ``remade`` what was made anew."""
     name, directory = plan.stage.name, plan.directory
-    found = open_artifact(directory)
-    if found is not None and found.fingerprint == plan.fingerprint:
-        say(f"{name} is up to date")
+    found = finished(plan, redo=options.redo, whole=options.redo and name == options.last)
+    if found is not None:
         return found
     if list(STAGES).index(name) < list(STAGES).index(options.first):
         raise RunError(
@@ -117,16 +121,8 @@ def bring_up_to_date(plan: StagePlan, options: RunOptions, remade: set[str]) -> 
     out, must_extend = directory, False
     if recorded is not None and recorded["fingerprint"] != plan.fingerprint:
         out, must_extend = make_way(plan, recorded, Consent(options.redo, options.extend), remade)
-    made = open_artifact(out) or _make(plan, out)
+    made = open_artifact(out) or make_stage(plan, out)
     if out == directory:
         return made
     swap_in(directory, out, must_extend=must_extend)
     return replace(made, path=directory)
-
-
-def _make(plan: StagePlan, out: Path) -> Artifact:
-    say(f"{plan.stage.name}: resuming" if (out / UNFINISHED).is_file() else f"{plan.stage.name}: starting")
-    plan.stage.call(plan.setup, plan.job(out))
-    made = open_artifact(out)
-    assert made is not None, f"stage {plan.stage.name} returned without writing its manifest"
-    return made

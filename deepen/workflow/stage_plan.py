@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deepen.formats.manifest import Artifact, InputEntry, StageJob, fingerprint, open_artifact
+from deepen.errors import DamageError
+from deepen.formats.manifest import UNFINISHED, Artifact, InputEntry, StageJob, fingerprint, open_artifact
 from deepen.formats.workers import Workers
+from deepen.progress import say
 from deepen.runs.directory import stage_directory
 from deepen.workflow.setup import Setup, setup_in_loop
 from deepen.workflow.stages import Stage
@@ -45,11 +47,28 @@ class StagePlan:
             raw_inputs=self.raw_inputs,
             workers=self.workers,
             seed=self.setup.recipe.seed,
-            previous=open_artifact(self.directory) if out != self.directory else None,
+            previous=_previous(self.directory) if out != self.directory else None,
             identity=self.identity,
             core=None if self.core == self.fingerprint else self.core,
             marks=self.marks,
         )
+
+
+def _previous(directory: Path) -> Artifact | None:
+    """The result that is replaced; None where its manifest cannot be read: nothing of it can be taken over then."""
+    try:
+        return open_artifact(directory)
+    except DamageError:
+        return None
+
+
+def make_stage(plan: StagePlan, out: Path) -> Artifact:
+    """Make the stage's result in ``out``, going on with what is there."""
+    say(f"{plan.stage.name}: resuming" if (out / UNFINISHED).is_file() else f"{plan.stage.name}: starting")
+    plan.stage.call(plan.setup, plan.job(out))
+    made = open_artifact(out)
+    assert made is not None, f"stage {plan.stage.name} returned without writing its manifest"
+    return made
 
 
 def plan_stage(stage: Stage, setup: Setup, run: Path, artifacts: Mapping[str, Artifact]) -> StagePlan:

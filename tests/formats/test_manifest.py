@@ -8,12 +8,12 @@ from deepen.formats.manifest import (
     InputEntry,
     StageJob,
     begin_stage,
-    check_unchanged,
     fingerprint,
     finish_stage,
     open_artifact,
     refer_to,
 )
+from deepen.formats.unchanged import check_unchanged
 from deepen.settings import Settings
 
 
@@ -101,8 +101,8 @@ def test_an_artifact_that_was_changed_is_found_before_it_is_used(tmp_path, chang
     job = StageJob(tmp_path, "f")
     finish_stage(job, stage="tokenize", format_number=1, config={}, files=files, counts={})
     artifact = open_artifact(tmp_path)
-    check_unchanged(artifact, hashed="tokenizer/")
+    check_unchanged(artifact, "tokenizer/")
     (tmp_path / change).write_bytes({"tokenizer/tokenizer.json": b"Contents"}.get(change, b"cut"))
     with pytest.raises(DamageError, match=change) as caught:
-        check_unchanged(artifact, hashed="tokenizer/")
-    assert "run again" in caught.value.hint
+        check_unchanged(artifact, "tokenizer/")
+    assert "make it again" in caught.value.hint

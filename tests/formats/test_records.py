@@ -1,5 +1,8 @@
+import pytest
+
 from deepen.formats.documents.documents import Document, num_documents_in, read_documents, write_documents
 from deepen.formats.files.records import append_record, keep_records, read_records, write_records
+from deepen.formats.training.decisions import Decision, Ledger
 
 
 def test_a_half_written_last_line_is_ignored(tmp_path):
@@ -35,3 +38,21 @@ def test_documents_survive_parquet_and_give_the_same_bytes(tmp_path):
     assert count == num_documents_in(tmp_path / "a.parquet") == 2_500
     assert first.hash == second.hash
     assert list(read_documents(tmp_path / "a.parquet")) == documents
+
+
+@pytest.mark.parametrize("torn", [b'{"a": 2', b"{", b'{"text": "' + b"x" * 200_000, b'{"a": "\xc3'])
+def test_what_is_appended_after_a_torn_line_is_a_line_of_its_own(tmp_path, torn):
+    path = tmp_path / "records.jsonl"
+    for before in (b"", b'{"a": 1}\n'):
+        path.write_bytes(before + torn)
+        append_record(path, {"a": 3}, sync=True)
+        assert [record["a"] for record in read_records(path)] == [1, 3][len(before) == 0 :]
+        assert path.read_bytes() == before + b'{"a": 3}\n'
+
+
+def test_decisions_after_a_torn_line_are_read(tmp_path):
+    path = tmp_path / "decisions.jsonl"
+    path.write_bytes(b'{"step": 2, "acti')
+    decision = Decision(step=3, action="stop", batch=3, by="user", reason="enough")
+    Ledger(path).write([decision])
+    assert [record["step"] for record in read_records(path)] == [3]

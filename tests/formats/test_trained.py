@@ -34,11 +34,11 @@ def test_without_a_file_everything_is_trained(tmp_path: Path) -> None:
 
 def test_parts_without_a_mask_are_trained_in_full_when_joined(tmp_path: Path) -> None:
     parts = [write_pair(tmp_path / "a", [2], None), write_pair(tmp_path / "b", [2, 1], [0, 0, 1])]
-    entry = merge_trained(tmp_path / "out", parts, tmp_path)
-    assert entry is not None and entry.path == "out.trained"
+    names = [entry.path for entry in merge_trained(tmp_path / "out", parts, tmp_path, blocks=True)]
+    assert names == ["out.trained", "out.trained.blocks"]
     assert trained_path(tmp_path / "out").read_bytes() == bytes([1, 1, 0, 0, 1])
-    assert merge_trained(tmp_path / "out", parts[:1], tmp_path) is None
-    assert not trained_path(tmp_path / "out").exists()
+    assert merge_trained(tmp_path / "out", parts[:1], tmp_path) == ()
+    assert not any((tmp_path / name).exists() for name in names)
 
 
 def test_a_mask_of_another_size_is_damage(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_a_token_too_many_is_noticed(run_copy):
     path = run_copy / "train" / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["counts"]["sources"]["code"]["loss_tokens"] += 1
+    del manifest["digest"]  # a mistake of ours, not of the disk
     path.write_text(json.dumps(manifest))
     assert [line.what for line in account(run_copy) if not line.balances] == ["tokens trained"]
 

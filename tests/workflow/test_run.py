@@ -5,9 +5,9 @@ import pytest
 
 from deepen.errors import RunError
 from deepen.formats.manifest import open_artifact
+from deepen.formats.replaced import recover_swap
 from deepen.recipe.reading import load
 from deepen.runs.lineage import remove, status
-from deepen.workflow.redo import recover_swap
 from deepen.workflow.run import RunOptions, run_pipeline
 from deepen.workflow.stages import STAGES
 from tests.tiny_runs import sentences, write_jsonl

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
@@ -48,12 +48,16 @@ class HashingWriter:
         self._hash = new_hash(kind)
         self.num_bytes = 0
         self.closed = False
+        self.also: Callable[[memoryview], None] | None = None
+        """Is told all that is written, such as the hashes of blocks."""
 
     def write(self, data: Any) -> int:
         """Write bytes or any contiguous buffer; returns the number of bytes."""
         view = memoryview(data).cast("B")  # arrays and Arrow buffers, too, without a copy
         self._file.write(view)
         self._hash.update(view)  # type: ignore[arg-type]
+        if self.also is not None:
+            self.also(view)
         self.num_bytes += view.nbytes
         return view.nbytes
 
@@ -111,7 +115,8 @@ def sync_file(path: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under another name where the file system can do that, else a copy; ``target`` appears whole."""
+    """The same file under another name where the file system can do that, else a copy; ``target`` appears whole, and is
+    on the disk when this returns."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
     temporary.unlink(missing_ok=True)  # of an earlier try; `os.link` does not overwrite
@@ -119,7 +124,10 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, temporary)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, temporary)
+    sync_file(temporary)  # a link, too: what it names may not have been written by us
     temporary.replace(target)
+    temporary.unlink(missing_ok=True)  # renaming a link onto another one of the same file does nothing
+    sync_directory(target.parent)
 
 
 def hash_file(path: Path, kind: str = "xxh3") -> str:
@@ -136,13 +144,21 @@ def entry_of(path: Path, root: Path, kind: str = "xxh3") -> FileEntry:
     return FileEntry(path=path.relative_to(root).as_posix(), bytes=path.stat().st_size, hash=hash_file(path, kind))
 
 
-def damage(entry: FileEntry, root: Path) -> str | None:
-    """What is wrong with a file on disk against its entry, or None when size and hash agree."""
+def wrong_size(entry: FileEntry, root: Path) -> str | None:
+    """What is wrong with a file on disk as far as its size tells, or None."""
     path = root / entry.path
     if not path.is_file():
         return f"`{path}` is missing"
-    if path.stat().st_size != entry.bytes:  # asked first: it spares hashing what cannot be right
+    if path.stat().st_size != entry.bytes:
         return f"`{path}` has {path.stat().st_size} bytes, its manifest says {entry.bytes}"
+    return None
+
+
+def damage(entry: FileEntry, root: Path) -> str | None:
+    """What is wrong with a file on disk against its entry, or None when size and hash agree."""
+    path = root / entry.path
+    if (wrong := wrong_size(entry, root)) is not None:  # asked first: it spares hashing what cannot be right
+        return wrong
     if hash_file(path, entry.hash.partition(":")[0]) != entry.hash:
         return f"`{path}` has other contents than its manifest says (hash differs)"
     return None

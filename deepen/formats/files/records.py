@@ -11,13 +11,15 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from deepen.errors import DamageError
-from deepen.formats.files.atomic import FileEntry, writing
+from deepen.formats.files.atomic import FileEntry, sync_directory, writing
 from deepen.formats.files.json_text import first_fault
 from deepen.settings import Settings
 
 S = TypeVar("S", bound=Settings)
 
 _REMEDY = "a stage that is made anew with --redo writes the file again; or take the line out by hand"
+
+_CHUNK_BYTES = 1 << 16
 
 _read_only = False
 
@@ -37,12 +39,35 @@ def append_record(path: Path, record: dict[str, Any], *, sync: bool = False) -> 
     """Append one record; ``sync`` forces it to the disk before returning."""
     if _read_only:
         return
+    cut_torn_line(path)
+    is_new = not path.exists()
     with path.open("a", encoding="utf-8") as file:
         # One write for the line with its end: what has no end was cut by a kill.
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if sync:
             file.flush()
             os.fsync(file.fileno())
+    if sync and is_new:
+        sync_directory(path.parent)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Take a last line without an end out of a file: it was cut by a kill, and what is appended would join it."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        length = 1  # nearly always the last byte ends a line, and no more is read
+        while end > 0:
+            begin = max(0, end - length)
+            file.seek(begin)
+            at = file.read(end - begin).rfind(b"\n")
+            if at >= 0:
+                end = begin + at + 1
+                break
+            end, length = begin, _CHUNK_BYTES
+        if end < size:
+            file.truncate(end)
 
 
 def read_records(path: Path, *, keys: Collection[str] = ()) -> Iterator[dict[str, Any]]:

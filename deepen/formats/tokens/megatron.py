@@ -23,6 +23,7 @@ import numpy.typing as npt
 from deepen.errors import DamageError, SourceError
 from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import FileEntry, HashingWriter, writing
+from deepen.formats.files.blocks import BlockHashes, CheckedBlocks, blocks_path
 
 MAGIC = b"MMIDIDX\x00\x00"
 OLD_MAGIC = b"TNTIDX\x00\x00"
@@ -54,23 +55,25 @@ def idx_path(prefix: Path) -> Path:
 class IndexedDatasetWriter:
     """Writes one pair, in a ``with`` block; both files appear, complete, when the block ends without an error.
 
-    ``.bin`` is renamed before ``.idx``, so an ``.idx`` on disk always has its ``.bin``. Afterwards ``entries`` holds
-    the two manifest entries.
+    ``.bin`` is renamed before ``.idx``, so an ``.idx`` on disk always has its ``.bin``. With ``blocks`` a table of the
+    hashes of the blocks of ``.bin`` stands beside it. Afterwards ``entries`` holds the manifest entries.
     """
 
-    def __init__(self, prefix: Path, dtype: npt.DTypeLike) -> None:
+    def __init__(self, prefix: Path, dtype: npt.DTypeLike, *, blocks: bool = False) -> None:
         self.prefix = prefix
+        self._blocks = BlockHashes() if blocks else None
         self.dtype = np.dtype(dtype).newbyteorder("<")
         assert self.dtype in _CODES, f"Megatron has no code for {self.dtype}"
         self.num_tokens = 0
         self.entries: tuple[FileEntry, ...] = ()
-        """Entries of ``.bin`` and ``.idx`` (named by their file names) once the block has ended."""
+        """Entries of the files (named by their file names) once the block has ended."""
         self._lengths = array("i")  # grows in place, 4 bytes a number; a list of Python numbers takes many times that
         self._boundaries = array("q", [0])
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self._bin: HashingWriter = self._stack.enter_context(writing(bin_path(self.prefix)))
+        self._bin.also = self._blocks.update if self._blocks is not None else None
         return self
 
     def add_documents(self, tokens: Array, lengths: Array) -> None:
@@ -93,7 +96,7 @@ class IndexedDatasetWriter:
         assert dataset.dtype == self.dtype, f"cannot merge {dataset.dtype} into {self.dtype}"
         first = len(self._lengths)
         for begin in range(0, dataset.num_tokens, _BLOCK):
-            self._write(dataset.tokens[begin : begin + _BLOCK])
+            self._write(dataset.ids(begin, min(begin + _BLOCK, dataset.num_tokens)))
         self._lengths.frombytes(dataset.lengths.astype(np.int32).tobytes())
         self._boundaries.frombytes((dataset.boundaries[1:] + first).astype(np.int64).tobytes())
 
@@ -111,14 +114,15 @@ class IndexedDatasetWriter:
         self._stack.__exit__(kind, error, trace)  # renames `.bin`, if there was no error
         if kind is not None:
             return
+        path = bin_path(self.prefix)
+        table = (self._blocks.write(path),) if self._blocks is not None else ()
+        if not table:  # of an earlier pair under this name: it would not fit
+            blocks_path(path).unlink(missing_ok=True)
         with writing(idx_path(self.prefix)) as file:
             file.write(_HEADER.pack(MAGIC, VERSION, _CODES[self.dtype], len(self._lengths), len(self._boundaries)))
             for block in self._index_blocks():
                 file.write(block)
-        self.entries = (
-            self._bin.entry(bin_path(self.prefix).name),
-            file.entry(idx_path(self.prefix).name),
-        )
+        self.entries = (self._bin.entry(path.name), *table, file.entry(idx_path(self.prefix).name))
 
     def _index_blocks(self) -> Iterator[Array]:
         """The three arrays of the index, in pieces, so that byte offsets never exist as a whole."""
@@ -134,17 +138,22 @@ class IndexedDatasetWriter:
 
 @dataclass(frozen=True)
 class IndexedDataset:
-    """A pair opened for reading; ``dataset[k]`` is sequence k as a view into the mapped file."""
+    """A pair opened for reading; ``dataset[k]`` is sequence k as a view into the mapped file.
+
+    What is read is checked first, block by block, where the pair has a table of its blocks.
+    """
 
     prefix: Path
     tokens: Array
-    """All ids, back to back."""
+    """All ids, back to back, unchecked: ``ids`` and ``read`` look at the hashes."""
     lengths: Array
     """int32[num_sequences]: ids per sequence."""
     offsets: Array
     """int64[num_sequences]: where a sequence begins in ``.bin``, in bytes."""
     boundaries: Array
     """int64[documents + 1]: document k is the sequences from ``boundaries[k]`` up to ``boundaries[k + 1]``."""
+    blocks: CheckedBlocks | None = None
+    """Hashes of the blocks of ``.bin``; None where it has no table (pairs of other programs and of version 0.1)."""
 
     @classmethod
     def open(cls, prefix: Path) -> IndexedDataset:
@@ -156,7 +165,8 @@ class IndexedDataset:
         index = _read_index(idx_path(prefix))
         dtype = np.dtype(_DTYPES[index.dtype_code])
         tokens = _read_tokens(bin_path(prefix), dtype, index)
-        return cls(prefix, tokens, index.lengths, index.offsets, index.boundaries)
+        blocks = CheckedBlocks.open(bin_path(prefix), tokens)
+        return cls(prefix, tokens, index.lengths, index.offsets, index.boundaries, blocks)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -187,7 +197,14 @@ class IndexedDataset:
     def read(self, sequence: int, start: int, length: int) -> Array:
         """Ids ``start .. start + length`` of a sequence, as a view."""
         begin = int(self.offsets[sequence]) // self.tokens.itemsize + start
-        return self.tokens[begin : begin + length]
+        return self.ids(begin, begin + length)
+
+    def ids(self, begin: int, end: int) -> Array:
+        """Ids ``begin .. end`` of the whole shard, as a view; raises ``DamageError`` when their bytes changed."""
+        if self.blocks is not None:
+            size = self.tokens.itemsize
+            self.blocks.check(begin * size, min(end, len(self.tokens)) * size)
+        return self.tokens[begin:end]
 
 
 @dataclass(frozen=True)

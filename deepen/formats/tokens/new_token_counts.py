@@ -22,9 +22,9 @@ _BLOCK = 1 << 24
 def count_new_tokens(shard: Path, base_vocabulary_size: int, vocabulary_size: int) -> Array:
     """int64[new tokens]: how often each id from ``base_vocabulary_size`` on stands in a shard; memory is flat."""
     counts = np.zeros(vocabulary_size - base_vocabulary_size, dtype=np.int64)
-    tokens = IndexedDataset.open(shard).tokens
-    for begin in range(0, len(tokens), _BLOCK):
-        block = tokens[begin : begin + _BLOCK]
+    dataset = IndexedDataset.open(shard)
+    for begin in range(0, dataset.num_tokens, _BLOCK):
+        block = dataset.ids(begin, min(begin + _BLOCK, dataset.num_tokens))
         # New ids follow all old ones.
         new = block[block >= base_vocabulary_size].astype(np.int64) - base_vocabulary_size
         counts += np.bincount(new, minlength=len(counts))

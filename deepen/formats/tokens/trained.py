@@ -19,6 +19,7 @@ import numpy as np
 from deepen.errors import DamageError
 from deepen.formats.files.arrays import Array
 from deepen.formats.files.atomic import FileEntry, HashingWriter, writing
+from deepen.formats.files.blocks import BlockHashes, CheckedBlocks, blocks_path
 from deepen.formats.tokens.megatron import IndexedDataset
 
 _BLOCK = 1 << 20
@@ -37,6 +38,8 @@ class TrainedMask:
     """uint8 per token of ``.bin``, back to back; None: no file, every token is a target."""
     dataset: IndexedDataset | None = None
     """The pair that the mask belongs to, where there is a mask."""
+    blocks: CheckedBlocks | None = None
+    """Hashes of the blocks of the mask, where it has a table of them."""
 
     @classmethod
     def open(cls, prefix: Path, dataset: IndexedDataset | None = None) -> TrainedMask:
@@ -54,7 +57,7 @@ class TrainedMask:
                 f"`{path}` has {path.stat().st_size} bytes, its shard has {dataset.num_tokens} tokens",
                 hint="run `deepen tokenize` again with --redo",
             )
-        return cls(flags, dataset)
+        return cls(flags, dataset, CheckedBlocks.open(path, flags))
 
     @property
     def is_masked(self) -> bool:
@@ -66,6 +69,8 @@ class TrainedMask:
         if self.flags is None or self.dataset is None:
             return None
         begin = int(self.dataset.offsets[sequence]) // self.dataset.dtype.itemsize + start
+        if self.blocks is not None:
+            self.blocks.check(begin, min(begin + length, len(self.flags)))
         return self.flags[begin : begin + length]
 
 
@@ -79,23 +84,25 @@ def _flags(path: Path) -> Array | None:
 class TrainedWriter:
     """Writes the mask of one pair, in a ``with`` block; the file begins to exist with the first masked document."""
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, *, blocks: bool = False) -> None:
         self._path = trained_path(prefix)
+        self._blocks = BlockHashes() if blocks else None
         self._stack = ExitStack()
         self._file: HashingWriter | None = None
         self.num_tokens = 0
         self.num_targets = 0
         self.entries: tuple[FileEntry, ...] = ()
-        """The entry of the file (named by its file name), if there is one, once the block has ended."""
+        """Entries of the file and of its table of blocks (by file names), if there is one, once the block has ended."""
 
     def __enter__(self) -> Self:
-        self._path.unlink(missing_ok=True)  # of an earlier try: no file means that all is trained
+        _remove_mask(self._path)
         return self
 
     def add(self, num_tokens: int, flags: Array | None) -> None:
         """Append the flags (uint8) of ``num_tokens`` tokens; None: all of them are targets."""
         if flags is not None and self._file is None:
             self._file = self._stack.enter_context(writing(self._path))
+            self._file.also = self._blocks.update if self._blocks is not None else None
             self._write_ones(self.num_tokens)  # for all that came before the first masked document
         if flags is not None and self._file is not None:
             assert len(flags) == num_tokens, f"{len(flags)} flags for {num_tokens} tokens"
@@ -115,22 +122,38 @@ class TrainedWriter:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
         if kind is None and self._file is not None:
-            self.entries = (self._file.entry(self._path.name),)
+            table = (self._blocks.write(self._path),) if self._blocks is not None else ()
+            self.entries = (self._file.entry(self._path.name), *table)
 
 
-def merge_trained(prefix: Path, parts: Sequence[tuple[Path, int]], root: Path) -> FileEntry | None:
+def _remove_mask(path: Path) -> None:
+    """Remove the mask of an earlier try: no file means that all is trained."""
+    path.unlink(missing_ok=True)
+    blocks_path(path).unlink(missing_ok=True)
+
+
+def merge_trained(
+    prefix: Path, parts: Sequence[tuple[Path, int]], root: Path, *, blocks: bool = False
+) -> tuple[FileEntry, ...]:
     """Join the masks of parts, given as (prefix, number of tokens) in their order, to the mask of ``prefix``.
 
-    A part without a mask counts as trained in full. None, and no file, when no part has one.
+    Returns its entry and, with ``blocks``, that of the table of its blocks. A part without a mask counts as trained in
+    full. No entry, and no file, when no part has one.
     """
+    path, hashes = trained_path(prefix), BlockHashes()
+    _remove_mask(path)
     if not any(trained_path(part).is_file() for part, _ in parts):
-        trained_path(prefix).unlink(missing_ok=True)
-        return None
-    with writing(trained_path(prefix)) as file:
+        return ()
+    with writing(path) as file:
+        file.also = hashes.update if blocks else None
         for part, num_tokens in parts:
             flags = _flags(trained_path(part))
             assert flags is None or len(flags) == num_tokens, f"`{trained_path(part)}` does not fit its ids"
             for begin in range(0, num_tokens, _BLOCK):
                 length = min(_BLOCK, num_tokens - begin)
                 file.write(np.ones(length, np.uint8) if flags is None else flags[begin : begin + length])
-    return file.entry(trained_path(prefix).relative_to(root).as_posix())
+    entry = file.entry(path.relative_to(root).as_posix())
+    if not blocks:
+        return (entry,)
+    table = hashes.write(path)
+    return entry, table.model_copy(update={"path": blocks_path(path).relative_to(root).as_posix()})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from deepen.formats.files.records import keeps_records, read_models, write_records
+from deepen.formats.files.records import cut_torn_line, keeps_records, read_models, write_records
 from deepen.settings import Many, Settings
 
 DECISIONS = "decisions.jsonl"
@@ -65,6 +65,7 @@ class Ledger:
         """Append decisions, all in one piece, and return when they are on the disk."""
         if keeps_records():  # of several processes that decide alike one writes
             lines = "".join(json.dumps(decision.record(), ensure_ascii=False) + "\n" for decision in new)
+            cut_torn_line(self.path)
             with self.path.open("ab") as file:
                 # One write, so that a kill hardly ever parts decisions that belong together.
                 file.write(lines.encode())

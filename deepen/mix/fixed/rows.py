@@ -74,8 +74,8 @@ def write_fixed_rows(part: FixedPart) -> dict[str, Any]:
     prefix, ids = part.out / "shards" / part.name, part.out / "documents" / f"{part.name}.npy"
     ignored = {column for file in files for column in check_columns(file)}
     with (
-        IndexedDatasetWriter(prefix, token_dtype(part.vocabulary_size)) as writer,
-        TrainedWriter(prefix) as mask,
+        IndexedDatasetWriter(prefix, token_dtype(part.vocabulary_size), blocks=True) as writer,
+        TrainedWriter(prefix, blocks=True) as mask,
     ):
         found = _Shard(writer, mask, _tokenizer(part.run_tokenizer))
         for file in files:

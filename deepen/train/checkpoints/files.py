@@ -188,6 +188,7 @@ def remove_later(directory: Path, step: int) -> None:
     # Also `step-N.tmp` of a kill, and folders without a manifest, which list_checkpoints does not see.
     for path in sorted(directory.glob("step-*")):
         if path.name not in known:
+            (path / MANIFEST).unlink(missing_ok=True)  # first: a kill half-way leaves nothing that looks complete
             shutil.rmtree(path)
 
 

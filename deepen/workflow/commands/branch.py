@@ -7,13 +7,14 @@ run whose decay had been planned to begin at that step.
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from deepen.errors import RunError
+from deepen.formats.files.atomic import link_or_copy, sync_file
 from deepen.formats.manifest import Artifact, open_artifact
+from deepen.formats.replaced import remove_directory
 from deepen.formats.tokens.order import Order, appended_files
 from deepen.formats.training.checkpoints import CheckpointInfo, is_resumable, list_checkpoints, read_state, verify
 from deepen.recipe.models import Recipe
@@ -136,17 +137,14 @@ def _check_order(run: Path, mix: Path, checkpoint: CheckpointInfo) -> None:
 def _leave(left: Path, train: Path, checkpoint: CheckpointInfo, resolved: Resolved) -> None:
     """Lay the beginning of the branch's training down: the checkpoint (linked where possible), records, schedule."""
     aside = train.with_name(train.name + ".branch")
-    shutil.rmtree(aside, ignore_errors=True)
+    remove_directory(aside)
     target = aside / checkpoint.path.relative_to(left)
-    target.mkdir(parents=True)
     for file in sorted(checkpoint.path.iterdir()):
-        try:
-            os.link(file, target / file.name)
-        except OSError:  # another disk, or one without links
-            shutil.copy2(file, target / file.name)
+        link_or_copy(file, target / file.name)
     for name in ("metrics.jsonl", "scores.jsonl", "decisions.jsonl", "importance.json", "importance.safetensors"):
         if (left / name).is_file():
-            shutil.copy2(left / name, aside / name)
+            shutil.copyfile(left / name, aside / name)  # no link: the branch appends to its own
+            sync_file(aside / name)
     assert (left / SCHEDULE).is_file(), "a trained run has its schedule"
     write_resolved(aside, resolved)
     aside.rename(train)

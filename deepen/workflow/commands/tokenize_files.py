@@ -34,6 +34,7 @@ from deepen.formats.manifest import (
     open_artifact,
     read_unfinished,
 )
+from deepen.formats.replaced import remove_directory
 from deepen.formats.tokens.megatron import IndexedDataset, IndexedDatasetWriter
 from deepen.formats.tokens.trained import TrainedMask, merge_trained, trained_path
 from deepen.ingest.config import IngestConfig, Source, problems_of
@@ -206,7 +207,7 @@ def _make_way(out: Path, job: StageJob, found: Artifact | None) -> None:
         )
     if begun is not None and begun["fingerprint"] != job.fingerprint:
         say(f"`{out}` holds the beginning of other work, which is removed")
-        shutil.rmtree(out)
+        remove_directory(out)
         out.mkdir()
 
 
@@ -238,7 +239,7 @@ def _collect(order: TokenizeFiles, encoded: Artifact) -> list[FileEntry]:
         for dataset in datasets:
             writer.add_dataset(dataset)
     masked = merge_trained(out / DATASET, [(d.prefix, d.num_tokens) for d in datasets], out)
-    return [*files, *writer.entries, *([masked] if masked is not None else [])]
+    return [*files, *writer.entries, *masked]
 
 
 def _write_pair(target: Path, shard: Path, order: TokenizeFiles) -> list[FileEntry]:
@@ -264,7 +265,7 @@ def _without_last(dataset: IndexedDataset) -> Iterator[tuple[Array, Array]]:
     for begin in range(0, dataset.num_sequences, _BLOCK_SEQUENCES):
         lengths = dataset.lengths[begin : begin + _BLOCK_SEQUENCES].astype(np.int64)
         first = int(dataset.offsets[begin]) // dataset.dtype.itemsize
-        tokens = dataset.tokens[first : first + int(lengths.sum())]
+        tokens = dataset.ids(first, first + int(lengths.sum()))
         yield tokens[_is_kept(lengths)], lengths - 1
 
 
