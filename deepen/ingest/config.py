@@ -113,6 +113,9 @@ class IngestConfig(Settings):
     max_rejected: Share = 0.05
     """Largest share of a source's records that may be unusable; above it the stage stops with a table of reasons.
     Our choice: a few broken records are normal in exports, one in twenty is a wrong setting or a damaged file."""
+    max_lost: Share = 0.05
+    """Largest share of a source's files, and of their bytes on the disk, that damage may keep from being read: how many
+    records are lost with the rest of a file cannot be known. Above it the stage stops. Our choice, as above."""
     extraction: Extraction = Extraction()
     """Limits for one file of the formats that need large libraries. They decide which files are read, so they are part
     of the recipe."""

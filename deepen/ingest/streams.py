@@ -17,11 +17,12 @@ import zipfile
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, cast
 
 import zstandard
 
+from deepen.ingest.files import InputFile
 from deepen.ingest.read.records import MAX_RECORD_BYTES, Reject, brief
 
 _CHUNK_BYTES = 1 << 18
@@ -63,17 +64,53 @@ class Member:
     open: Callable[[], BinaryIO]
 
 
+@dataclass
+class Watch:
+    """How far a file has been read."""
+
+    num_bytes_read: int = 0
+    """Without the piece that was read last, which may not have been made use of."""
+
+
+@dataclass(frozen=True)
+class WatchedFile(InputFile):
+    """A file that knows how far it was read."""
+
+    watch: Watch = field(default_factory=Watch, compare=False)
+
+    def open(self) -> BinaryIO:
+        """Its bytes as they are on the disk."""
+        return cast(BinaryIO, io.BufferedReader(_Watched(self.path, self.watch), _CHUNK_BYTES))
+
+
+class _Watched(io.FileIO):
+    def __init__(self, path: str, watch: Watch) -> None:
+        super().__init__(path)
+        self._watch = watch
+
+    def readinto(self, buffer: Any) -> int | None:
+        begin = self.tell()
+        num_bytes = super().readinto(buffer)
+        if num_bytes:
+            self._watch.num_bytes_read = begin
+        return num_bytes
+
+    def readall(self) -> bytes:
+        self._watch.num_bytes_read = self.tell()
+        return super().readall()
+
+
 FAULTS = (OSError, StreamError, UnicodeError)
 """What reading a stream may raise, for ``stream_reject``."""
 
 
 def stream_reject(location: str, error: Exception) -> Reject:
-    """The reject for a stream that could not be read on from ``location``."""
+    """The reject for a stream that could not be read on from ``location``: the loss of a file."""
     if isinstance(error, StreamError):
-        return Reject(location, error.reason, brief(error))
-    if isinstance(error, UnicodeError):
-        return Reject(location, "not_utf8", brief(error))
-    return Reject(location, "unreadable_file", brief(error))
+        reason = error.reason
+    else:
+        reason = "not_utf8" if isinstance(error, UnicodeError) else "unreadable_file"
+    return Reject(location, reason, brief(error), loss="file")
 
 
 def open_stream(file: Input) -> BinaryIO:

@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -39,9 +40,10 @@ def read_zip(file: Input, reading: Reading, read_member: Opener) -> Iterator[Rec
             # Not as packed: the same files give the same documents whatever tool made the zip.
             for member in sorted(archive.infolist(), key=lambda member: member.filename):
                 if not member.filename.endswith("/"):
-                    yield from visit.read(member.filename, _zip_opener(archive, member, visit))
+                    yield from visit.read(member.filename, member.compress_size, _zip_opener(archive, member, visit))
     except (*FAULTS, *CORRUPT) as error:
-        yield _fault(file.location, error)
+        # What is in a zip is told at its end: without that nothing of it is read.
+        yield replace(_fault(file.location, error), lost_bytes=_num_bytes(file))
 
 
 def _zip_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo, visit: _Visit) -> Callable[[], BinaryIO]:
@@ -74,12 +76,14 @@ def read_tar(file: Input, reading: Reading, read_member: Opener) -> Iterator[Rec
             for member in archive:
                 last = f"`{member.name}`"
                 if member.isfile():
-                    yield from visit.read(member.name, _tar_opener(archive, member, visit))
+                    yield from visit.read(
+                        member.name, min(member.size, visit.num_bytes), _tar_opener(archive, member, visit)
+                    )
                 elif not member.isdir() and not _is_hidden(member.name):
                     yield Reject(visit.place(member.name), "unsupported_member", "a link or device, not a file")
     except (*FAULTS, *CORRUPT) as error:
         fault = _fault(file.location, error)
-        yield Reject(fault.location, fault.reason, f"the rest after {last}: {fault.detail}")
+        yield replace(fault, detail=f"the rest after {last}: {fault.detail}")
 
 
 def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo, visit: _Visit) -> Callable[[], BinaryIO]:
@@ -104,20 +108,31 @@ class _Visit:
         """Location of a member."""
         return f"{self._location}/{name}".encode("utf-8", "backslashreplace").decode()
 
-    def read(self, name: str, open_member: Callable[[], BinaryIO]) -> Iterator[Record | Reject]:
-        """Records of one member, or the reason why it is not read."""
+    def read(self, name: str, num_bytes: int, open_member: Callable[[], BinaryIO]) -> Iterator[Record | Reject]:
+        """Records of one member of ``num_bytes`` in the archive, or the reason why it is not read."""
         known = reading_format(name, self.reading.format)
         if _is_hidden(name) or (self.reading.tables_only and known not in TABLES):
             return
+        tally = self.reading.tally
+        tally.files += 1
         refusal = self._refusal(name, known)
         if refusal is not None:
-            yield Reject(self.place(name), *refusal)
+            hides_files = refusal[0] == "nested_archive"
+            yield Reject(self.place(name), *refusal, loss="file" if hides_files else "records", lost_bytes=num_bytes)
             return
         self._seen.add(name)
+        is_empty = True
+        for found in self._guarded(Member(self.place(name), known, open_member)):
+            is_empty = False
+            is_loss = isinstance(found, Reject) and found.lost_bytes is None
+            yield replace(found, lost_bytes=num_bytes) if is_loss and isinstance(found, Reject) else found
+        tally.empty += is_empty
+
+    def _guarded(self, member: Member) -> Iterator[Record | Reject]:
         try:
-            yield from self._read_member(Member(self.place(name), known, open_member), self.reading)
+            yield from self._read_member(member, self.reading)
         except (*FAULTS, *CORRUPT) as error:
-            yield _fault(self.place(name), error)
+            yield _fault(member.location, error)
 
     def _refusal(self, name: str, known: str | None) -> tuple[str, str] | None:
         path = PurePosixPath(name.replace("\\", "/"))  # Windows tools write backslashes, and C: for a drive
@@ -151,4 +166,6 @@ def _is_hidden(name: str) -> bool:
 
 def _fault(location: str, error: Exception) -> Reject:
     corrupt = isinstance(error, CORRUPT) and not isinstance(error, UnicodeError)
-    return Reject(location, "corrupt_archive", brief(error)) if corrupt else stream_reject(location, error)
+    if corrupt:
+        return Reject(location, "corrupt_archive", brief(error), loss="file")
+    return stream_reject(location, error)

@@ -42,11 +42,9 @@ def _parquet_source(file: Input) -> contextlib.AbstractContextManager[Any]:
 
 
 def _unreadable(location: str, error: Exception) -> Reject:
-    return (
-        stream_reject(location, error)
-        if isinstance(error, StreamError)
-        else Reject(location, "unreadable_file", brief(error))
-    )
+    if isinstance(error, StreamError):
+        return stream_reject(location, error)
+    return Reject(location, "unreadable_file", brief(error), loss="file")
 
 
 def _row_group(
@@ -82,7 +80,8 @@ def read_arrow(file: Input, reading: Reading) -> Iterator[Record | Reject]:
         if done == 0:
             yield _unreadable(file.location, error)
         else:
-            yield Reject(f"{file.location}:{done + 1}", "corrupt_batch", f"the rest of the file: {brief(error)}")
+            detail = f"the rest of the file: {brief(error)}"
+            yield Reject(f"{file.location}:{done + 1}", "corrupt_batch", detail, loss="file")
 
 
 def _arrow_rows(batch: Any, reading: Reading, location: str, done: int) -> Iterator[Record | Reject]:

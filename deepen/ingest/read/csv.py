@@ -106,7 +106,8 @@ def _rows(lines: _Lines, file: Input, reading: Reading) -> Iterator[Record | Rej
             yield Reject(location, "invalid_csv", brief(error))
             open_quotes += "unexpected end" in str(error)  # how the csv module calls a quote that is never closed
             if header is None or open_quotes > _MAX_OPEN_QUOTES:
-                yield Reject(location, "invalid_csv", "the rest of the file was not read: header or quotes are damaged")
+                detail = "the rest of the file was not read: header or quotes are damaged"
+                yield Reject(location, "invalid_csv", detail, loss="file")
                 return
             lines.go_back()
             continue

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from deepen.formats.documents.documents import Document
 from deepen.ingest.as_documents import Contents, as_document, guess_contents
 from deepen.ingest.config import Extraction, Source
-from deepen.ingest.files import CONTAINERS, TABLES, InputFile
+from deepen.ingest.files import CONTAINERS, TABLES, TEXTS, InputFile, is_mark
 from deepen.ingest.read.options import Reading
 from deepen.ingest.read.records import Record, Reject
 from deepen.ingest.read.table import READERS
+from deepen.ingest.streams import WatchedFile
 from deepen.progress import say
 from deepen.settings import BYTES_PER_TOKEN, Amount
 
@@ -35,24 +37,55 @@ def contents_of(source: Source, files: Sequence[InputFile], tell: Callable[[str]
 
 
 def read_documents(
-    source: Source, files: Iterable[InputFile], contents: Contents, extraction: Extraction
+    source: Source, files: Iterable[InputFile], contents: Contents, how: Reading
 ) -> Iterator[Document | Reject]:
-    """What the files give, in their order; the source's ``limit`` is not heeded."""
+    """What the files give, in their order, counted in ``how.tally``; the source's ``limit`` is not heeded."""
     for file in files:
-        for found in _found_in(file, source, contents, extraction):
-            yield found if isinstance(found, Reject) else as_document(found, source, contents)
+        how.tally.bytes += file.num_bytes
+        files_before = how.tally.files
+        try:
+            for found in _found_in(file, how):
+                made = found if isinstance(found, Reject) else as_document(found, source, contents)
+                if isinstance(made, Reject):
+                    how.tally.note(made)
+                yield made
+        finally:  # also where a limit ends the reading
+            if how.tally.files == files_before:  # an archive has counted its members
+                how.tally.files += 1
 
 
-def _found_in(file: InputFile, source: Source, contents: Contents, extraction: Extraction) -> Iterator[Record | Reject]:
+def _found_in(file: InputFile, how: Reading) -> Iterator[Record | Reject]:
+    if is_mark(file.location) or _has_no_bytes(file):
+        how.tally.empty += 1
+        return
     if file.format is None:
         yield Reject(file.location, "unsupported_file", "no reader for this suffix; set `format` or use a glob")
         return
+    watched = WatchedFile(file.path, file.location, file.format, file.num_bytes)
     is_empty = True
-    for found in READERS[file.format](file, reading(source, extraction, fields=contents.fields(source))):
+    for found in READERS[file.format](watched, how):
+        if isinstance(found, Record) and _is_blank(found, file.format):
+            continue
         is_empty = False
-        yield found
-    if is_empty:
-        yield Reject(file.location, "no_records", "the file can be read, and there is nothing in it")
+        yield _with_lost_bytes(found, watched) if isinstance(found, Reject) else found
+    how.tally.empty += is_empty
+
+
+def _has_no_bytes(file: InputFile) -> bool:
+    return file.num_bytes == 0 and Path(file.path).is_file()  # a dangling link has none either, and is no file
+
+
+def _is_blank(record: Record, file_format: str) -> bool:
+    """Whether the record is a text file without text: nothing is lost with it."""
+    return file_format in TEXTS and not str(record.values["text"]).strip()
+
+
+def _with_lost_bytes(reject: Reject, file: WatchedFile) -> Reject:
+    if reject.loss == "records" or reject.lost_bytes is not None:
+        return reject
+    # What was cut off is not there to be counted: all that is there stands for it.
+    unread = file.num_bytes if reject.reason.startswith("truncated_") else file.num_bytes - file.watch.num_bytes_read
+    return replace(reject, lost_bytes=max(0, unread))
 
 
 def reading(
@@ -124,7 +157,8 @@ def files_needed(source: Source, extraction: Extraction, files: Iterable[InputFi
         if seen != contents:
             contents, reached, counted = seen, Reached(), 0
         # Only the new file, unless the guess has changed.
-        for made in read_documents(source, taken[counted:], contents, extraction):
+        how = reading(source, extraction, fields=contents.fields(source))
+        for made in read_documents(source, taken[counted:], contents, how):
             reached = reached if isinstance(made, Reject) else reached.plus(made)
             if reached.covers(source.limit):
                 return Needed(tuple(taken), reached, is_enough=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deepen.ingest.config import Extraction
-from deepen.ingest.read.records import Record, Reject
+from deepen.ingest.read.records import Record, Reject, Tally
 from deepen.ingest.streams import Input
 
 
@@ -26,6 +26,8 @@ class Reading:
     """Folder of the tokenizer that made a Megatron pair."""
     tables_only: bool = False
     """Leave out what is no table of records (to guess which field has the text, documents need not be taken apart)."""
+    tally: Tally = field(default_factory=Tally, compare=False)
+    """Where archives count their members."""
 
 
 Reader = Callable[[Input, Reading], Iterator[Record | Reject]]
