@@ -63,7 +63,11 @@ class Source(Settings):
     password is written down nowhere."""
     text: str | None = None
     """Field that holds the text in jsonl, json, csv, parquet and arrow. Without it, the first of ``text``, ``content``,
-    ``body``, ``article``, ``document`` that the source's first records have; the choice is printed."""
+    ``body``, ``article``, ``document`` that the source's first records have; the choice is printed, and tables without
+    it are left out by name. A path leads into objects: ``data.text``."""
+    text_from: Many[Literal["list", "bytes"]] = ()
+    """What is taken for text besides text: ``list``, a list of texts, which become its lines; ``bytes``, bytes in
+    UTF-8. Without it such a field is none: nothing says that a list is a text."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer that made a Megatron pair (``format: megatron``), which must be named."""
     conversations: Literal["answers", "as_text"] | None = None

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from deepen.engine.map_parts import clear_ledger, map_parts
+from deepen.errors import SourceError
 from deepen.formats.documents.documents import Document, write_documents
 from deepen.formats.files.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.files.records import read_records, write_records
-from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.manifest import UNFINISHED, Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.taken_over import Files
 from deepen.ingest.as_documents import Contents
 from deepen.ingest.carry_over import REJECTED, carry_over
@@ -69,7 +70,12 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
     carried = {source.name: carry_over(source, config, job, FORMAT) for source in config.sources}
     read = [source for source in config.sources if carried[source.name] is None]
     files = {source.name: list_files(source.path, source.format) for source in read}
-    parts = [part for source in read for part in _parts(source, files[source.name], config.extraction, job)]
+    try:
+        parts = [part for source in read for part in _parts(source, files[source.name], config.extraction, job)]
+    except SourceError:  # before anything was made: the mended recipe begins anew, there is nothing to redo
+        if [path.name for path in job.out.iterdir()] == [UNFINISHED]:
+            (job.out / UNFINISHED).unlink()
+        raise
     results = map_parts(
         read_part,
         parts,
@@ -131,7 +137,7 @@ def read_part(part: Part) -> dict[str, Any]:
 def _documents(part: Part, how: Reading, counts: dict[str, Any], rejects: HashingWriter) -> Iterator[Document]:
     for made in read_documents(part.source, part.files, part.contents, how):
         if isinstance(made, Reject):
-            counts["rejected"][made.reason] += made.num_records
+            counts["rejected"][made.reason] += made.num_records or 1  # a table left out stands for itself
             rejects.write(_line(part.source.name, made))
         else:
             counts["bytes"] += len(made.text.encode())

@@ -80,6 +80,7 @@ def test_a_text_field_that_cannot_be_guessed_is_an_error_with_the_names(tmp_path
     (tmp_path / "a.jsonl").write_text('{"title": "t", "inhalt": "x"}\n')
     with pytest.raises(SourceError, match="`s0`.*`inhalt`"):
         run({"path": "a.jsonl"})
+    assert list((tmp_path / "out").iterdir()) == []  # nothing was made, so nothing has to be redone
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from deepen.formats.documents.documents import Document
@@ -25,15 +26,22 @@ from deepen.settings import BYTES_PER_TOKEN, Amount
 
 def contents_of(source: Source, files: Sequence[InputFile], tell: Callable[[str], None] = say) -> Contents:
     """Where the records have their text: as set, or as the source's first records show, which is said with ``tell``."""
-    tables = [file for file in files if file.format in (*TABLES, *CONTAINERS)]
+    tables = [file for file in files if file.format in (*TABLES, *CONTAINERS) and not is_mark(file.location)]
     if source.conversations is not None:
         return Contents(conversations=source.conversations)
     if source.text is not None or not tables:
         return Contents(source.text or "text")
     how = reading(source, Extraction(), tables_only=True)
-    # Lazily: a hundred records are enough.
-    every = (found for file in tables for found in READERS[str(file.format)](file, how))
-    return guess_contents(source, (found for found in every if isinstance(found, Record)), tell)
+
+    def records_of(files: Sequence[InputFile]) -> Iterator[Record]:
+        every = (found for file in files for found in READERS[str(file.format)](file, how))
+        return (found for found in every if isinstance(found, Record))
+
+    # Lazily: a hundred records are enough. Where the first show nothing, those of each file are asked.
+    groups = (records_of(some) for some in chain([tables], ([file] for file in tables)))
+    # An archive may hold texts as well.
+    all_tables = all(file.format in TABLES or is_mark(file.location) for file in files)
+    return guess_contents(source, groups, tell, all_tables=all_tables)
 
 
 def read_documents(
@@ -43,9 +51,10 @@ def read_documents(
     for file in files:
         how.tally.bytes += file.num_bytes
         files_before = how.tally.files
+        found = _found_in(file, how)
         try:
-            for found in _found_in(file, how):
-                made = found if isinstance(found, Reject) else as_document(found, source, contents)
+            for one in _tables_with_text(found, contents, file) if contents.guessed else found:
+                made = one if isinstance(one, Reject) else as_document(one, source, contents)
                 if isinstance(made, Reject):
                     how.tally.note(made)
                 yield made
@@ -69,6 +78,44 @@ def _found_in(file: InputFile, how: Reading) -> Iterator[Record | Reject]:
         is_empty = False
         yield _with_lost_bytes(found, watched) if isinstance(found, Reject) else found
     how.tally.empty += is_empty
+
+
+def _tables_with_text(
+    found: Iterable[Record | Reject], contents: Contents, file: InputFile
+) -> Iterator[Record | Reject]:
+    """The same without tables in which no record has what was guessed: each is one reject, the table left out.
+
+    Where a later record has it, the ones before are one reject that stands for them all.
+    """
+    table, first, num_without, has_text = "", None, 0, False
+    for one in found:
+        own = one.location.rpartition(":")[0]
+        is_member = isinstance(one, Record) and not one.whole_file
+        if is_member and own != table:
+            if first is not None and num_without:
+                yield _left_out(table, first, num_without, file)
+            table, first, num_without, has_text = own, None, 0, False
+        if is_member and not has_text and isinstance(one, Record):
+            if not contents.is_in(one):
+                first, num_without = first or one, num_without + 1
+                continue
+            has_text = True
+            if first is not None:
+                yield Reject(first.location, "no_text_field", f"{num_without} records, {_names(first)}", num_without)
+            num_without = 0
+        yield one
+    if first is not None and num_without:
+        yield _left_out(table, first, num_without, file)
+
+
+def _left_out(table: str, first: Record, num_records: int, file: InputFile) -> Reject:
+    detail = f"a table of {num_records} records without a text, {_names(first)}; set `text` in a source of its own"
+    return Reject(table, "no_text_field", detail, 0, "left_out", file.num_bytes if table == file.location else 0)
+
+
+def _names(record: Record) -> str:
+    names = ", ".join(f"`{name}`" for name in sorted(record.values)[:12])
+    return f"the first has {names}" if names else "the first has no field that could be one"
 
 
 def _has_no_bytes(file: InputFile) -> bool:
