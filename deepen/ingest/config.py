@@ -55,6 +55,9 @@ class Source(Settings):
     encoding: str = "auto"
     """Encoding of text, html, csv and json files, for example ``windows-1251``; ``auto`` tells it from the bytes: mark,
     UTF-8, declared charset, guess. What is not UTF-8 is noted with the document and counted."""
+    delimiter: Annotated[str, Field(pattern='^[^"\r\n]$')] | None = None
+    """What parts the fields of csv files, one character. None: comma, semicolon, tab or bar, whichever cuts the first
+    rows as it cuts the header; a tab in tsv files."""
     extractor: Literal["trafilatura", "resiliparse"] = "trafilatura"
     """What takes the main text out of html pages: ``trafilatura`` leaves less of what stands around it, ``resiliparse``
     is several times faster."""

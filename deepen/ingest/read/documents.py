@@ -143,6 +143,7 @@ def reading(
         fields=fields,
         format=source.format,
         encoding=source.encoding,
+        delimiter=source.delimiter,
         extractor=source.extractor,
         passwords=tuple(os.environ.get(word[1:], "") if word.startswith("$") else word for word in source.passwords),
         limits=extraction,

@@ -19,6 +19,8 @@ class Reading:
     format: str = "auto"
     """Format of all files inside an archive, or "auto"."""
     encoding: str = "auto"
+    delimiter: str | None = None
+    """Of csv files; None: told from the first rows."""
     extractor: str = "trafilatura"
     passwords: Sequence[str] = ()
     limits: Extraction = Extraction()
