@@ -103,13 +103,20 @@ class Source(Settings):
 
 
 class Extraction(Settings):
-    """What one file may cost when its text is extracted by a large library (html, pdf, office files, epub)."""
+    """What one file may cost: time and memory when its text is extracted by a large library (html, pdf, office files,
+    epub), and how far a packed one may expand."""
 
     seconds: Annotated[float, Field(gt=0)] = 60.0
     """CPU seconds for one file; more is the reject ``extraction_timeout``. Our choice: hundreds of pages of pdf take
     one or two seconds."""
     memory_MB: Annotated[int, Field(ge=100)] = 2000
     """Memory for one file in MB (Linux only); more is the reject ``extraction_memory``. Our choice."""
+    expansion: Annotated[float, Field(ge=1)] = 100.0
+    """How many times its packed size a compressed file or a member of an archive may expand to; more is the reject
+    ``archive_bomb``. An archive as a whole may ten times as much. Our choice: text packs to a tenth, seldom to a
+    fiftieth."""
+    expansion_MB: Annotated[int, Field(ge=1)] = 100
+    """Up to so many MB a file may expand whatever its packed size. Our choice."""
 
 
 class IngestConfig(Settings):

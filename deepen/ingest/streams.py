@@ -23,11 +23,13 @@ from typing import Any, BinaryIO, Protocol, cast
 import zstandard
 
 from deepen.ingest.files import InputFile
-from deepen.ingest.read.records import MAX_RECORD_BYTES, Reject, brief
+from deepen.ingest.read.records import MAX_RECORD_BYTES, Expansion, Reject, brief
 
 _CHUNK_BYTES = 1 << 18
 _PACKED_BYTES = 1 << 13
 """Small, because what a damaged piece unpacked to before the damage is lost."""
+_ZSTD_BYTES = 1 << 11
+"""Smaller still: zstandard gives all at once that these expand to, 128 kB for as few as four bytes."""
 _MEMORY_BYTES = 64 << 20
 """Members of archives that must be read back and forth are held in memory up to here, then in a file without a name."""
 
@@ -62,6 +64,7 @@ class Member:
     location: str
     format: str | None
     open: Callable[[], BinaryIO]
+    expansion: Expansion = Expansion()
 
 
 @dataclass
@@ -76,6 +79,7 @@ class Watch:
 class WatchedFile(InputFile):
     """A file that knows how far it was read."""
 
+    expansion: Expansion = Expansion()
     watch: Watch = field(default_factory=Watch, compare=False)
 
     def open(self) -> BinaryIO:
@@ -113,8 +117,11 @@ def stream_reject(location: str, error: Exception) -> Reject:
     return Reject(location, reason, brief(error), loss="file")
 
 
-def open_stream(file: Input) -> BinaryIO:
-    """The uncompressed bytes of a file (gzip, zstandard, bzip2 and xz are recognised by their first bytes)."""
+def open_stream(file: Input, *, times: int = 1) -> BinaryIO:
+    """The uncompressed bytes of a file (gzip, zstandard, bzip2 and xz are recognised by their first bytes).
+
+    It may expand as far as the file's limit says, or so many ``times`` as far.
+    """
     packed = file.open()
     try:
         start = packed.read(6)  # the longest magic number, that of xz
@@ -124,7 +131,10 @@ def open_stream(file: Input) -> BinaryIO:
         raise
     for magic, name, unpack in _COMPRESSIONS:
         if start.startswith(magic):
-            return cast(BinaryIO, io.BufferedReader(_Owned(unpack(packed), packed, name), _CHUNK_BYTES))
+            counted = _Counted(packed)
+            limit = getattr(file, "expansion", Expansion()).times(times)
+            owned = _Owned(unpack(cast(BinaryIO, counted)), counted, name, limit)
+            return cast(BinaryIO, io.BufferedReader(owned, _CHUNK_BYTES))
     return packed
 
 
@@ -212,13 +222,40 @@ class _Readable(Protocol):
     def close(self) -> None: ...
 
 
+class _Counted:
+    """The packed bytes below a decompressor, counted."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.num_bytes = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        self.num_bytes += len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class _Owned(Sequential):
     """A decompressing stream that names its damage and closes the file below it as well."""
 
-    def __init__(self, stream: _Readable, file: BinaryIO, name: str) -> None:
-        self._stream, self._below, self._name = stream, file, name
+    def __init__(self, stream: _Readable, file: _Counted, name: str, limit: Expansion) -> None:
+        self._stream, self._below, self._name, self._limit = stream, file, name, limit
+        self._num_bytes = 0
 
     def pull(self, size: int) -> bytes:
+        data = self._unpacked(size)
+        self._num_bytes += len(data)
+        if self._limit.forbids(self._num_bytes, self._below.num_bytes):
+            raise StreamError(
+                "archive_bomb",
+                f"{self._below.num_bytes} bytes expand to {self._num_bytes} and more (`ingest.extraction.expansion`)",
+            )
+        return data
+
+    def _unpacked(self, size: int) -> bytes:
         try:
             return self._stream.read1(size)  # read() would lose what was unpacked before an error
         except EOFError as error:
@@ -260,7 +297,7 @@ class _Zstd:
 
     def _fill(self) -> bool:
         """Decompress some more; False at the end of the file."""
-        self._packed = self._packed or self._file.read(_PACKED_BYTES)
+        self._packed = self._packed or self._file.read(_ZSTD_BYTES)
         if not self._packed:
             if self._frame is not None:  # a frame was begun and the file is over: it was cut off
                 raise EOFError

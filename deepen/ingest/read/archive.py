@@ -2,7 +2,8 @@
 
 Refused, each by name: members whose path leaves the archive, links and devices, archives inside archives, members that
 need an unknown password, and bombs, that is members that expand to more than 100 times their packed size and more than
-100 MB (or whole archives to more than 1,000 times their size). Hidden members are left out like hidden files.
+100 MB (or whole archives to more than 1,000 times their size; the settings say how far). Hidden members are left out
+like hidden files.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from deepen.ingest.streams import FAULTS, Guarded, Input, Member, StreamError, o
 Opener = Callable[[Input, Reading], Iterator[Record | Reject]]
 """Reads a member by its format."""
 
-_SUSPECT_BYTES = 100 << 20
-_MEMBER_RATIO, _ARCHIVE_RATIO = 100, 1000
+_ARCHIVE_TIMES = 10
+"""How many times as far as a member an archive may expand as a whole."""
 _MACOS = "__MACOSX"
 CORRUPT = (zipfile.BadZipFile, NotImplementedError, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError)
 """What the libraries raise for damaged archives."""
@@ -71,7 +72,7 @@ def read_tar(file: Input, reading: Reading, read_member: Opener) -> Iterator[Rec
     last = "its beginning"
     try:
         # As a stream: a tar is never sought in.
-        with open_stream(file) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with open_stream(file, times=_ARCHIVE_TIMES) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             visit = _Visit(file.location, reading, read_member, _num_bytes(file))
             for member in archive:
                 last = f"`{member.name}`"
@@ -92,7 +93,7 @@ def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo, visit: _Visit
 
 
 def _num_bytes(file: Input) -> int:
-    return int(getattr(file, "num_bytes", _SUSPECT_BYTES))
+    return int(getattr(file, "num_bytes", 0))
 
 
 class _Visit:
@@ -122,7 +123,7 @@ class _Visit:
             return
         self._seen.add(name)
         is_empty = True
-        for found in self._guarded(Member(self.place(name), known, open_member)):
+        for found in self._guarded(Member(self.place(name), known, open_member, self.reading.expansion)):
             is_empty = False
             is_loss = isinstance(found, Reject) and found.lost_bytes is None
             yield replace(found, lost_bytes=num_bytes) if is_loss and isinstance(found, Reject) else found
@@ -148,14 +149,14 @@ class _Visit:
 
     def limit(self, packed_bytes: int) -> Callable[[int], bool]:
         """A check for one member: told the number of bytes read each time, whether they are too many."""
-        read = 0
+        read, limit = 0, self.reading.expansion
 
         def too_many(more: int) -> bool:
             nonlocal read
             read += more
             self._expanded += more
-            member = read > max(_SUSPECT_BYTES, packed_bytes * _MEMBER_RATIO)
-            return member or self._expanded > max(_SUSPECT_BYTES, self.num_bytes * _ARCHIVE_RATIO)
+            whole = limit.times(_ARCHIVE_TIMES)
+            return limit.forbids(read, packed_bytes) or whole.forbids(self._expanded, self.num_bytes)
 
         return too_many
 

@@ -70,7 +70,7 @@ def _found_in(file: InputFile, how: Reading) -> Iterator[Record | Reject]:
     if file.format is None:
         yield Reject(file.location, "unsupported_file", "no reader for this suffix; set `format` or use a glob")
         return
-    watched = WatchedFile(file.path, file.location, file.format, file.num_bytes)
+    watched = WatchedFile(file.path, file.location, file.format, file.num_bytes, how.expansion)
     is_empty = True
     for found in READERS[file.format](watched, how):
         if isinstance(found, Record) and _is_blank(found, file.format):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from deepen.ingest.config import Extraction
-from deepen.ingest.read.records import Record, Reject, Tally
+from deepen.ingest.read.records import Expansion, Record, Reject, Tally
 from deepen.ingest.streams import Input
 
 
@@ -30,6 +30,11 @@ class Reading:
     """Leave out what is no table of records (to guess which field has the text, documents need not be taken apart)."""
     tally: Tally = field(default_factory=Tally, compare=False)
     """Where archives count their members."""
+
+    @property
+    def expansion(self) -> Expansion:
+        """How far what is packed may expand."""
+        return Expansion(self.limits.expansion, self.limits.expansion_MB * 10**6)
 
 
 Reader = Callable[[Input, Reading], Iterator[Record | Reject]]

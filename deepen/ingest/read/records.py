@@ -7,12 +7,28 @@ record.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, BinaryIO, Literal
 
 MAX_RECORD_BYTES = 512 << 20
 """Longer lines and text files are rejected: a line of this size is a file of another format."""
 _DETAIL_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """How far something packed may expand: so many times its packed size, and to so many bytes in any case."""
+
+    ratio: float = 100.0
+    num_bytes: int = 100 * 10**6
+
+    def forbids(self, plain_bytes: int, packed_bytes: int) -> bool:
+        """Whether no honest file of so many packed bytes expands so far."""
+        return plain_bytes > max(self.num_bytes, packed_bytes * self.ratio)
+
+    def times(self, factor: int) -> Expansion:
+        """The same with a larger ratio."""
+        return replace(self, ratio=self.ratio * factor)
 
 
 @dataclass(frozen=True)
