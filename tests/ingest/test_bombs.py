@@ -17,6 +17,7 @@ import pytest
 import zstandard
 
 from deepen.ingest.config import Extraction
+from deepen.ingest.extract.pdf import join_pages
 
 EARLY = b'{"text": "early"}\n'
 ZEROS = b"0" * (16 << 20)
@@ -96,6 +97,35 @@ def epub():
         }.items():
             book.writestr(name, content)
     return stream.getvalue()
+
+
+COMMENT = b"<!-- x --><?y z?>"
+
+
+def with_comments(data):
+    """The file with comments and instructions between all elements of its text parts, and inside the text."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as before, zipfile.ZipFile(stream, "w") as after:
+        for name in before.namelist():
+            text = before.read(name)
+            if b"hello" in text:
+                head, mark, rest = text.rpartition(b"?>")
+                rest = rest.replace(b"><", b">" + COMMENT + b"<").replace(b"hello", b"hel" + COMMENT + b"lo")
+                text = head + mark + rest
+            after.writestr(name, text)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["docx", "pptx", "xlsx", "epub"])
+def test_comments_and_instructions_between_elements_cost_nothing(tmp_path, read, suffix):
+    (tmp_path / f"a.{suffix}").write_bytes(with_comments(office_files()[suffix]))
+    records, rejects = read(f"a.{suffix}")
+    assert rejects == [] and records[0].values["text"].split()[-1] == "hello"
+
+
+def test_long_words_and_long_lines_of_a_pdf_take_linear_time():
+    pages = [["a" * 300_000, " " * 300_000 + "x", "cut-", "ting"], ["b" * 300_000]]
+    assert "cutting" in join_pages(pages)  # quadratic it would take minutes
 
 
 def with_entities(data):
