@@ -5,9 +5,11 @@ import gzip
 import io
 import json
 import lzma
+import os
 import random
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +18,12 @@ import zstandard
 
 from deepen.errors import SourceError
 from deepen.formats.files.records import read_records
+from deepen.ingest.as_documents import Contents
+from deepen.ingest.config import Source
+from deepen.ingest.files import list_files
+from deepen.ingest.read.documents import read_documents
+from deepen.ingest.read.options import Reading
+from deepen.ingest.read.records import Reject, Tally
 
 RANDOM = random.Random(0)
 LINES = b"".join(
@@ -135,6 +143,41 @@ def test_every_container_that_is_damaged_is_a_lost_file(tmp_path, run, name, mak
     assert counts["lost"]["files"] == len(found) and counts["lost"]["bytes"] > 0
     assert all(loss["location"].startswith(name) for loss in found)
     assert len(found) == (2 if name == "x.tar" else 1)  # the member that is cut, and what follows in the archive
+
+
+def found_in(file):
+    how = Reading()
+    contents = Contents("text")
+    source = Source(name="s", role="domain", path="unused")
+    return [one for one in read_documents(source, [file], contents, how) if isinstance(one, Reject)], how.tally
+
+
+def test_a_file_that_changes_or_vanishes_while_it_is_read_is_a_lost_file(tmp_path):
+    write_good(tmp_path / "in", 1)
+    (file,) = list_files(str(tmp_path / "in"))
+    assert found_in(file) == ([], Tally(files=1, bytes=file.num_bytes))
+    with Path(file.path).open("ab") as growing:
+        growing.write(LINES)
+    (reject,), tally = found_in(file)
+    assert (reject.reason, tally.lost_files) == ("changed_while_reading", 1)
+    Path(file.path).unlink()
+    (reject,), tally = found_in(file)
+    assert (reject.reason, tally.lost_files, tally.lost_bytes) == ("unreadable_file", 1, file.num_bytes)
+
+
+def test_names_of_any_bytes_and_links_to_nothing_are_read_or_named(tmp_path, run, documents):
+    write_good(tmp_path / "in", 1)
+    for name in (b"new\nline.jsonl", b"caf\xe9.jsonl"):
+        (tmp_path / "in" / os.fsdecode(name)).write_bytes(LINES)
+    (tmp_path / "in/dangling.jsonl").symlink_to("nowhere")
+    (tmp_path / "in/loop.jsonl").symlink_to("loop.jsonl")
+    (tmp_path / "in/around").symlink_to(tmp_path / "in")
+    os.mkfifo(tmp_path / "in/pipe.jsonl")
+    counts = run({"path": "in", "text": "text"}, max_lost=1.0).counts["sources"]["s0"]
+    assert counts["documents"] == 3 * 500 and counts["rejected"] == {"unreadable_file": 2}
+    assert {one.meta["location"].rpartition(":")[0] for one in documents()} == {
+        "good-0.jsonl", "new\nline.jsonl", "caf\\xe9.jsonl",
+    }  # fmt: skip
 
 
 def test_members_of_archives_count_as_files(tmp_path, run):

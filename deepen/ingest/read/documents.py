@@ -71,13 +71,26 @@ def _found_in(file: InputFile, how: Reading) -> Iterator[Record | Reject]:
         yield Reject(file.location, "unsupported_file", "no reader for this suffix; set `format` or use a glob")
         return
     watched = WatchedFile(file.path, file.location, file.format, file.num_bytes, how.expansion)
-    is_empty = True
+    is_empty, before = True, _state(file)
     for found in READERS[file.format](watched, how):
         if isinstance(found, Record) and _is_blank(found, file.format):
             continue
         is_empty = False
         yield _with_lost_bytes(found, watched) if isinstance(found, Reject) else found
     how.tally.empty += is_empty
+    # Gone is not changed: where that mattered its reader has said so.
+    if before is not None and (after := _state(file)) is not None and (after != before or after[0] != file.num_bytes):
+        detail = f"{file.num_bytes} bytes when it was listed, {after[0]} now; its records may be of both states"
+        yield Reject(file.location, "changed_while_reading", detail, loss="file", lost_bytes=file.num_bytes)
+
+
+def _state(file: InputFile) -> tuple[int, int] | None:
+    """Size and time of a file; None where there is none."""
+    try:
+        found = os.stat(file.path)  # noqa: PTH116 - a path of any bytes
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _tables_with_text(
