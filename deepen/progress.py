@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -70,7 +71,7 @@ class _Bar:
     def advance(self, amount: float, note: str = "") -> None:
         self._meter.add(amount)
         rate = f"{readable(self._meter.rate)} {self._unit}/s"
-        self._progress.update(self._task, advance=amount, rate=rate, note=note)
+        self._progress.update(self._task, advance=amount, rate=rate, note=printable(note))
 
 
 class _Lines:
@@ -88,7 +89,7 @@ class _Lines:
         left = (self._total - done) / rate if rate else 0.0
         share = done / self._total if self._total else 1.0
         line = f"{self._what}: {share:.0%} of {readable(self._total)} {self._unit}, {readable(rate)} {self._unit}/s"
-        print(f"{line}, {left:.0f} s left {note}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+        print(f"{line}, {left:.0f} s left {printable(note)}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class _Meter:
@@ -105,6 +106,23 @@ class _Meter:
         return (self.done - self._at_start) / elapsed_seconds if elapsed_seconds > 0 else 0.0
 
 
+_KEPT = "\n\t"
+_BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what would act on a terminal instead of being shown there: control characters but line
+    ends and tabs, marks that turn the direction of writing, lone surrogates."""
+    if text.isprintable():  # nearly always
+        return text
+    return "".join(_escaped(character) for character in text)
+
+
+def _escaped(character: str) -> str:
+    acts = unicodedata.category(character) in ("Cc", "Cs") or character in _BIDIRECTIONAL
+    return character.encode("unicode_escape").decode() if acts and character not in _KEPT else character
+
+
 def plain_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
     """Prints text as it is: names of users may hold what rich would read as a style (``[b]``) or an emoji (``:x:``)."""
     return Console(stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
@@ -114,7 +132,7 @@ def say(message: str) -> None:
     """Tell the user something worth knowing, on standard error."""
     if _quiet:
         return
-    plain_console(stderr=True, soft_wrap=True).print(message)
+    plain_console(stderr=True, soft_wrap=True).print(printable(message))
 
 
 def aligned(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:

@@ -15,6 +15,7 @@ import typer
 
 from deepen.cli import launching, looking, preparing, running
 from deepen.errors import DeepenError
+from deepen.progress import printable
 
 app = typer.Typer(
     name="deepen",
@@ -111,4 +112,4 @@ def _os_error(error: OSError) -> None:
 
 
 def _error(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(printable(f"error: {message}"), file=sys.stderr)

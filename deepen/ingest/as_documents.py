@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 from deepen.errors import SourceError
 from deepen.formats.documents.documents import Document, content_hash, document_id
@@ -20,7 +20,7 @@ from deepen.ingest.conversations import (
     looks_like_conversation,
     read_conversation,
 )
-from deepen.ingest.read.records import Record, Reject
+from deepen.ingest.read.records import Record, Reject, bad_byte
 from deepen.progress import say
 
 _GUESSES = ("text", "content", "body", "article", "document")
@@ -33,47 +33,119 @@ class Contents:
 
     field: str = "text"
     conversations: Literal["answers", "as_text"] | None = None
+    guessed: bool = False
+    """The records showed it, nobody said it."""
+
+    def is_in(self, record: Record) -> bool:
+        """Whether a record has what is looked for, be it usable or not."""
+        if record.whole_file:
+            return True
+        if self.conversations is not None:
+            return looks_like_conversation(record.values)
+        return _found_at(record.values, self.field) is not _MISSING
 
     def fields(self, source: Source) -> tuple[str, ...]:
         """All fields that a record is wanted for."""
-        texts = (self.field,) if self.conversations is None else (*FIELDS, CATEGORY_FIELD)
+        path = (self.field, self.field.partition(".")[0])  # a column may have a full stop in its name
+        texts = path if self.conversations is None else (*FIELDS, CATEGORY_FIELD)
         own = (source.category.field,) if isinstance(source.category, FieldName) else ()
         return tuple(dict.fromkeys((*texts, "id", *own)))
 
 
-def guess_contents(source: Source, records: Iterable[Record], tell: Callable[[str], None] = say) -> Contents:
-    """The first likely field of the source's first records, or conversations where they are some; says which.
+def guess_contents(
+    source: Source, groups: Iterable[Iterable[Record]], tell: Callable[[str], None] = say, *, all_tables: bool = True
+) -> Contents:
+    """The first likely field that records have, or conversations where they are some; says which.
 
-    Raises ``SourceError`` when there is neither.
+    Looks at the first records of each group in turn until one shows it. Raises ``SourceError`` when none does and the
+    source has nothing but tables (``all_tables``).
     """
     seen: Counter[str] = Counter()
+    others: dict[str, str] = {}
+    for group in groups:
+        found = _guess(source, islice(group, _GUESS_RECORDS), seen, others)
+        if found is not None:
+            what = (
+                f"has its text in the field `{found.field}` (set `text` to change this)"
+                if found.conversations is None
+                else "has conversations or instructions; answers alone are trained"
+                " (`conversations: as_text` trains all of their words)"
+            )
+            tell(f"ingest: source `{source.name}` {what}")
+            return found
+    if not seen or not all_tables:
+        return Contents(guessed=True)  # the rejects will say why
+    names = ", ".join(f"`{name}`" for name, _ in seen.most_common(12))
+    what = f"its records have {names}"
+    raise SourceError(
+        f"source `{source.name}`: cannot tell which field holds the text; {'; '.join([what, *others.values()])}",
+        hint="set `text: FIELD` for this source, or `text: FIELD.INNER` for a text inside an object",
+    )
+
+
+def _guess(source: Source, records: Iterable[Record], seen: Counter[str], others: dict[str, str]) -> Contents | None:
+    """What these records show; notes their fields in ``seen``, and in ``others`` what stands where a text might."""
     conversations = 0
-    for record in islice(records, _GUESS_RECORDS):
+    for record in records:
         seen.update(record.values.keys())
         for name in _GUESSES:
-            if isinstance(record.values.get(name), str):
-                tell(f"ingest: source `{source.name}` has its text in the field `{name}` (set `text` to change this)")
-                return Contents(name)
+            value = record.values.get(name)
+            if isinstance(value, str) or _may_be_text(value, source.text_from):
+                return Contents(name, guessed=True)
+            if value is not None:
+                others.setdefault(name, _what_it_is(name, value))
         conversations += looks_like_conversation(record.values)
-    if conversations:
-        tell(
-            f"ingest: source `{source.name}` has conversations or instructions; answers alone are trained"
-            " (`conversations: as_text` trains all of their words)"
-        )
-        return Contents(conversations="answers")
-    if not seen:
-        return Contents()  # nothing readable: the rejects will say why
-    names = ", ".join(f"`{name}`" for name, _ in seen.most_common(12))
-    raise SourceError(
-        f"source `{source.name}`: cannot tell which field holds the text; its records have {names}",
-        hint="set `text: FIELD` for this source",
-    )
+    return Contents(conversations="answers", guessed=True) if conversations else None
+
+
+_MISSING = object()
+
+
+def _found_at(values: Mapping[str, Any], field: str) -> Any:
+    """The value of a field, or at a path of names through objects; ``_MISSING`` if there is none."""
+    if field in values:
+        return values[field]
+    value: Any = values
+    for name in field.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return _MISSING
+        value = value[name]
+    return value
+
+
+def _as_text(value: Any, also: Sequence[str]) -> str | None:
+    """The value as text, if it is one or may be taken for one; None otherwise."""
+    if isinstance(value, str):
+        return value
+    if not _may_be_text(value, also):
+        return None
+    return value.decode("utf-8") if isinstance(value, bytes) else "\n".join(value)
+
+
+def _may_be_text(value: Any, also: Sequence[str]) -> bool:
+    if isinstance(value, bytes):
+        return "bytes" in also
+    return "list" in also and isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+def _what_it_is(name: str, value: Any) -> str:
+    """What a value is that is no text, and how it could be used."""
+    if isinstance(value, list):
+        if all(isinstance(part, str) for part in value):
+            return f"`{name}` is a list of texts (`text_from: [list]` takes it)"
+        return f"`{name}` is a list"
+    if isinstance(value, bytes):
+        return f"`{name}` is bytes (`text_from: [bytes]` takes them)"
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"`{name}.{key}`" for key in list(value)[:12])
+        return f"`{name}` is an object" + (f" with {inner}" if inner else "")
+    return f"`{name}` is a {type(value).__name__}"
 
 
 def as_document(record: Record, source: Source, contents: Contents) -> Document | Reject:
     """The record as a document of ``source``, or why it is none."""
     location = record.location
-    found = _contents_of(record, contents)
+    found = _contents_of(record, contents, source)
     if isinstance(found, Reject):
         return found
     if not found.text.strip():
@@ -99,9 +171,9 @@ def as_document(record: Record, source: Source, contents: Contents) -> Document 
     )
 
 
-def _contents_of(record: Record, contents: Contents) -> Conversation | Reject:
+def _contents_of(record: Record, contents: Contents, source: Source) -> Conversation | Reject:
     if contents.conversations is None or record.whole_file:
-        text = _text_of(record, "text" if record.whole_file else contents.field)
+        text = _text_of(record, "text" if record.whole_file else contents.field, source.text_from)
         return text if isinstance(text, Reject) else Conversation(text, None)
     found = read_conversation(record.values)
     if contents.conversations == "answers":
@@ -113,15 +185,17 @@ def _contents_of(record: Record, contents: Contents) -> Conversation | Reject:
     return replace(known, text=text_of_all, spans=None)
 
 
-def _text_of(record: Record, field: str) -> str | Reject:
-    if field not in record.values:
+def _text_of(record: Record, field: str, also: Sequence[str]) -> str | Reject:
+    value = _found_at(record.values, field)
+    if value is _MISSING:
         return Reject(record.location, "no_text_field", f"no field `{field}`")
-    text = record.values[field]
-    if text is None:
+    if value is None:
         return Reject(record.location, "empty_text", f"`{field}` is null")
-    if not isinstance(text, str):
-        return Reject(record.location, "text_not_string", f"`{field}` is a {type(text).__name__}")
-    return text
+    try:
+        text = _as_text(value, also)
+    except UnicodeDecodeError as error:
+        return Reject(record.location, "not_utf8", bad_byte(error))
+    return Reject(record.location, "text_not_string", _what_it_is(field, value)) if text is None else text
 
 
 def _category(record: Record, source: Source, found: Conversation) -> str | None:

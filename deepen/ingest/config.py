@@ -55,6 +55,9 @@ class Source(Settings):
     encoding: str = "auto"
     """Encoding of text, html, csv and json files, for example ``windows-1251``; ``auto`` tells it from the bytes: mark,
     UTF-8, declared charset, guess. What is not UTF-8 is noted with the document and counted."""
+    delimiter: Annotated[str, Field(pattern='^[^"\r\n]$')] | None = None
+    """What parts the fields of csv files, one character. None: comma, semicolon, tab or bar, whichever cuts the first
+    rows as it cuts the header; a tab in tsv files."""
     extractor: Literal["trafilatura", "resiliparse"] = "trafilatura"
     """What takes the main text out of html pages: ``trafilatura`` leaves less of what stands around it, ``resiliparse``
     is several times faster."""
@@ -63,7 +66,11 @@ class Source(Settings):
     password is written down nowhere."""
     text: str | None = None
     """Field that holds the text in jsonl, json, csv, parquet and arrow. Without it, the first of ``text``, ``content``,
-    ``body``, ``article``, ``document`` that the source's first records have; the choice is printed."""
+    ``body``, ``article``, ``document`` that the source's first records have; the choice is printed, and tables without
+    it are left out by name. A path leads into objects: ``data.text``."""
+    text_from: Many[Literal["list", "bytes"]] = ()
+    """What is taken for text besides text: ``list``, a list of texts, which become its lines; ``bytes``, bytes in
+    UTF-8. Without it such a field is none: nothing says that a list is a text."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer that made a Megatron pair (``format: megatron``), which must be named."""
     conversations: Literal["answers", "as_text"] | None = None
@@ -96,13 +103,20 @@ class Source(Settings):
 
 
 class Extraction(Settings):
-    """What one file may cost when its text is extracted by a large library (html, pdf, office files, epub)."""
+    """What one file may cost: time and memory when its text is extracted by a large library (html, pdf, office files,
+    epub), and how far a packed one may expand."""
 
     seconds: Annotated[float, Field(gt=0)] = 60.0
     """CPU seconds for one file; more is the reject ``extraction_timeout``. Our choice: hundreds of pages of pdf take
     one or two seconds."""
     memory_MB: Annotated[int, Field(ge=100)] = 2000
     """Memory for one file in MB (Linux only); more is the reject ``extraction_memory``. Our choice."""
+    expansion: Annotated[float, Field(ge=1)] = 100.0
+    """How many times its packed size a compressed file or a member of an archive may expand to; more is the reject
+    ``archive_bomb``. An archive as a whole may ten times as much. Our choice: text packs to a tenth, seldom to a
+    fiftieth."""
+    expansion_MB: Annotated[int, Field(ge=1)] = 100
+    """Up to so many MB a file may expand whatever its packed size. Our choice."""
 
 
 class IngestConfig(Settings):
@@ -113,6 +127,9 @@ class IngestConfig(Settings):
     max_rejected: Share = 0.05
     """Largest share of a source's records that may be unusable; above it the stage stops with a table of reasons.
     Our choice: a few broken records are normal in exports, one in twenty is a wrong setting or a damaged file."""
+    max_lost: Share = 0.05
+    """Largest share of a source's files, and of their bytes on the disk, that damage may keep from being read: how many
+    records are lost with the rest of a file cannot be known. Above it the stage stops. Our choice, as above."""
     extraction: Extraction = Extraction()
     """Limits for one file of the formats that need large libraries. They decide which files are read, so they are part
     of the recipe."""

@@ -8,11 +8,12 @@ the turns when the tokenizer is known. ``conversation_text`` is the other way: s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deepen.formats.documents.documents import TRAINED_ROLES, Span
+from deepen.formats.documents.documents import CALL_ROLE, TRAINED_ROLES, Span
 
 FIELDS = ("messages", "conversations", "instruction", "input", "output", "system", "history", "source", "target")
 """The fields that may hold a conversation."""
@@ -32,6 +33,8 @@ _ROLES = {
     "function": "tool",
     "observation": "tool",
     "ipython": "tool",
+    "function_call": CALL_ROLE,
+    "tool_call": CALL_ROLE,
 }
 _CALLS = ("tool_calls", "function_call")
 _BETWEEN_TURNS = "\n\n"
@@ -90,23 +93,56 @@ def _conversation(turns: Sequence[Any]) -> Conversation | Fault:
         found = _turn(turn)
         if isinstance(found, Fault):
             return Fault(found.reason, f"turn {number}: {found.detail}")
-        said.append(found)
+        said += found
     return _of_turns(said)
 
 
-def _turn(turn: Any) -> tuple[str, str] | Fault:
-    """Role and content of one turn."""
+def _turn(turn: Any) -> list[tuple[str, str]] | Fault:
+    """Roles and contents of one turn: what is said, then the calls of tools."""
     if not isinstance(turn, Mapping):
         return Fault("not_a_conversation", f"a {type(turn).__name__}, not an object")
     speaker = turn.get("role", turn.get("from"))
     role = _ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
         return Fault("unknown_role", f"`{str(speaker)[:40]}`")
-    # Without the call the turns behind it make no sense.
-    if any(turn.get(name) for name in _CALLS):
-        return Fault("tool_call", "a call of a tool, which is no text")
-    content = _content(turn.get("content", turn.get("value")))
-    return Fault("content_not_text", f"the content of `{speaker}`") if content is None else (role, content)
+    content = turn.get("content", turn.get("value"))
+    given = content if role == CALL_ROLE else next((turn[name] for name in _CALLS if turn.get(name)), None)
+    if given is None:
+        text = _content(content)
+        return Fault("content_not_text", f"the content of `{speaker}`") if text is None else [(role, text)]
+    calls = _calls(given)
+    text = "" if role == CALL_ROLE or content is None else _content(content)
+    if text is None:
+        return Fault("content_not_text", f"the content of `{speaker}`")
+    if calls is None:
+        return Fault("tool_call", "a call of a tool that names no function")
+    return [*([(role, text)] if text else []), (CALL_ROLE, json.dumps(calls, ensure_ascii=False))]
+
+
+def _calls(given: Any) -> list[dict[str, Any]] | None:
+    """Calls of tools in one form, whatever they are written in; None where one does not say what it calls."""
+    given = _parsed(given)
+    calls = []
+    for call in given if isinstance(given, list) else [given]:
+        if not isinstance(call, Mapping):
+            return None
+        function = call.get("function") or call
+        name = function.get("name") if isinstance(function, Mapping) else function
+        if not isinstance(name, str):
+            return None
+        arguments = function.get("arguments") if isinstance(function, Mapping) else call.get("arguments")
+        known = {} if arguments is None else _parsed(arguments)
+        own = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        calls.append({"name": name, "arguments": known, **own})
+    return calls or None
+
+
+def _parsed(value: Any) -> Any:
+    """What a text of JSON says; anything else as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
 
 
 def _instruction(values: Mapping[str, Any]) -> Conversation | Fault:
@@ -125,7 +161,11 @@ def _instruction(values: Mapping[str, Any]) -> Conversation | Fault:
 
 def _of_turns(said: Sequence[tuple[str, str]]) -> Conversation | Fault:
     if not any(role in TRAINED_ROLES and content.strip() for role, content in said):
-        return Fault("no_assistant_turn", "nobody answers" if said else "no turns")
+        roles = {role for role, _ in said}
+        if roles & set(TRAINED_ROLES):
+            return Fault("empty_answer", "the answer is empty")
+        calls_only = "only tools are called, which is not trained" if CALL_ROLE in roles else "nobody answers"
+        return Fault("no_assistant_turn", calls_only if said else "no turns")
     text, spans = [], []
     end = 0
     for role, content in said:
@@ -144,7 +184,7 @@ def _prompt_and_target(values: Mapping[str, Any]) -> Conversation | Fault:
     if not isinstance(target, str) or not isinstance(source, str | None):
         return Fault("content_not_text", "`source` or `target`")
     if not target.strip():
-        return Fault("no_assistant_turn", "`target` is empty")
+        return Fault("empty_answer", "`target` is empty")
     category = None if category is None else str(category)
     if not source:
         return Conversation(target, None, category)

@@ -10,6 +10,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -38,7 +39,11 @@ SUFFIXES = {
 }  # fmt: skip
 MEGATRON = "megatron"
 """Pairs of ``NAME.idx`` and ``NAME.bin``; named by the source, never told from a suffix."""
+_MARKS = ("_SUCCESS", "_metadata", "_common_metadata", "_committed_*", "_started_*", "*.crc")
+"""Files that other programs (Spark, Hadoop, Parquet writers) leave beside their data."""
 COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+TEXTS = ("text", "markdown", "rst")
+"""Formats whose files are texts as they are."""
 TABLES = ("jsonl", "json", "csv", "parquet", "arrow")
 """Formats whose records have named fields, one of which is the text."""
 CONTAINERS = ("zip", "tar", "warc")
@@ -102,6 +107,11 @@ def format_of(name: str) -> str | None:
     if pure.suffix in COMPRESSIONS:
         pure = pure.with_suffix("")
     return SUFFIXES.get(pure.suffix)
+
+
+def is_mark(name: str) -> bool:
+    """Whether a file holds no data but tells something about files beside it."""
+    return any(fnmatchcase(PurePath(name).name, pattern) for pattern in _MARKS)
 
 
 def reading_format(name: str, file_format: str) -> str | None:

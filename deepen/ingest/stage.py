@@ -10,22 +10,24 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from deepen.engine.map_parts import clear_ledger, map_parts
+from deepen.errors import SourceError
 from deepen.formats.documents.documents import Document, write_documents
 from deepen.formats.files.atomic import FileEntry, HashingWriter, writing
 from deepen.formats.files.records import read_records, write_records
-from deepen.formats.manifest import Manifest, StageJob, begin_stage, finish_stage
+from deepen.formats.manifest import UNFINISHED, Manifest, StageJob, begin_stage, finish_stage
 from deepen.formats.taken_over import Files
 from deepen.ingest.as_documents import Contents
 from deepen.ingest.carry_over import REJECTED, carry_over
 from deepen.ingest.config import Extraction, IngestConfig, Source
 from deepen.ingest.files import InputFile, companions, fingerprint_files, list_files
-from deepen.ingest.read.documents import contents_of, read_documents, up_to
-from deepen.ingest.read.records import Reject
+from deepen.ingest.read.documents import contents_of, read_documents, reading, up_to
+from deepen.ingest.read.options import Reading
+from deepen.ingest.read.records import Reject, Tally
 from deepen.ingest.summary import check_counts, print_summary
 
 FORMAT = 3
@@ -68,7 +70,12 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
     carried = {source.name: carry_over(source, config, job, FORMAT) for source in config.sources}
     read = [source for source in config.sources if carried[source.name] is None]
     files = {source.name: list_files(source.path, source.format) for source in read}
-    parts = [part for source in read for part in _parts(source, files[source.name], config.extraction, job)]
+    try:
+        parts = [part for source in read for part in _parts(source, files[source.name], config.extraction, job)]
+    except SourceError:  # before anything was made: the mended recipe begins anew, there is nothing to redo
+        if [path.name for path in job.out.iterdir()] == [UNFINISHED]:
+            (job.out / UNFINISHED).unlink()
+        raise
     results = map_parts(
         read_part,
         parts,
@@ -86,7 +93,7 @@ def ingest(config: IngestConfig, job: StageJob) -> Manifest:
         else _count(source, files[source.name], parts, results)
         for source in config.sources
     }
-    check_counts(counts, config.max_rejected, job.out / REJECTED)
+    check_counts(counts, config, job.out / REJECTED)
     clear_ledger(job.out / _LEDGER)
     shutil.rmtree(job.out / _PARTIAL, ignore_errors=True)
     entries = [FileEntry.model_validate(result["file"]) for result in results]
@@ -120,16 +127,17 @@ def read_part(part: Part) -> dict[str, Any]:
     """Read one part: write its documents and rejects, and return its counts."""
     out = Path(part.out)
     counts: dict[str, Any] = {"bytes": 0, "rejected": Counter(), "encodings": Counter()}
+    how = reading(part.source, part.extraction, fields=part.contents.fields(part.source))
     with writing(out / _PARTIAL / f"{part.name}.jsonl") as rejects:
-        documents = up_to(part.source.limit, _documents(part, counts, rejects))
+        documents = up_to(part.source.limit, _documents(part, how, counts, rejects))
         entry, num_documents = write_documents(out / "documents" / f"{part.name}.parquet", documents, out)
-    return {"file": entry.model_dump(), "documents": num_documents, **counts}
+    return {"file": entry.model_dump(), "documents": num_documents, **counts, "tally": asdict(how.tally)}
 
 
-def _documents(part: Part, counts: dict[str, Any], rejects: HashingWriter) -> Iterator[Document]:
-    for made in read_documents(part.source, part.files, part.contents, part.extraction):
+def _documents(part: Part, how: Reading, counts: dict[str, Any], rejects: HashingWriter) -> Iterator[Document]:
+    for made in read_documents(part.source, part.files, part.contents, how):
         if isinstance(made, Reject):
-            counts["rejected"][made.reason] += made.num_records
+            counts["rejected"][made.reason] += made.num_records or 1  # a table left out stands for itself
             rejects.write(_line(part.source.name, made))
         else:
             counts["bytes"] += len(made.text.encode())
@@ -145,6 +153,7 @@ def _line(source: str, reject: Reject) -> bytes:
         "reason": reject.reason,
         "detail": reject.detail,
         "records": reject.num_records,
+        **({} if reject.loss == "records" else {"loss": reject.loss, "bytes_not_read": reject.lost_bytes}),
     }
     # A reject must be writable whatever is in it.
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
@@ -164,7 +173,9 @@ def _count(
     own = [result for part, result in zip(parts, results, strict=True) if part.source.name == source.name]
     rejected: Counter[str] = Counter()
     encodings: Counter[str] = Counter()
+    tally = Tally()
     for result in own:
+        tally.add(result.get("tally", {}))  # a part that an earlier version finished has none
         rejected.update(result["rejected"])
         encodings.update(result["encodings"])
     return {
@@ -175,4 +186,16 @@ def _count(
         "bytes": sum(result["bytes"] for result in own),
         "rejected": dict(sorted(rejected.items())),
         **({"encodings": dict(sorted(encodings.items()))} if encodings else {}),
+        **_of_files(tally),
     }
+
+
+def _of_files(tally: Tally) -> dict[str, Any]:
+    """What is told of files that gave no records, where there are some."""
+    found: dict[str, Any] = {"empty_files": tally.empty} if tally.empty else {}
+    everything = {"of_files": tally.files, "of_bytes": tally.bytes}
+    if tally.lost_files:
+        found["lost"] = {"files": tally.lost_files, "bytes": tally.lost_bytes, **everything}
+    if tally.left_out_files:
+        found["left_out"] = {"files": tally.left_out_files, "bytes": tally.left_out_bytes, **everything}
+    return found

@@ -17,16 +17,19 @@ import zipfile
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, cast
 
 import zstandard
 
-from deepen.ingest.read.records import MAX_RECORD_BYTES, Reject, brief
+from deepen.ingest.files import InputFile
+from deepen.ingest.read.records import MAX_RECORD_BYTES, Expansion, Reject, brief
 
 _CHUNK_BYTES = 1 << 18
 _PACKED_BYTES = 1 << 13
 """Small, because what a damaged piece unpacked to before the damage is lost."""
+_ZSTD_BYTES = 1 << 11
+"""Smaller still: zstandard gives all at once that these expand to, 128 kB for as few as four bytes."""
 _MEMORY_BYTES = 64 << 20
 """Members of archives that must be read back and forth are held in memory up to here, then in a file without a name."""
 
@@ -61,6 +64,44 @@ class Member:
     location: str
     format: str | None
     open: Callable[[], BinaryIO]
+    expansion: Expansion = Expansion()
+
+
+@dataclass
+class Watch:
+    """How far a file has been read."""
+
+    num_bytes_read: int = 0
+    """Without the piece that was read last, which may not have been made use of."""
+
+
+@dataclass(frozen=True)
+class WatchedFile(InputFile):
+    """A file that knows how far it was read."""
+
+    expansion: Expansion = Expansion()
+    watch: Watch = field(default_factory=Watch, compare=False)
+
+    def open(self) -> BinaryIO:
+        """Its bytes as they are on the disk."""
+        return cast(BinaryIO, io.BufferedReader(_Watched(self.path, self.watch), _CHUNK_BYTES))
+
+
+class _Watched(io.FileIO):
+    def __init__(self, path: str, watch: Watch) -> None:
+        super().__init__(path)
+        self._watch = watch
+
+    def readinto(self, buffer: Any) -> int | None:
+        begin = self.tell()
+        num_bytes = super().readinto(buffer)
+        if num_bytes:
+            self._watch.num_bytes_read = begin
+        return num_bytes
+
+    def readall(self) -> bytes:
+        self._watch.num_bytes_read = self.tell()
+        return super().readall()
 
 
 FAULTS = (OSError, StreamError, UnicodeError)
@@ -68,16 +109,19 @@ FAULTS = (OSError, StreamError, UnicodeError)
 
 
 def stream_reject(location: str, error: Exception) -> Reject:
-    """The reject for a stream that could not be read on from ``location``."""
+    """The reject for a stream that could not be read on from ``location``: the loss of a file."""
     if isinstance(error, StreamError):
-        return Reject(location, error.reason, brief(error))
-    if isinstance(error, UnicodeError):
-        return Reject(location, "not_utf8", brief(error))
-    return Reject(location, "unreadable_file", brief(error))
+        reason = error.reason
+    else:
+        reason = "not_utf8" if isinstance(error, UnicodeError) else "unreadable_file"
+    return Reject(location, reason, brief(error), loss="file")
 
 
-def open_stream(file: Input) -> BinaryIO:
-    """The uncompressed bytes of a file (gzip, zstandard, bzip2 and xz are recognised by their first bytes)."""
+def open_stream(file: Input, *, times: int = 1) -> BinaryIO:
+    """The uncompressed bytes of a file (gzip, zstandard, bzip2 and xz are recognised by their first bytes).
+
+    It may expand as far as the file's limit says, or so many ``times`` as far.
+    """
     packed = file.open()
     try:
         start = packed.read(6)  # the longest magic number, that of xz
@@ -87,7 +131,10 @@ def open_stream(file: Input) -> BinaryIO:
         raise
     for magic, name, unpack in _COMPRESSIONS:
         if start.startswith(magic):
-            return cast(BinaryIO, io.BufferedReader(_Owned(unpack(packed), packed, name), _CHUNK_BYTES))
+            counted = _Counted(packed)
+            limit = getattr(file, "expansion", Expansion()).times(times)
+            owned = _Owned(unpack(cast(BinaryIO, counted)), counted, name, limit)
+            return cast(BinaryIO, io.BufferedReader(owned, _CHUNK_BYTES))
     return packed
 
 
@@ -175,13 +222,40 @@ class _Readable(Protocol):
     def close(self) -> None: ...
 
 
+class _Counted:
+    """The packed bytes below a decompressor, counted."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.num_bytes = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._file.read(size)
+        self.num_bytes += len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class _Owned(Sequential):
     """A decompressing stream that names its damage and closes the file below it as well."""
 
-    def __init__(self, stream: _Readable, file: BinaryIO, name: str) -> None:
-        self._stream, self._below, self._name = stream, file, name
+    def __init__(self, stream: _Readable, file: _Counted, name: str, limit: Expansion) -> None:
+        self._stream, self._below, self._name, self._limit = stream, file, name, limit
+        self._num_bytes = 0
 
     def pull(self, size: int) -> bytes:
+        data = self._unpacked(size)
+        self._num_bytes += len(data)
+        if self._limit.forbids(self._num_bytes, self._below.num_bytes):
+            raise StreamError(
+                "archive_bomb",
+                f"{self._below.num_bytes} bytes expand to {self._num_bytes} and more (`ingest.extraction.expansion`)",
+            )
+        return data
+
+    def _unpacked(self, size: int) -> bytes:
         try:
             return self._stream.read1(size)  # read() would lose what was unpacked before an error
         except EOFError as error:
@@ -223,7 +297,7 @@ class _Zstd:
 
     def _fill(self) -> bool:
         """Decompress some more; False at the end of the file."""
-        self._packed = self._packed or self._file.read(_PACKED_BYTES)
+        self._packed = self._packed or self._file.read(_ZSTD_BYTES)
         if not self._packed:
             if self._frame is not None:  # a frame was begun and the file is over: it was cut off
                 raise EOFError

@@ -29,10 +29,11 @@ SHAPES = [
     ),
     ({"source": "", "target": "All of it.", "category": "c"}, "All of it.", None),
     ({"source": "Q ", "target": "A"}, "Q A", [("prompt", "Q "), ("target", "A")]),
-    ({"source": "Q ", "target": " "}, "Q  ", "no_assistant_turn"),
+    ({"source": "Q ", "target": " "}, "Q  ", "empty_answer"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, None, "content_not_text"),
     ({"messages": [{"role": "narrator", "content": "x"}]}, "Narrator: x", "unknown_role"),
     ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, "Assistant: ", "tool_call"),
+    ({"messages": [{"role": "assistant", "content": " "}]}, "Assistant: ", "empty_answer"),
     ({"messages": ["text"]}, None, "not_a_conversation"),
     ({"messages": []}, "", "no_assistant_turn"),
     ({"instruction": 5, "output": "x"}, None, "content_not_text"),
@@ -49,6 +50,40 @@ def test_known_shapes(record, text, expected):
     else:
         spans = None if found.spans is None else [(s.role, found.text[s.begin : s.end]) for s in found.spans]
         assert spans == expected
+
+
+OPENAI = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+WRITTEN = json.dumps([{"name": "f", "arguments": {"a": 1}, "id": "c1"}])
+PLAIN = json.dumps([{"name": "f", "arguments": {"a": 1}}])
+
+
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [
+        ({"role": "assistant", "content": None, "tool_calls": [OPENAI]}, [("call", WRITTEN)]),
+        ({"role": "assistant", "content": "so", "tool_calls": [OPENAI]}, [("assistant", "so"), ("call", WRITTEN)]),
+        ({"role": "assistant", "function_call": OPENAI["function"]}, [("call", PLAIN)]),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": 1}}]}, [("call", PLAIN)]),
+        ({"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'}, [("call", PLAIN)]),
+    ],
+)
+def test_calls_and_results_of_tools_are_turns(turn, expected):
+    turns = [{"role": "user", "content": "q"}, turn, {"role": "tool", "content": "42"}]
+    found = read_conversation({"messages": [*turns, {"role": "assistant", "content": "a"}]})
+    said = [(span.role, found.text[span.begin : span.end]) for span in found.spans]
+    assert said == [("user", "q"), *expected, ("tool", "42"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize(
+    "call", [{"from": "function_call", "value": "no JSON"}, {"role": "assistant", "tool_calls": [5]}]
+)
+def test_a_call_that_names_no_function_is_a_fault(call):
+    assert read_conversation({"messages": [call, {"role": "assistant", "content": "a"}]}).reason == "tool_call"
+
+
+def test_a_conversation_that_only_calls_tools_has_nothing_to_train():
+    found = read_conversation({"messages": [{"role": "assistant", "tool_calls": [OPENAI]}]})
+    assert found.reason == "no_assistant_turn" and "only tools are called" in found.detail
 
 
 def test_empty_turns_keep_their_place_and_add_no_blank_lines():

@@ -1,5 +1,6 @@
 """The stage: parts, counts, limits, errors that name the source, reruns."""
 
+import gzip
 import json
 
 import pytest
@@ -79,6 +80,7 @@ def test_a_text_field_that_cannot_be_guessed_is_an_error_with_the_names(tmp_path
     (tmp_path / "a.jsonl").write_text('{"title": "t", "inhalt": "x"}\n')
     with pytest.raises(SourceError, match="`s0`.*`inhalt`"):
         run({"path": "a.jsonl"})
+    assert list((tmp_path / "out").iterdir()) == []  # nothing was made, so nothing has to be redone
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -95,9 +97,10 @@ def test_rejects_are_counted_and_written_in_order(tmp_path, run, texts):
     (tmp_path / "in/a.txt").write_text("   \n")
     manifest = run({"path": "in"}, max_rejected=0.9)
     assert texts() == ["one", "two"]
-    assert manifest.counts["sources"]["s0"]["rejected"] == {"empty_text": 1, "invalid_json": 1, "not_utf8": 1}
+    assert manifest.counts["sources"]["s0"]["rejected"] == {"invalid_json": 1, "not_utf8": 1}
+    assert manifest.counts["sources"]["s0"]["empty_files"] == 1
     rejects = [(r["location"], r["reason"]) for r in read_records(tmp_path / "out/rejected.jsonl")]
-    assert rejects == [("a.txt", "empty_text"), ("b.jsonl:2", "invalid_json"), ("b.jsonl:5", "not_utf8")]
+    assert rejects == [("b.jsonl:2", "invalid_json"), ("b.jsonl:5", "not_utf8")]
 
 
 def test_too_many_rejects_stop_with_a_table_of_reasons(tmp_path, run):
@@ -170,13 +173,24 @@ def test_records_without_usable_text_are_named(tmp_path, run, record, reason):
     assert manifest.counts["sources"]["s0"]["rejected"] == {reason: 1}
 
 
-def test_a_file_without_records_is_named(tmp_path, run):
+def test_files_without_records_and_marks_of_other_programs_lose_nothing(tmp_path, run):
     (tmp_path / "in").mkdir()
     write_jsonl(tmp_path / "in/a.jsonl", 5)
     (tmp_path / "in/b.jsonl").write_text("\n")
     (tmp_path / "in/c.csv").write_text("id,text\n")
-    manifest = run({"path": "in"}, max_rejected=0.5)
-    assert manifest.counts["sources"]["s0"]["rejected"] == {"no_records": 2}
+    for name in ("_SUCCESS", "part-0.jsonl", "empty.parquet", "empty.pdf", "empty.zip", "a.jsonl.crc", "_metadata"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    (tmp_path / "in/x.csv.crc").write_bytes(b"crc\0\0")
+    (tmp_path / "in/none.jsonl.gz").write_bytes(gzip.compress(b""))
+    counts = run({"path": "in"}, max_rejected=0, max_lost=0).counts["sources"]["s0"]
+    assert (counts["documents"], counts["rejected"], counts["empty_files"]) == (5, {}, 11)
+
+
+def test_a_source_of_empty_files_alone_has_no_text(tmp_path, run):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.jsonl").write_text("")
+    with pytest.raises(SourceError, match="has no text: 1 files.*1 files empty"):
+        run({"path": "in"})
 
 
 @pytest.mark.parametrize(("limit", "number"), [("12 bytes", 2), ("13 bytes", 3), ("4 tokens", 3), ("3 tokens", 2)])

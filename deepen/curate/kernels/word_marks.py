@@ -188,8 +188,11 @@ def before_unit(text, start, end):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def after_marks(text, start, position):  # type: ignore[no-untyped-def]
-    """Past the marks at ``position`` inside a word: where it goes on, or where it ends; and which of the two."""
+def after_marks(text, start, position, stretch):  # type: ignore[no-untyped-def]
+    """Past the marks at ``position`` inside a word: where it goes on, or where it ends; and which of the two.
+
+    ``stretch`` is this function's memory from one call to the next in the same text (see ``new_stretch``).
+    """
     # `stays`: how far the marks belong to the word if nothing follows them (`50%` none, `U.S.` the last one).
     size, end, stays, kind = len(text), position, position, SPACE
     while end < size:
@@ -211,8 +214,8 @@ def after_marks(text, start, position):  # type: ignore[no-untyped-def]
         return end, True
     # Not in the rest of a word that was cut.
     if text[position] != 0x27 and text[position] < 0x80 and kind_before(text, start) in (SPACE, MARK, QUOTE):
-        address = _address_end(text, position)
-        if _is_address(text, start, address):
+        address = _address_in(text, start, position, stretch)
+        if address >= 0:
             return address, False
     return cut, False
 
@@ -281,33 +284,67 @@ def _is_scheme(text, start, position):  # type: ignore[no-untyped-def]
     """Whether ``://`` is at ``position`` and only letters are before it in the word."""
     if position + 2 >= len(text) or text[position] != 0x3A or text[position + 1] != 0x2F or text[position + 2] != 0x2F:
         return False
-    return not np.any(CLASSES[text[start:position]] != LETTER)
+    place = position - 1  # backwards: in ://a://a each call would go over all of the word
+    while place >= start and CLASSES[text[place]] == LETTER:
+        place -= 1
+    return place < start
 
 
 @njit(cache=True)
-def _address_end(text, position):  # type: ignore[no-untyped-def]
-    """The end of what goes on at ``position`` up to white space, without closing punctuation."""
+def _raw_end(text, position):  # type: ignore[no-untyped-def]
+    """The end of what goes on at ``position`` up to white space."""
     end = position
     while end < len(text):
         kind, width = class_at(text, end)
         if kind == SPACE or (width > 1 and kind != LETTER):
             break
         end += width
-    # The full stop of the sentence, the bracket around it.
+    return end
+
+
+@njit(cache=True)
+def _without_closing(text, position, end):  # type: ignore[no-untyped-def]
+    """``end`` without closing punctuation: the full stop of the sentence, the bracket around it."""
     while end > position and (CLASSES[text[end - 1]] == MARK or text[end - 1] == 0x2E or text[end - 1] == 0x27):
         end -= 1
     return end
 
 
 @njit(cache=True)
-def _is_address(text, start, end):  # type: ignore[no-untyped-def]
-    """Whether a web or mail address or a file name lies between two positions: example.org/page, a-b.md, me@x.org."""
-    if _is_host(text, start, end):
-        return True
-    for place in range(start, end):  # noqa: SIM110 - numba has no generators here
-        if text[place] == 0x40 and _is_host(text, place + 1, end):
-            return True
-    return False
+def _address_end(text, position):  # type: ignore[no-untyped-def]
+    """The end of what goes on at ``position`` up to white space, without closing punctuation."""
+    return _without_closing(text, position, _raw_end(text, position))
+
+
+@njit(cache=True)
+def new_stretch():  # type: ignore[no-untyped-def]
+    """What ``after_marks`` knows of the stretch without white space that it looked at last: nothing yet.
+
+    Where it was looked at from, its end, its end without closing punctuation, the last @ before a host. Each cut of a
+    word would otherwise go over the whole stretch again: quadratic time where no space comes for long.
+    """
+    return np.array([-1, -1, -1, -1], dtype=np.int64)
+
+
+@njit(cache=True)
+def _address_in(text, start, position, stretch):  # type: ignore[no-untyped-def]
+    """The end of the web or mail address or file name that begins at ``start`` and goes on at ``position``
+    (example.org/page, a-b.md, me@x.org); -1 if there is none."""
+    if not stretch[0] <= position < stretch[1]:
+        end = _raw_end(text, position)
+        address = _without_closing(text, position, end)
+        stretch[0], stretch[1], stretch[2], stretch[3] = position, end, address, -1
+        for place in range(address - 1, position - 1, -1):
+            if text[place] == 0x40 and _is_host(text, place + 1, address):
+                stretch[3] = place
+                break
+    address = max(stretch[2], position)
+    if _is_host(text, start, address) or stretch[3] >= position:
+        return address
+    for place in range(start, position):
+        if text[place] == 0x40 and _is_host(text, place + 1, address):
+            return address
+    return -1
 
 
 _LONGEST_LABEL = 64

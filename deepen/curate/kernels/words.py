@@ -33,6 +33,7 @@ from deepen.curate.kernels.word_marks import (
     is_mark,
     joins_digits,
     kind_before,
+    new_stretch,
     wide_class,
 )
 from deepen.engine.compiled import njit
@@ -58,6 +59,7 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
     """The words of a text: byte positions ``starts`` and ``ends`` (nobody wants them if they are empty), ``hashes``
     (uint64), ``lengths`` in characters and ``flags``, with room for one word per byte; returns how many there are."""
     size, count, position, located = len(text), 0, 0, len(starts) > 0
+    stretch = new_stretch()
     while position < size:
         byte = text[position]
         kind, width = np.int64(CLASSES[byte]), 1
@@ -78,7 +80,7 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
                 byte = text[position]
                 kind = np.int64(CLASSES[byte])
             run_end = position
-            position = _after_run(text, start, position, kind)
+            position = _after_run(text, start, position, kind, stretch)
             if position == run_end:  # the common case: nothing was added or parted, all is known
                 if located:
                     starts[count], ends[count] = start, position
@@ -102,7 +104,7 @@ def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-
                 kind, width = wide_class(text, position)
             position += width
             if kind <= INERT or (kind >= STICKY and kind != ALONE_LETTER and _begins_word(text, start, width, kind)):
-                position = _word_end(text, start, position)
+                position = _word_end(text, start, position, stretch)
             elif kind == SPACE:
                 continue
             elif byte == 0x2E or byte == 0x2D:  # runs of dots and of dashes are one word
@@ -139,14 +141,14 @@ def _is_full_stop(text, position):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def _after_run(text, start, position, kind):  # type: ignore[no-untyped-def]
+def _after_run(text, start, position, kind, stretch):  # type: ignore[no-untyped-def]
     """Where the word ends that was a run of letters and digits up to ``position``, where a character of class ``kind``
     is; what is most common there, white space or one mark and then a space, is asked first."""
     if position < len(text) and kind != SPACE and not _is_closing(text, position, kind):
         if _is_full_stop(text, position):
             position += is_abbreviated(text, start, position)
         else:
-            position = _word_end(text, start, position)
+            position = _word_end(text, start, position, stretch)
     # In a run nothing but digits is so low: a number with letters at its end may hold a unit.
     if text[start] <= 0x39 and CLASSES[text[position - 1]] == LETTER:
         position = before_unit(text, start, position)
@@ -154,7 +156,7 @@ def _after_run(text, start, position, kind):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _word_end(text, start, position):  # type: ignore[no-untyped-def]
+def _word_end(text, start, position, stretch):  # type: ignore[no-untyped-def]
     """Where the word ends that began at ``start`` and goes on at ``position``."""
     size = len(text)
     while position < size:
@@ -171,7 +173,7 @@ def _word_end(text, start, position):  # type: ignore[no-untyped-def]
                 continue
             if kind != QUOTE:
                 break
-        end, goes_on = after_marks(text, start, position)
+        end, goes_on = after_marks(text, start, position, stretch)
         position = end
         if not goes_on:
             break

@@ -50,7 +50,10 @@ SCHEMA = pa.schema(
 )
 
 
-ROLES = ("system", "user", "assistant", "tool", "prompt", "target")
+CALL_ROLE = "call"
+"""Calls of tools: a JSON list of objects with ``name``, ``arguments`` and perhaps ``id``. Behind the words of an
+assistant they belong to the same turn."""
+ROLES = ("system", "user", "assistant", CALL_ROLE, "tool", "prompt", "target")
 """Who a part of a text belongs to: the turns of a conversation, or the two halves of a prompt with its answer."""
 TRAINED_ROLES = ("assistant", "target")
 """The roles whose words are learned; the others are read and carry no loss."""

@@ -59,16 +59,21 @@ def _paragraph(paragraph: Paragraph) -> str:
 
 def _inner_text(element: Any) -> str:
     pieces = []
-    for node in element.iter():
+    for node in element.iter(etree.Element):  # not comments and instructions, which have no name
         if node.tag == _WORD + "t" and not _is_copy(node):
-            pieces.append(node.text or "")
+            pieces.append(_text(node))
         elif node.tag == _WORD + "tab" and node.getparent().tag == _WORD + "r":
             pieces.append("\t")
         elif node.tag in (_WORD + "br", _WORD + "cr"):
             pieces.append("\n")
         elif node.tag.endswith("}t") and "officeDocument/2006/math" in node.tag:
-            pieces.append(node.text or "")
+            pieces.append(_text(node))
     return "".join(pieces)
+
+
+def _text(node: Any) -> str:
+    """The text of an element that holds nothing else but perhaps comments, which part it."""
+    return "".join([node.text or "", *(inner.tail or "" for inner in node)])
 
 
 def _is_copy(node: Any) -> bool:

@@ -24,11 +24,15 @@ _REPEATED_SHARE = 0.4
 _MIN_LENGTH = 4
 _DIGITS = re.compile(r"\d+")
 _PAGE_NUMBER = re.compile(
-    r"[-–—|\s]*(?:page|p\.|seite|página|стр\.)?\s*\d{1,4}(?:\s*(?:/|of|von|de|из)\s*\d{1,4})?[-–—|\s]*", re.IGNORECASE
+    r"[-–—|\s]*(?:(?:page|p\.|seite|página|стр\.)\s*)?\d{1,4}"
+    r"(?:\s*(?:/|of|von|de|из)\s*\d{1,4})?[-–—|\s]*",
+    re.IGNORECASE,
 )
 _END_OF_SENTENCE = re.compile(r"""[.!?:;。！？।۔…]["'”’»)\]]*$""")
-_BROKEN_WORD = re.compile(r"(\w+)[-\u00ad\u2010\ufffe\x02]\n(\w+)(\S*)[^\S\n]*\n?")
-"""A word cut at the end of a line, with what stands behind it up to the next word."""
+_BROKEN_WORD = re.compile(r"(?<!\w)(\w+)[-\u00ad\u2010\ufffe\x02]\n(\w+)(\S*)[^\S\n]*\n?")
+"""A word cut at the end of a line, with what stands behind it up to the next word. It is looked for at the beginnings
+of words alone: from each letter of a long word it would take quadratic time."""
+_END_CHARACTERS = 200
 _SOFT = "\u00ad\ufffe\x02"
 """What stands for a hyphen that only the end of the line asked for; pdfium writes U+FFFE or U+0002."""
 
@@ -89,7 +93,7 @@ def _seam(before: str, after: str) -> str:
     """What goes between two pages: a line break when the sentence runs on, else a blank line."""
     if not before:
         return ""
-    runs_on = not _END_OF_SENTENCE.search(before) and not after.lstrip()[:1].isupper()
+    runs_on = not _END_OF_SENTENCE.search(before[-_END_CHARACTERS:]) and not after.lstrip()[:1].isupper()
     return "\n" if runs_on or before[-1] in "-" + _SOFT else "\n\n"
 
 

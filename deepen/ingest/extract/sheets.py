@@ -8,7 +8,6 @@ from io import BytesIO
 from typing import Any
 
 import openpyxl
-from lxml import etree
 
 from deepen.ingest.extract.result import Extracted, Refused, open_zipped
 
@@ -19,12 +18,15 @@ def extract(data: bytes, options: dict[str, Any]) -> Extracted:
     warnings.simplefilter("ignore")  # about styles and extensions, which have no text
     try:
         book = openpyxl.load_workbook(BytesIO(data), read_only=True, data_only=True)
-    except (KeyError, ValueError, TypeError, etree.XMLSyntaxError) as error:
+    except (KeyError, ValueError, TypeError, SyntaxError) as error:
         raise Refused("corrupt_office", f"{type(error).__name__}: {error}") from error
     sheets = []
     for sheet in book.worksheets:
         sheet.reset_dimensions()  # what the file says about its size is often wrong
-        rows = [line for row in sheet.iter_rows(values_only=True) if (line := _line(row))]
+        try:
+            rows = [line for row in sheet.iter_rows(values_only=True) if (line := _line(row))]
+        except SyntaxError as error:  # what every reader of XML raises; sheets are parsed only now
+            raise Refused("corrupt_office", f"{sheet.title}: {error}") from error
         if rows:
             sheets.append("\n".join([f"# {sheet.title}", *rows]))
     if not sheets:

@@ -28,6 +28,9 @@ def extract(data: bytes, options: dict[str, Any]) -> Extracted:
 
 
 def _slide(slide: Any) -> Iterator[str]:
+    for part in [slide, *([slide.notes_slide] if slide.has_notes_slide else [])]:
+        # A comment inside a text would end it for python-pptx.
+        etree.strip_tags(part._element, etree.Comment, etree.ProcessingInstruction)
     title = slide.shapes.title
     if title is not None and title.text_frame.text.strip():
         yield f"# {' '.join(title.text_frame.text.split())}"

@@ -2,7 +2,8 @@
 
 Refused, each by name: members whose path leaves the archive, links and devices, archives inside archives, members that
 need an unknown password, and bombs, that is members that expand to more than 100 times their packed size and more than
-100 MB (or whole archives to more than 1,000 times their size). Hidden members are left out like hidden files.
+100 MB (or whole archives to more than 1,000 times their size; the settings say how far). Hidden members are left out
+like hidden files.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -24,8 +26,8 @@ from deepen.ingest.streams import FAULTS, Guarded, Input, Member, StreamError, o
 Opener = Callable[[Input, Reading], Iterator[Record | Reject]]
 """Reads a member by its format."""
 
-_SUSPECT_BYTES = 100 << 20
-_MEMBER_RATIO, _ARCHIVE_RATIO = 100, 1000
+_ARCHIVE_TIMES = 10
+"""How many times as far as a member an archive may expand as a whole."""
 _MACOS = "__MACOSX"
 CORRUPT = (zipfile.BadZipFile, NotImplementedError, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError)
 """What the libraries raise for damaged archives."""
@@ -39,9 +41,10 @@ def read_zip(file: Input, reading: Reading, read_member: Opener) -> Iterator[Rec
             # Not as packed: the same files give the same documents whatever tool made the zip.
             for member in sorted(archive.infolist(), key=lambda member: member.filename):
                 if not member.filename.endswith("/"):
-                    yield from visit.read(member.filename, _zip_opener(archive, member, visit))
+                    yield from visit.read(member.filename, member.compress_size, _zip_opener(archive, member, visit))
     except (*FAULTS, *CORRUPT) as error:
-        yield _fault(file.location, error)
+        # What is in a zip is told at its end: without that nothing of it is read.
+        yield replace(_fault(file.location, error), lost_bytes=_num_bytes(file))
 
 
 def _zip_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo, visit: _Visit) -> Callable[[], BinaryIO]:
@@ -69,17 +72,19 @@ def read_tar(file: Input, reading: Reading, read_member: Opener) -> Iterator[Rec
     last = "its beginning"
     try:
         # As a stream: a tar is never sought in.
-        with open_stream(file) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with open_stream(file, times=_ARCHIVE_TIMES) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             visit = _Visit(file.location, reading, read_member, _num_bytes(file))
             for member in archive:
                 last = f"`{member.name}`"
                 if member.isfile():
-                    yield from visit.read(member.name, _tar_opener(archive, member, visit))
+                    yield from visit.read(
+                        member.name, min(member.size, visit.num_bytes), _tar_opener(archive, member, visit)
+                    )
                 elif not member.isdir() and not _is_hidden(member.name):
                     yield Reject(visit.place(member.name), "unsupported_member", "a link or device, not a file")
     except (*FAULTS, *CORRUPT) as error:
         fault = _fault(file.location, error)
-        yield Reject(fault.location, fault.reason, f"the rest after {last}: {fault.detail}")
+        yield replace(fault, detail=f"the rest after {last}: {fault.detail}")
 
 
 def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo, visit: _Visit) -> Callable[[], BinaryIO]:
@@ -88,7 +93,7 @@ def _tar_opener(archive: tarfile.TarFile, member: tarfile.TarInfo, visit: _Visit
 
 
 def _num_bytes(file: Input) -> int:
-    return int(getattr(file, "num_bytes", _SUSPECT_BYTES))
+    return int(getattr(file, "num_bytes", 0))
 
 
 class _Visit:
@@ -104,20 +109,31 @@ class _Visit:
         """Location of a member."""
         return f"{self._location}/{name}".encode("utf-8", "backslashreplace").decode()
 
-    def read(self, name: str, open_member: Callable[[], BinaryIO]) -> Iterator[Record | Reject]:
-        """Records of one member, or the reason why it is not read."""
+    def read(self, name: str, num_bytes: int, open_member: Callable[[], BinaryIO]) -> Iterator[Record | Reject]:
+        """Records of one member of ``num_bytes`` in the archive, or the reason why it is not read."""
         known = reading_format(name, self.reading.format)
         if _is_hidden(name) or (self.reading.tables_only and known not in TABLES):
             return
+        tally = self.reading.tally
+        tally.files += 1
         refusal = self._refusal(name, known)
         if refusal is not None:
-            yield Reject(self.place(name), *refusal)
+            hides_files = refusal[0] == "nested_archive"
+            yield Reject(self.place(name), *refusal, loss="file" if hides_files else "records", lost_bytes=num_bytes)
             return
         self._seen.add(name)
+        is_empty = True
+        for found in self._guarded(Member(self.place(name), known, open_member, self.reading.expansion)):
+            is_empty = False
+            is_loss = isinstance(found, Reject) and found.lost_bytes is None
+            yield replace(found, lost_bytes=num_bytes) if is_loss and isinstance(found, Reject) else found
+        tally.empty += is_empty
+
+    def _guarded(self, member: Member) -> Iterator[Record | Reject]:
         try:
-            yield from self._read_member(Member(self.place(name), known, open_member), self.reading)
+            yield from self._read_member(member, self.reading)
         except (*FAULTS, *CORRUPT) as error:
-            yield _fault(self.place(name), error)
+            yield _fault(member.location, error)
 
     def _refusal(self, name: str, known: str | None) -> tuple[str, str] | None:
         path = PurePosixPath(name.replace("\\", "/"))  # Windows tools write backslashes, and C: for a drive
@@ -133,14 +149,14 @@ class _Visit:
 
     def limit(self, packed_bytes: int) -> Callable[[int], bool]:
         """A check for one member: told the number of bytes read each time, whether they are too many."""
-        read = 0
+        read, limit = 0, self.reading.expansion
 
         def too_many(more: int) -> bool:
             nonlocal read
             read += more
             self._expanded += more
-            member = read > max(_SUSPECT_BYTES, packed_bytes * _MEMBER_RATIO)
-            return member or self._expanded > max(_SUSPECT_BYTES, self.num_bytes * _ARCHIVE_RATIO)
+            whole = limit.times(_ARCHIVE_TIMES)
+            return limit.forbids(read, packed_bytes) or whole.forbids(self._expanded, self.num_bytes)
 
         return too_many
 
@@ -151,4 +167,6 @@ def _is_hidden(name: str) -> bool:
 
 def _fault(location: str, error: Exception) -> Reject:
     corrupt = isinstance(error, CORRUPT) and not isinstance(error, UnicodeError)
-    return Reject(location, "corrupt_archive", brief(error)) if corrupt else stream_reject(location, error)
+    if corrupt:
+        return Reject(location, "corrupt_archive", brief(error), loss="file")
+    return stream_reject(location, error)

@@ -29,11 +29,25 @@ def read_parquet(file: Input, reading: Reading) -> Iterator[Record | Reject]:
             columns = None if reading.fields is None else [name for name in reading.fields if name in names]
             first_row = 1
             for group in range(parquet.num_row_groups):
-                num_rows = parquet.metadata.row_group(group).num_rows
-                yield from _row_group(parquet, group, columns, (file.location, first_row, num_rows))
+                about = parquet.metadata.row_group(group)
+                num_rows = about.num_rows
+                if (bomb := _expands_too_far(about, columns, reading)) is not None:
+                    yield Reject(f"{file.location}:{first_row}", "archive_bomb", bomb, num_rows)
+                else:
+                    yield from _row_group(parquet, group, columns, (file.location, first_row, num_rows))
                 first_row += num_rows
     except (*FAULTS, pa.ArrowException) as error:
         yield _unreadable(file.location, error)
+
+
+def _expands_too_far(about: Any, columns: Sequence[str] | None, reading: Reading) -> str | None:
+    """What is wrong with a row group whose wanted columns expand more than the settings allow."""
+    every = (about.column(number) for number in range(about.num_columns))
+    wanted = [one for one in every if columns is None or one.path_in_schema.partition(".")[0] in columns]
+    plain, packed = (
+        sum(getattr(one, f"total_{kind}_size") for one in wanted) for kind in ("uncompressed", "compressed")
+    )
+    return f"{packed} bytes expand to {plain}" if reading.expansion.forbids(plain, packed) else None
 
 
 def _parquet_source(file: Input) -> contextlib.AbstractContextManager[Any]:
@@ -42,11 +56,9 @@ def _parquet_source(file: Input) -> contextlib.AbstractContextManager[Any]:
 
 
 def _unreadable(location: str, error: Exception) -> Reject:
-    return (
-        stream_reject(location, error)
-        if isinstance(error, StreamError)
-        else Reject(location, "unreadable_file", brief(error))
-    )
+    if isinstance(error, StreamError):
+        return stream_reject(location, error)
+    return Reject(location, "unreadable_file", brief(error), loss="file")
 
 
 def _row_group(
@@ -82,7 +94,8 @@ def read_arrow(file: Input, reading: Reading) -> Iterator[Record | Reject]:
         if done == 0:
             yield _unreadable(file.location, error)
         else:
-            yield Reject(f"{file.location}:{done + 1}", "corrupt_batch", f"the rest of the file: {brief(error)}")
+            detail = f"the rest of the file: {brief(error)}"
+            yield Reject(f"{file.location}:{done + 1}", "corrupt_batch", detail, loss="file")
 
 
 def _arrow_rows(batch: Any, reading: Reading, location: str, done: int) -> Iterator[Record | Reject]:

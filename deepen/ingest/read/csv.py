@@ -1,4 +1,4 @@
-"""CSV with a header line. Delimiter comma, semicolon, tab or bar, whichever the header has most of.
+"""CSV with a header line. Delimiter comma, semicolon, tab or bar, whichever cuts the first rows as it cuts the header.
 
 Python's lenient mode hides two faults that swallow text: a quote that is never closed eats the rest of the file, and
 a stray delimiter cuts a field. So the strict mode reads record by record; after a fault reading goes on with the line
@@ -20,6 +20,8 @@ from deepen.ingest.read.records import Record, Reject, brief, decode, lines_of
 from deepen.ingest.streams import FAULTS, Input, open_stream, stream_reject
 
 _DELIMITERS = ",;\t|"
+_SAMPLE_LINES, _SAMPLE_CHARACTERS = 100, 1 << 20
+"""What the delimiter is told from."""
 _MAX_RECORD_CHARACTERS = 64 << 20
 _MAX_OPEN_QUOTES = 100
 """Each open quote costs reading ahead to the limit above; a file with more of them is not quoted as CSV is."""
@@ -50,6 +52,7 @@ class _Lines:
         self._ahead: deque[str] = deque()
         self._record: list[str] = []
         self._num_characters = 0
+        self._fault: Exception | None = None
         self.number = 0
         """How many lines were handed out."""
         self.too_long = False
@@ -69,6 +72,8 @@ class _Lines:
         return line
 
     def _read(self) -> str:
+        if self._fault is not None:
+            raise self._fault
         _, data = next(self._source)
         self.too_long = self.too_long or data is None
         # What is no UTF-8 is found when its field is decoded.
@@ -76,12 +81,28 @@ class _Lines:
 
     def peek(self) -> str:
         """The next line without taking it; empty at the end."""
-        if not self._ahead:
+        self._look_ahead(1)
+        if not self._ahead and self._fault is not None:
+            raise self._fault
+        return self._ahead[0] if self._ahead else ""
+
+    def sample(self) -> list[str]:
+        """The next lines without taking them."""
+        self._look_ahead(_SAMPLE_LINES)
+        return list(self._ahead)
+
+    def _look_ahead(self, num_lines: int) -> None:
+        num_characters = sum(map(len, self._ahead))
+        while len(self._ahead) < num_lines and num_characters < _SAMPLE_CHARACTERS:
             try:
-                self._ahead.append(self._read())
+                line = self._read()
             except StopIteration:
-                return ""
-        return self._ahead[0]
+                return
+            except FAULTS as error:  # it belongs to the lines after these
+                self._fault = error
+                return
+            self._ahead.append(line)
+            num_characters += len(line)
 
     def begin_record(self) -> int:
         """Forget the record before; returns the number of the first line of the next one."""
@@ -95,7 +116,7 @@ class _Lines:
 
 
 def _rows(lines: _Lines, file: Input, reading: Reading) -> Iterator[Record | Reject]:
-    reader = csv.reader(lines, delimiter=_delimiter(file, lines.peek()), strict=True)
+    reader = csv.reader(lines, delimiter=reading.delimiter or _delimiter(file, lines.sample()), strict=True)
     header: list[str] | None = None
     open_quotes = 0
     while lines.peek():
@@ -106,7 +127,8 @@ def _rows(lines: _Lines, file: Input, reading: Reading) -> Iterator[Record | Rej
             yield Reject(location, "invalid_csv", brief(error))
             open_quotes += "unexpected end" in str(error)  # how the csv module calls a quote that is never closed
             if header is None or open_quotes > _MAX_OPEN_QUOTES:
-                yield Reject(location, "invalid_csv", "the rest of the file was not read: header or quotes are damaged")
+                detail = "the rest of the file was not read: header or quotes are damaged"
+                yield Reject(location, "invalid_csv", detail, loss="file")
                 return
             lines.go_back()
             continue
@@ -130,6 +152,24 @@ def _record(location: str, header: list[str], row: list[str], reading: Reading) 
     return Record(location, values)
 
 
-def _delimiter(file: Input, header: str) -> str:
+def _delimiter(file: Input, sample: list[str]) -> str:
+    """The delimiter outside of quotes that cuts most of the first rows into as many fields as the header."""
     names = file.location.lower().split("/")[-1].split(".")
-    return "\t" if "tsv" in names[1:] else max(_DELIMITERS, key=header.count)
+    if "tsv" in names[1:]:
+        return "\t"
+    header = sample[0] if sample else ""
+    # `max` takes the first of equals, so that of two that fit it is the one that the header has more of.
+    candidates = sorted(_DELIMITERS, key=header.count, reverse=True)
+    return max(candidates, key=lambda delimiter: _fit(sample, delimiter))
+
+
+def _fit(sample: list[str], delimiter: str) -> tuple[bool, float]:
+    """Whether the delimiter cuts the header at all, and the share of the rows that it cuts alike."""
+    try:
+        widths = [len(row) for row in csv.reader(sample, delimiter=delimiter) if row]
+    except csv.Error:
+        return False, 0.0
+    if not widths:
+        return False, 0.0
+    rows = widths[1:-1] or widths[1:]  # the sample may end inside the last row
+    return widths[0] > 1, sum(width == widths[0] for width in rows) / max(1, len(rows))

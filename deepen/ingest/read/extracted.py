@@ -26,6 +26,8 @@ def read_extracted(file: Input, reading: Reading) -> Iterator[Record | Reject]:
     if isinstance(data, Reject):
         yield data
         return
+    if not data:
+        return
     options = {
         "encoding": reading.encoding,
         "extractor": reading.extractor,

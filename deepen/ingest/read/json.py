@@ -37,9 +37,10 @@ def read_json(file: Input, reading: Reading) -> Iterator[Record | Reject]:
                     yield Reject(location, "not_an_object", f"a JSON {type(value).__name__}, not an object")
     except UnicodeDecodeError as error:
         detail = f"the rest of the file: byte 0x{error.object[error.start]:02x}"
-        yield Reject(f"{file.location}:{number + 1}", "not_utf8", detail)
+        yield Reject(f"{file.location}:{number + 1}", "not_utf8", detail, loss="file")
     except (json.JSONDecodeError, RecursionError) as error:
-        yield Reject(f"{file.location}:{number + 1}", "invalid_json", f"the rest of the file: {brief(error)}")
+        detail = f"the rest of the file: {brief(error)}"
+        yield Reject(f"{file.location}:{number + 1}", "invalid_json", detail, loss="file")
     except FAULTS as error:
         yield stream_reject(f"{file.location}:{number + 1}", error)
 

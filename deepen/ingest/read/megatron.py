@@ -48,7 +48,7 @@ def read_megatron(file: Input, reading: Reading) -> Iterator[Record | Reject]:
     try:
         dataset = IndexedDataset.open(Path(file.path).with_suffix(""))
     except (DeepenError, OSError, ValueError) as error:
-        yield Reject(file.location, "unreadable_pair", str(getattr(error, "message", error)))
+        yield Reject(file.location, "unreadable_pair", str(getattr(error, "message", error)), loss="file")
         return
     documents = [(int(a), int(b)) for a, b in zip(dataset.boundaries[:-1], dataset.boundaries[1:], strict=True)]
     fault = _fault_of_ends(dataset, documents, decoder)

@@ -7,12 +7,28 @@ record.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, BinaryIO, Literal
 
 MAX_RECORD_BYTES = 512 << 20
 """Longer lines and text files are rejected: a line of this size is a file of another format."""
 _DETAIL_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """How far something packed may expand: so many times its packed size, and to so many bytes in any case."""
+
+    ratio: float = 100.0
+    num_bytes: int = 100 * 10**6
+
+    def forbids(self, plain_bytes: int, packed_bytes: int) -> bool:
+        """Whether no honest file of so many packed bytes expands so far."""
+        return plain_bytes > max(self.num_bytes, packed_bytes * self.ratio)
+
+    def times(self, factor: int) -> Expansion:
+        """The same with a larger ratio."""
+        return replace(self, ratio=self.ratio * factor)
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,39 @@ class Reject:
     reason: str
     detail: str = ""
     num_records: int = 1
+    loss: Literal["records", "file", "left_out"] = "records"
+    """``file``: the rest of a file is lost, and how many records that is cannot be known. ``left_out``: a table without
+    a text."""
+    lost_bytes: int | None = None
+    """With the loss of a file: how many of its bytes, as they lie on the disk, were not read; None: not told yet."""
+
+
+@dataclass
+class Tally:
+    """How many files were opened (archives count by their members) and what became of those that gave no records."""
+
+    files: int = 0
+    bytes: int = 0
+    empty: int = 0
+    """Files with nothing in them, and marks that other programs leave (``_SUCCESS``): nothing is lost with them."""
+    lost_files: int = 0
+    lost_bytes: int = 0
+    left_out_files: int = 0
+    left_out_bytes: int = 0
+
+    def note(self, reject: Reject) -> None:
+        """Count a reject that stands for a file."""
+        if reject.loss == "file":
+            self.lost_files += 1
+            self.lost_bytes += reject.lost_bytes or 0
+        elif reject.loss == "left_out":
+            self.left_out_files += 1
+            self.left_out_bytes += reject.lost_bytes or 0
+
+    def add(self, other: Mapping[str, int]) -> None:
+        """Add the numbers of another one, given by name."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + other.get(one.name, 0))
 
 
 def brief(error: Exception) -> str:

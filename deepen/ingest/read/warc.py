@@ -56,7 +56,7 @@ def read_warc(
                 try:
                     page = _page(header, block)
                 except StreamError as error:
-                    yield stream_reject(location, error)
+                    yield Reject(location, error.reason, brief(error))  # one page, whatever is wrong with it
                     continue
                 if page is not None:
                     yield from _read_page(page, header, location, reading, read_member)
@@ -81,7 +81,10 @@ def _read_page(
     member = Member(location, known, lambda: cast(BinaryIO, io.BytesIO(page.body)))
     meta = {"url": header.get("warc-target-uri", "").strip("<>"), "date": header.get("warc-date", "")}
     for found in read_member(member, reading):
-        yield found if isinstance(found, Reject) else replace(found, meta={**meta, **found.meta})
+        # A page is one document: the loss of a page hides nothing.
+        yield (
+            replace(found, loss="records") if isinstance(found, Reject) else replace(found, meta={**meta, **found.meta})
+        )
 
 
 def _next_header(stream: BinaryIO) -> dict[str, str] | None:

@@ -20,7 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from deepen.errors import DeepenError
-from deepen.formats.documents.documents import TRAINED_ROLES
+from deepen.formats.documents.documents import CALL_ROLE, TRAINED_ROLES
 from deepen.formats.files.arrays import Array
 from deepen.tokenize.conversations.skeletons import Mark, Marks, Run, Skeleton, make_skeleton, without_template
 from deepen.tokenize.conversations.templates import RefusedError, Template
@@ -33,6 +33,7 @@ Spans = Sequence[Mapping[str, Any]]
 CHECKED_FIRST, CHECK_ONE_IN, CHECK_CHARACTERS = 16, 1024, 100_000
 """What is checked, ids by the reference and masks by decoding: the first documents of each part, and then one in so
 many, by its id; not those that are longer."""
+_MOST_SKELETONS = 4096
 _CONTEXT = "a\n"
 _PROBES = ("Hello", "1.", "\u4e2d", "[INST] x", "x y")
 _PLAIN = (Run((0,), True),)
@@ -79,7 +80,8 @@ class TurnEncoder:
         self._encoder, self._vocabulary, self._template = encoder, vocabulary, template
         self._reader = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._marks = Marks.of(self._reader)
-        self._skeletons: dict[tuple[str, ...], Skeleton | RefusedError] = {}  # by roles: most conversations share a few
+        # By roles (most conversations share a few) and calls of tools.
+        self._skeletons: dict[tuple[tuple[str, ...], tuple[str, ...]], Skeleton | RefusedError] = {}
         self._context_ids = encoder.reference_ids(_CONTEXT)
         self._contexts = {"start": "", "mark": self._context_behind_mark(), "text": self._context_behind_text()}
 
@@ -142,7 +144,7 @@ class TurnEncoder:
             edges = [0, *(place for span in spans for place in (span["begin"], span["end"])), len(text)]
             pieces = without_template(roles, has_begin=self._vocabulary.begin_of_document_id is not None)
             return pieces, [text[a:b] for a, b in zip(edges, edges[1:], strict=False)], ends_trained
-        skeleton = self._skeleton(roles)
+        skeleton = self._skeleton(roles, tuple(_calls(roles, contents)))
         trimmed = [
             content.strip() if trims else content for content, trims in zip(contents, skeleton.trims, strict=True)
         ]
@@ -153,14 +155,17 @@ class TurnEncoder:
         counts.trimmed += trimmed != contents
         return skeleton.pieces, trimmed, skeleton.ends_trained
 
-    def _skeleton(self, roles: tuple[str, ...]) -> Skeleton:
+    def _skeleton(self, roles: tuple[str, ...], calls: tuple[str, ...]) -> Skeleton:
         assert self._template is not None
-        if roles not in self._skeletons:
+        key = (roles, calls)
+        if key not in self._skeletons:
+            if calls and len(self._skeletons) > _MOST_SKELETONS:  # calls are seldom the same twice
+                self._skeletons.clear()
             try:
-                self._skeletons[roles] = make_skeleton(self._template, roles, self._marks, self._vocabulary)
+                self._skeletons[key] = make_skeleton(self._template, roles, self._marks, self._vocabulary, calls)
             except RefusedError as error:
-                self._skeletons[roles] = error
-        found = self._skeletons[roles]
+                self._skeletons[key] = error
+        found = self._skeletons[key]
         if isinstance(found, RefusedError):
             raise found
         return found
@@ -212,7 +217,9 @@ class TurnEncoder:
         answers = [text[span["begin"] : span["end"]] for span in spans if span["role"] in TRAINED_ROLES]
         said = "".join("".join(answer.split()) for answer in answers)
         known = self._letters([number for answer in answers for number in self._encoder.reference_ids(answer).tolist()])
-        skeleton = self._skeletons.get(tuple(span["role"] for span in spans))
+        roles = tuple(span["role"] for span in spans)
+        calls = tuple(_calls(roles, [text[span["begin"] : span["end"]] for span in spans]))
+        skeleton = self._skeletons.get((roles, calls))
         texts = skeleton.trained_texts if isinstance(skeleton, Skeleton) else []
         # Longest first, or a short one would cut a piece out of a longer.
         marks = sorted([*self._marks.ids, *texts], key=len, reverse=True)
@@ -225,6 +232,11 @@ class TurnEncoder:
 
     def _letters(self, tokens: Sequence[int]) -> str:
         return "".join(self._reader.decode(list(tokens), skip_special_tokens=False).split())
+
+
+def _calls(roles: Sequence[str], contents: Sequence[str]) -> list[str]:
+    """The contents of the turns that call tools."""
+    return [content for role, content in zip(roles, contents, strict=True) if role == CALL_ROLE]
 
 
 @lru_cache(maxsize=2)

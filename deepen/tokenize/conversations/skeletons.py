@@ -7,6 +7,7 @@ model has to write at inference.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -15,8 +16,8 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from deepen.formats.documents.documents import TRAINED_ROLES
-from deepen.tokenize.conversations.templates import RefusedError, Template
+from deepen.formats.documents.documents import CALL_ROLE, TRAINED_ROLES
+from deepen.tokenize.conversations.templates import RefusedError, Template, read_calls
 from deepen.tokenize.vocabulary.tokenizer import Vocabulary
 
 Follows = Literal["start", "mark", "text"]
@@ -100,29 +101,65 @@ class _Atom:
         return self.id is None and self.turn is None and not self.text.strip()
 
 
-def make_skeleton(template: Template, roles: Sequence[str], marks: Marks, vocabulary: Vocabulary) -> Skeleton:
-    """What the template makes of turns of these roles; raises ``RefusedError`` if it cannot write them."""
-    turns = [(role, _stand_in(number)) for number, role in enumerate(roles)]
+def make_skeleton(
+    template: Template, roles: Sequence[str], marks: Marks, vocabulary: Vocabulary, calls: Sequence[str] = ()
+) -> Skeleton:
+    """What the template makes of turns of these roles; raises ``RefusedError`` if it cannot write them.
+
+    ``calls``: the contents of the turns that call tools. A template takes them apart, so they are no gaps but part of
+    what it writes.
+    """
+    known = iter(calls)
+    turns = [(role, next(known) if role == CALL_ROLE else _stand_in(number)) for number, role in enumerate(roles)]
+    if calls:
+        _check_calls(template, turns, marks)
     rendered = template.render(turns)
     found = [int(number) for number in re.findall("\ue0f0(\\d+)\ue0f1", rendered)]
-    if sorted(found) != list(range(len(roles))):  # a template may leave a turn out, or write it twice
-        lost = next((number for number in range(len(roles)) if found.count(number) != 1), 0)
+    roles = tuple(roles)
+    gaps = [number for number, role in enumerate(roles) if role != CALL_ROLE]
+    if sorted(found) != gaps:  # a template may leave a turn out, or write it twice
+        lost = next((number for number in gaps if found.count(number) != 1), 0)
         detail = f"the template does not write turn {lost + 1} (`{roles[lost]}`) once"
         raise RefusedError("turn_not_rendered", detail)
     atoms = _atoms(rendered, marks)
     for number, role in enumerate(roles):
         if role in TRAINED_ROLES:
-            atoms = _with_answer(atoms, number, _prompt(template, turns[:number]), _tail(template, turns[: number + 1]))
+            goes_on = roles[number + 1 : number + 2] == (CALL_ROLE,)  # calls belong to the turn: it does not end here
+            tail = "" if goes_on else _tail(template, turns[: number + 1])
+            atoms = _with_answer(atoms, number, _prompt(template, turns[:number]), tail)
     # For the encoder; `rendered` below is compared with what the template writes, so nothing is stripped there.
     seen = [_stripped(atoms, at, marks) for at in range(len(atoms))]
     # Rendered again with white space around each turn: where it is gone, the template trims.
-    padded = template.render([(role, f"{_BEFORE}{content}{_BEHIND}") for role, content in turns])
+    padded = template.render(
+        [(role, content if role == CALL_ROLE else f"{_BEFORE}{content}{_BEHIND}") for role, content in turns]
+    )
     return Skeleton(
         tuple(atom.text if atom.turn is None else atom.turn for atom in _atoms(rendered, marks)),
-        tuple(f"{_BEFORE}{content}{_BEHIND}" not in padded for _, content in turns),
+        tuple(role != CALL_ROLE and f"{_BEFORE}{content}{_BEHIND}" not in padded for role, content in turns),
         pieces_of(_unframed(seen, vocabulary), has_begin=vocabulary.begin_of_document_id is not None),
         bool(roles) and roles[-1] in TRAINED_ROLES,
     )
+
+
+def _check_calls(template: Template, turns: Sequence[tuple[str, str]], marks: Marks) -> None:
+    """Raise ``RefusedError`` where the template does not write calls of tools, or one spells a mark of it."""
+    for role, content in turns:
+        if role == CALL_ROLE and any(mark in content for mark in marks.ids):
+            raise RefusedError("call_spells_mark", "a call of a tool spells a mark of the template")
+    probes: list[str] = []
+    probed = []
+    for role, content in turns:
+        if role == CALL_ROLE:
+            new = []
+            for call in read_calls(content):
+                name, value = (f"\ue0f2{len(probes) + more}\ue0f3" for more in (0, 1))
+                probes += [name, value]
+                new.append({**call, "name": name, "arguments": {"x": value}})
+            content = json.dumps(new, ensure_ascii=False)
+        probed.append((role, content))
+    written = template.render(probed)
+    if any(probe not in written for probe in probes):
+        raise RefusedError("turn_not_rendered", "the template does not write calls of tools")
 
 
 def _stand_in(number: int) -> str:

@@ -6,12 +6,14 @@ one. What a template does with a conversation is found out by ``skeletons``; her
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deepen.errors import DeepenError
+from deepen.formats.documents.documents import CALL_ROLE
 from deepen.formats.files.atomic import FileEntry, write_bytes
 
 Turns = Sequence[tuple[str, str]]
@@ -56,9 +58,17 @@ class Template:
 
         Raises ``RefusedError`` when the template does.
         """
+        try:
+            return self._rendered(_messages(turns, arguments_as_text=False), prompt=prompt)
+        except RefusedError:
+            if not any(role == CALL_ROLE for role, _ in turns):
+                raise
+        # Some templates want the arguments of a call as an object, some as the JSON that the model wrote.
+        return self._rendered(_messages(turns, arguments_as_text=True), prompt=prompt)
+
+    def _rendered(self, messages: list[dict[str, Any]], *, prompt: bool) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        messages = [{"role": role, "content": content} for role, content in turns]
         try:
             rendered, _ = render_jinja_template(
                 [messages], chat_template=self.source, add_generation_prompt=prompt, **dict(self.tokens)
@@ -67,6 +77,44 @@ class Template:
             message = (str(error).splitlines() or [type(error).__name__])[0]
             raise RefusedError("template_refuses", message[:200]) from error
         return str(rendered[0])
+
+
+def _messages(turns: Turns, *, arguments_as_text: bool) -> list[dict[str, Any]]:
+    """Turns in the form that templates read; results of tools get the names and ids of the calls before them."""
+    messages: list[dict[str, Any]] = []
+    waiting: list[Mapping[str, Any]] = []
+    for role, content in turns:
+        if role == CALL_ROLE:
+            waiting = read_calls(content)
+            if not messages or messages[-1]["role"] != "assistant" or "tool_calls" in messages[-1]:
+                messages.append({"role": "assistant", "content": ""})
+            messages[-1]["tool_calls"] = [_call(call, arguments_as_text) for call in waiting]
+        elif role == "tool" and waiting:
+            call, *waiting = waiting
+            own = {"tool_call_id": call["id"]} if "id" in call else {}
+            messages.append({"role": role, "content": content, "name": call["name"], **own})
+        else:
+            messages.append({"role": role, "content": content})
+    return messages
+
+
+def read_calls(content: str) -> list[Mapping[str, Any]]:
+    """The calls of a turn; raises ``RefusedError`` where curation has changed its words."""
+    try:
+        calls = json.loads(content)
+    except ValueError as error:
+        raise RefusedError("call_damaged", "a call of a tool is no JSON any more") from error
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) and "name" in call for call in calls):
+        raise RefusedError("call_damaged", "a call of a tool names no function")
+    return calls
+
+
+def _call(call: Mapping[str, Any], arguments_as_text: bool) -> dict[str, Any]:
+    arguments = call.get("arguments", {})
+    if arguments_as_text and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    own = {"id": call["id"]} if "id" in call else {}
+    return {**own, "type": "function", "function": {"name": call["name"], "arguments": arguments}}
 
 
 def choose_template(setting: str, folder: Path) -> tuple[Template, list[FileEntry], str]:

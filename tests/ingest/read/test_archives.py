@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deepen.ingest.read import archive as read_archive
+from deepen.ingest.config import Extraction
 from tests.ingest.made_files import pdf_of
 
 
@@ -70,11 +70,10 @@ def test_what_would_leave_the_archive_or_nest_is_refused(tmp_path, read, suffix)
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_bombs_cost_a_reject_and_keep_the_lines_before(tmp_path, read, suffix, monkeypatch):
-    monkeypatch.setattr(read_archive, "_SUSPECT_BYTES", 1 << 20)
+def test_bombs_cost_a_reject_and_keep_the_lines_before(tmp_path, read, suffix):
     lines = b'{"text": "early"}\n' + b'{"text": "' + b"0" * (64 << 20) + b'"}\n'
     WRITERS[suffix](tmp_path / f"x.{suffix}", {"a.jsonl": lines})
-    records, rejects = read(f"x.{suffix}")
+    records, rejects = read(f"x.{suffix}", limits=Extraction(expansion_MB=1))
     assert [record.values["text"] for record in records] == ["early"]
     assert rejects[0] == (f"x.{suffix}/a.jsonl:2", "archive_bomb")
 

@@ -11,6 +11,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from deepen.ingest.files import InputFile, format_of, list_files
 from deepen.ingest.read.options import Reading
@@ -131,6 +132,38 @@ def test_csv_with_quotes_newlines_and_long_cells(tmp_path, delimiter):
     records, rejects = read(tmp_path / "a.csv")
     assert texts(records) == [rows[1][1], rows[2][1]] and rejects == []
     assert [record.location for record in records] == ["a.csv:2", "a.csv:4"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ('"id, of row, in db, x";"text"\n"1";"a, b"\n2;c\n', ["a, b", "c"]),
+        ('"id\n, in, two, lines, ";text\n1;a\n', ["a"]),
+        ("id|text\n1|a, b, c\n", ["a, b, c"]),
+        ("a,b;text\n1,2;x\n1;y\n,;z, z\n", ["x", "y", "z, z"]),
+        ("text\nwell, yes\nno; maybe\nplain\n", ["well, yes", "no; maybe", "plain"]),
+        ('id,text\n1,"a;b|c\td"\n2,"a;b\n;c"\n', ["a;b|c\td", "a;b\n;c"]),
+        ("id,text\n" + "1,x;y;z\n" * 300, ["x;y;z"] * 300),
+    ],
+)
+def test_the_delimiter_is_what_cuts_rows_like_the_header(tmp_path, lines, expected):
+    (tmp_path / "a.csv").write_text(lines)
+    assert texts(read(tmp_path / "a.csv")[0]) == expected
+
+
+def test_the_delimiter_can_be_named(tmp_path, run):
+    (tmp_path / "a.csv").write_text("id:text\n1:a, b; c\n")
+    assert run({"path": "a.csv", "delimiter": ":"}).counts["sources"]["s0"]["documents"] == 1
+    for wrong in ('"', "ab", ""):
+        with pytest.raises(ValidationError, match="delimiter"):
+            run({"path": "a.csv", "delimiter": wrong}, out=f"wrong{len(wrong)}")
+
+
+def test_damage_behind_the_first_rows_of_a_csv_is_found_there(tmp_path):
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"id,text\n" + b"1,abc\n" * 20) + gzip.compress(b"2,def\n" * 20)[:12])
+    records, rejects = read(path)
+    assert texts(records)[:20] == ["abc"] * 20 and rejects[0][1] == "truncated_gzip"
 
 
 def test_an_open_quote_does_not_swallow_the_rest(tmp_path):

@@ -72,6 +72,62 @@ def test_a_turn_that_is_not_written_is_refused():
     assert "turn 2 (`tool`)" in caught.value.detail
 
 
+TOOLS = (
+    "{% for m in messages %}{{ '<|u|>' if m['role'] != 'assistant' else '<|a|>' }}{{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}<call>{{ c['function']['name'] }} "
+    "{{ c['function']['arguments'] ARGUMENTS }}</call>{% endfor %}<|e|>{% endfor %}"
+    "{{ '<|a|>' if add_generation_prompt }}"
+)
+CALL = '[{"name": "add", "arguments": {"a": 1}}]'
+CALLED = [("user", "q"), ("assistant", "so:"), ("call", CALL), ("tool", "2"), ("call", CALL), ("tool", "3"),
+          ("assistant", "two")]  # fmt: skip
+
+
+def with_calls(source, turns=CALLED):
+    roles, contents = [role for role, _ in turns], [content for _, content in turns]
+    calls = [content for role, content in turns if role == "call"]
+    found = make_skeleton(Template(source, TOKENS), roles, MARKS, Vocabulary(9, 2, 1), calls)
+    pieces = []
+    for piece in found.pieces:
+        whole = SPELLED[piece.id] if isinstance(piece, Mark) else "".join(
+            part if isinstance(part, str) else contents[part] for part in piece.parts
+        )  # fmt: skip
+        pieces.append(whole if piece.trained else f"[{whole}]")
+    assert found.filled(contents) == Template(source, TOKENS).render(turns)
+    return "".join(pieces).replace("][", "")
+
+
+@pytest.mark.parametrize(("arguments", "written"), [("| tojson", '{"a": 1}'), ("+ ''", '{"a": 1}')])
+def test_calls_of_tools_are_written_by_the_template_and_not_learned(arguments, written):
+    call = f"<call>add {written}</call>"
+    assert with_calls(TOOLS.replace("ARGUMENTS", arguments)) == (
+        f"[<|u|>q<|e|><|a|>]so:[{call}<|e|><|u|>2<|e|><|a|>{call}<|e|><|u|>3<|e|><|a|>]two<|e|>"
+    )
+
+
+def test_results_of_tools_get_the_names_and_ids_of_their_calls():
+    source = "{% for m in messages %}{{ m['content'] }}{% for c in m['tool_calls'] or [] %}{{ c | tojson }}{% endfor %}"
+    source += "{{ m['name'] }}{{ m['tool_call_id'] }};{% endfor %}"
+    calls = '[{"name": "f", "arguments": {}, "id": "1"}, {"name": "g", "arguments": {}, "id": "2"}]'
+    turns = [("user", "q"), ("call", calls), ("tool", "x"), ("tool", "y")]
+    assert Template(source, TOKENS).render(turns).endswith("xf1;yg2;")
+
+
+@pytest.mark.parametrize(
+    ("source", "call", "reason"),
+    [
+        (CHATML, CALL, "turn_not_rendered"),
+        (TOOLS.replace("ARGUMENTS", "| tojson"), CALL.replace("add", "<|e|>"), "call_spells_mark"),
+        (TOOLS.replace("ARGUMENTS", "| tojson"), "[{", "call_damaged"),
+        (TOOLS.replace("ARGUMENTS", "| tojson"), "[1]", "call_damaged"),
+        (TOOLS.replace("{{ c['function']['arguments'] ARGUMENTS }}", ""), CALL, "turn_not_rendered"),
+    ],
+)
+def test_calls_that_cannot_be_written_are_refused(source, call, reason):
+    with pytest.raises(RefusedError, match=reason):
+        with_calls(source, [("user", "q"), ("call", call), ("assistant", "a")])
+
+
 def test_trimming_is_noticed_by_turn():
     source = "{% for m in messages %}{{ m['content'] if m['role'] == 'user' else m['content'] | trim }}{% endfor %}"
     found = make_skeleton(Template(source, TOKENS), ROLES, MARKS, Vocabulary(9, 2, None))
