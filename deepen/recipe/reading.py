@@ -16,6 +16,7 @@ from deepen.errors import Problem, RecipeError, RunError
 from deepen.formats.files.yaml_text import Key, YamlText, dotted_path, read_yaml, set_value, shortened, write_yaml
 from deepen.plug import field_names
 from deepen.recipe.checks import check, key_of, salvage, sections_of
+from deepen.recipe.doubts import doubts
 from deepen.recipe.layouts import config_of, layout_problems
 from deepen.recipe.models import Machine, Recipe
 from deepen.settings import Settings
@@ -28,6 +29,11 @@ class Loaded:
     recipe: Recipe
     machine: Machine
     text: YamlText
+
+    @property
+    def doubts(self) -> list[Problem]:
+        """What can be done and is probably not meant."""
+        return doubts(self.recipe, self.text)
 
 
 def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str] = ()) -> Loaded:
