@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deepen.errors import RunError
+from deepen.errors import DamageError, RunError
 from deepen.formats.files.atomic import link_or_copy
-from deepen.formats.manifest import Artifact, open_artifact, read_manifest, write_manifest
+from deepen.formats.manifest import Artifact, Manifest, open_artifact, read_manifest, write_manifest
 from deepen.progress import say
 from deepen.runs.lock import locked
 
@@ -14,7 +14,7 @@ from deepen.runs.lock import locked
 def find_neighbour(run: Path, stage: str, fingerprint: str) -> Artifact | None:
     """A finished artifact of ``stage`` with this fingerprint in another run under the same root."""
     for directory in sorted(run.parent.glob(f"*/{stage}")):
-        manifest = read_manifest(directory) if directory.parent != run else None
+        manifest = _readable_manifest(directory) if directory.parent != run else None
         if manifest is None or manifest.location is not None or manifest.fingerprint != fingerprint:
             continue
         if not manifest.counts.get("order_changes"):  # a change of mixture on the way is not in the fingerprint
@@ -22,12 +22,22 @@ def find_neighbour(run: Path, stage: str, fingerprint: str) -> Artifact | None:
     return None
 
 
+def _readable_manifest(directory: Path) -> Manifest | None:
+    """The manifest of a neighbour; a damaged one is said, and is nothing to refer to: it must not block other runs."""
+    try:
+        return read_manifest(directory)
+    except (DamageError, OSError) as error:
+        what = error.message if isinstance(error, DamageError) else str(error)
+        say(f"passing over `{directory}`: {what}")
+        return None
+
+
 def references_to(target: Path) -> list[Path]:
     """Stage directories of neighbouring runs that refer to ``target`` or to a stage inside it."""
     target = target.resolve()
     referring = []
     for directory in sorted(target.parents[0].glob("*/*")) + sorted(target.parents[1].glob("*/*")):
-        manifest = read_manifest(directory) if directory.is_dir() else None
+        manifest = _readable_manifest(directory) if directory.is_dir() else None
         if manifest is None or manifest.location is None:
             continue
         place = (directory / manifest.location).resolve()
