@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import islice
@@ -57,7 +59,11 @@ def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str
     elif text.data:
         wrong = [key_of(problem.path) for problem in problems]
         known = {problem.path for problem in problems}
-        problems += [problem for problem in check(salvage(text.data, wrong), text) if problem.path not in known]
+        problems += [
+            problem
+            for problem in check(salvage(_as_meant(text.data, problems), wrong), text)
+            if problem.path not in known
+        ]
     if recipe is not None and machine is not None and not problems:
         found = layout_problems(recipe, machine, config_of(recipe.base))
         places = {"mesh": machine_text, "train": text}
@@ -67,6 +73,21 @@ def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str
     if problems or recipe is None or machine is None:
         raise RecipeError(sorted(problems, key=_line))
     return Loaded(recipe, machine, text)
+
+
+def _as_meant(data: Any, problems: Sequence[Problem]) -> Any:
+    """The data with the values of mistyped keys under the keys that were meant, so that no default is complained of."""
+    data = deepcopy(data)
+    for problem in problems:
+        close = re.match("unknown key; did you mean `(.*)`", problem.message)
+        *above, last = key_of(problem.path)
+        holder = data
+        for part in above:
+            inside = part in holder if isinstance(holder, dict) else isinstance(holder, list)
+            holder = holder[part] if inside else None
+        if close is not None and isinstance(holder, dict) and last in holder:
+            holder.setdefault(close[1], holder[last])
+    return data
 
 
 def recipe_of(run: Path) -> Recipe:
@@ -151,20 +172,30 @@ def _validate(model: type[Any], text: YamlText, problems: list[Problem]) -> Any:
         return model.model_validate(text.data)
     except ValidationError as error:
         details = [dict(detail) for detail in error.errors(include_url=False)]
-        problems += [explain_error(model, text, detail) for detail in _worth_saying(details, text)]
+        problems += [explain_error(model, text, detail) for detail in _worth_saying(model, details, text)]
         return None
 
 
-def _worth_saying(details: Sequence[dict[str, Any]], text: YamlText) -> list[dict[str, Any]]:
-    """Errors that are no mere consequence of others: of a value that could not be read, of entries that were wrong."""
+def _worth_saying(model: type[Settings], details: Sequence[dict[str, Any]], text: YamlText) -> list[dict[str, Any]]:
+    """Errors that are no mere consequence of others: of a value that could not be read, of wrong entries, of a typo."""
     locations = [detail["loc"] for detail in details]
     keys = [_key_in_text(location, text.data) for location in locations]
     unread = [any(key[: len(other)] == other for other in text.unread) for key in keys]
+    meant = {(*key[:-1], name) for key, name in _typos(model, details, keys)}
     return [
         detail
         for detail, location, done in zip(details, locations, unread, strict=True)
         if not done and not (detail["type"] == "too_short" and _has_inner(location, locations))
+        if not (detail["type"] == "missing" and _key_in_text(location, text.data) in meant)
     ]
+
+
+def _typos(model: type[Settings], details: Sequence[dict[str, Any]], keys: Sequence[Key]) -> Iterator[tuple[Key, str]]:
+    """Unknown keys, each with the known one that it is most like."""
+    for detail, key in zip(details, keys, strict=True):
+        if detail["type"] == "extra_forbidden":
+            for name in get_close_matches(str(key[-1]), field_names(model, key[:-1]), n=1):
+                yield key, name
 
 
 def _has_inner(location: tuple[str | int, ...], others: Sequence[tuple[str | int, ...]]) -> bool:

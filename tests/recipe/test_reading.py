@@ -3,6 +3,7 @@ import os
 import pytest
 
 from deepen.errors import RecipeError
+from deepen.recipe.explain import explain
 from deepen.recipe.reading import load, write_recipe
 
 GOOD = """\
@@ -151,3 +152,28 @@ def test_a_damaged_config_of_the_base_is_named(recipe, tmp_path, config):
     (tmp_path / "model" / "config.json").write_text(config)
     text = GOOD.replace("{init: random, hidden_size: 32, layers: 2, heads: 2, max_length: 64}", "FOLDER/model")
     assert "config.json" in problems(recipe(text.replace("{train: 400}", "keep")))["base"].message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"), [("\ntrain:", "\ntrian:", "trian"), ("batch_tokens", "batch_tokns", "train.batch_tokns")]
+)
+def test_a_typo_in_a_key_is_one_problem(recipe, old, new, key):
+    assert set(problems(recipe(GOOD.replace(old, new)))) == {key}
+
+
+def test_a_required_key_that_is_really_missing_is_still_said(recipe):
+    assert {"train", "colour"} <= set(problems(recipe(GOOD[: GOOD.index("train:\n")] + "colour: red\n")))
+
+
+def test_the_hint_of_a_missing_path_names_how_far_it_goes(recipe, tmp_path):
+    found = problems(recipe(GOOD.replace("FOLDER/code.txt", "FOLDER/far/away/code.txt")))
+    remedy = found["ingest.sources[0].path"].remedy
+    assert f"`{tmp_path}`" in remedy and "relative" not in remedy
+    found = problems(recipe(GOOD.replace("FOLDER/code.txt", "far/away/code.txt")))
+    assert "relative paths" in found["ingest.sources[0].path"].remedy
+
+
+def test_explain_writes_as_recipes_do():
+    assert "``" not in str(explain("train.method"))
+    assert explain("train.save.self_test").default == "true"
+    assert explain("mix.anneal").default == "null"

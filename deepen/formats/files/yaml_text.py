@@ -109,7 +109,14 @@ def set_value(result: YamlText, assignment: str) -> None:
                 holder = holder[part]
         holder[parts[-1]] = parse_value(text)
     except (KeyError, IndexError, TypeError):
-        result.problems.append(Problem(dotted, "there is no such place to set", place="--set"))
+        result.problems.append(
+            Problem(
+                dotted,
+                "there is no such place to set",
+                "give a key and positions in lists that are there",
+                place="--set",
+            )
+        )
         return
     except UnreadableError as error:
         remedy = error.remedy or "put text with signs in it in quotes"
