@@ -16,6 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_MOST_SHOWN = 40
+"""Problems of a recipe that are printed; nobody reads more, and the first ones must stay on the screen."""
+
 
 class DeepenError(Exception):
     """An error whose reader can fix it: ``message`` says what is wrong and where, ``hint`` what to do."""
@@ -57,8 +60,11 @@ class RecipeError(DeepenError):
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = problems
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__(f"{count} found before any work started\n" + "\n".join(f"  {problem}" for problem in problems))
+        count = "1 problem" if len(problems) == 1 else f"{len(problems):,} problems"
+        lines = [f"  {problem}" for problem in problems[:_MOST_SHOWN]]
+        if len(problems) > _MOST_SHOWN:
+            lines.append(f"  and {len(problems) - _MOST_SHOWN:,} more (`deepen check --json` prints all)")
+        super().__init__(f"{count} found before any work started\n" + "\n".join(lines))
 
 
 class SourceError(DeepenError):

@@ -54,6 +54,25 @@ class Amount:
         return round(self.value * scale)
 
 
+_NOTABLE_ROUNDING = 0.2
+
+
+def rounding_note(amount: Amount, *, total_steps: int, tokens_per_step: int, least: int = 0) -> str | None:
+    """What an amount becomes as whole steps (at least ``least``), where that is another amount than was asked.
+
+    None where rounding moves it by at most a fifth, and for times, which are no number of steps.
+    """
+    if amount.unit == "seconds" or amount.value <= 0:
+        return None
+    scale = {"steps": 1.0, "share": float(total_steps), "tokens": 1 / tokens_per_step}[amount.unit]
+    exact = amount.value * scale
+    steps = max(least, amount.in_steps(total_steps=total_steps, tokens_per_step=tokens_per_step))
+    if abs(steps - exact) <= _NOTABLE_ROUNDING * exact:
+        return None
+    became = "1 step" if steps == 1 else f"{steps} steps"
+    return f"{amount} of a run of {total_steps} steps is {exact:.2g} steps and becomes {became}"
+
+
 @dataclass(frozen=True)
 class Interval:
     """When something recurs: every one of its ``amounts``, whichever comes first (``500 steps or 30min``)."""

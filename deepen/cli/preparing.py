@@ -44,9 +44,13 @@ def check(
         print_json({"ok": False, "problems": [vars(problem) for problem in error.problems]})
         raise typer.Exit(error.exit_code) from error
     if as_json:
-        print_json({"ok": True, "recipe": loaded.recipe.model_dump(mode="json", by_alias=True)})
+        warnings = [vars(doubt) for doubt in loaded.doubts]
+        described = loaded.recipe.model_dump(mode="json", by_alias=True)
+        print_json({"ok": True, "warnings": warnings, "recipe": described})
     else:
         print(f"{recipe}: no problems found in recipe `{loaded.recipe.name}`")
+        for doubt in loaded.doubts:
+            print(f"warning: {doubt}")
 
 
 def biographies(

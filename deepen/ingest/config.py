@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -175,7 +176,7 @@ def _problem(source: Source) -> tuple[str, str] | None:
     if not files and is_pattern(source.path):
         return "no file matches this glob", "`**` crosses folders, `*` does not; hidden files are left out"
     if not files:
-        return "no such file, or an empty folder", "relative paths are looked up from the working directory"
+        return "no such file, or an empty folder", _where_it_ends(source.path)
     if all(file.format is None for file in files):
         suffixes = ", ".join(SUFFIXES)
         return (
@@ -183,6 +184,17 @@ def _problem(source: Source) -> tuple[str, str] | None:
             f"set `format`, or name files that end in {suffixes} (also .gz, .bz2, .xz, .zst)",
         )
     return None
+
+
+def _where_it_ends(path: str) -> str:
+    """How far a path goes that leads to nothing."""
+    full = Path(path).expanduser()
+    if full.is_dir():
+        return "the folder is there: put files into it, or give another one"
+    nearest = next(folder for folder in full.absolute().parents if folder.is_dir())
+    if full.is_absolute():
+        return f"the nearest folder that exists is `{nearest}`"
+    return f"relative paths are looked up from the working directory; the nearest folder that exists is `{nearest}`"
 
 
 def _address_problem(address: str) -> tuple[str, str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from deepen.ingest.config import Source
 from deepen.mix import config as mix_config
 from deepen.mix.config import MixConfig
 from deepen.model.config import BaseRun, BaseSetting, RandomInit
+from deepen.recipe.layouts import read_config_json
 from deepen.recipe.models import Recipe
 from deepen.tokenize import config as tokenize_config
 from deepen.tokenize.config import ExtendVocabulary, TokenizeConfig, TrainVocabulary
@@ -175,8 +175,12 @@ def _check_base_folder(base: str, length: int) -> Iterator[Problem]:
     if not path.is_file():
         yield Problem("base", "the folder has no config.json", "give the folder that holds the model's weights", base)
         return
-    most = json.loads(path.read_text()).get("max_position_embeddings")
-    if most and length > most:
+    config = read_config_json(folder)
+    if config is None:
+        yield Problem("base", f"`{path}` is no JSON object that can be read", "fetch the model again", base)
+        return
+    most = config.get("max_position_embeddings")
+    if isinstance(most, int) and most and length > most:
         yield Problem(
             "mix.sequence_length", f"is longer than the base's {most} positions", f"at most {most}", str(length)
         )

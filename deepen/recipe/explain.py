@@ -57,7 +57,7 @@ def meaning_of(owner: type[Settings], name: str) -> str:
     """
     for declaring in owner.__mro__:
         if name in declaring.__dict__.get("__annotations__", {}):
-            return _docstrings(declaring).get(name, "")
+            return _docstrings(declaring).get(name, "").replace("``", "`")
     return ""
 
 
@@ -86,7 +86,7 @@ def _children(model: type[Settings], key: tuple[str, ...]) -> tuple[tuple[str, s
 
 
 def _first_line(text: str | None) -> str:
-    return " ".join((text or "").split("\n\n")[0].split())
+    return " ".join((text or "").split("\n\n")[0].split()).replace("``", "`")
 
 
 def _default(field: FieldInfo) -> str:
@@ -97,6 +97,8 @@ def _default(field: FieldInfo) -> str:
         return str(value.model_dump(mode="json", by_alias=True))
     if isinstance(value, tuple):
         return str([item.model_dump(mode="json") if isinstance(item, Settings) else item for item in value])
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     return str(value)
 
 

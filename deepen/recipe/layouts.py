@@ -40,6 +40,6 @@ def read_config_json(folder: Path) -> Mapping[str, Any] | None:
     """The ``config.json`` in a model's folder; None where there is none that can be read."""
     try:
         config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last: nested without end
         return None
     return config if isinstance(config, dict) else None

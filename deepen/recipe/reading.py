@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from deepen.errors import Problem, RecipeError, RunError
-from deepen.formats.files.yaml_text import Key, YamlText, dotted_path, read_yaml, set_value, write_yaml
+from deepen.formats.files.yaml_text import Key, YamlText, dotted_path, read_yaml, set_value, shortened, write_yaml
 from deepen.plug import field_names
 from deepen.recipe.checks import check, key_of, salvage, sections_of
+from deepen.recipe.doubts import doubts
 from deepen.recipe.layouts import config_of, layout_problems
 from deepen.recipe.models import Machine, Recipe
 from deepen.settings import Settings
@@ -26,6 +31,11 @@ class Loaded:
     recipe: Recipe
     machine: Machine
     text: YamlText
+
+    @property
+    def doubts(self) -> list[Problem]:
+        """What can be done and is probably not meant."""
+        return doubts(self.recipe, self.text)
 
 
 def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str] = ()) -> Loaded:
@@ -49,7 +59,11 @@ def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str
     elif text.data:
         wrong = [key_of(problem.path) for problem in problems]
         known = {problem.path for problem in problems}
-        problems += [problem for problem in check(salvage(text.data, wrong), text) if problem.path not in known]
+        problems += [
+            problem
+            for problem in check(salvage(_as_meant(text.data, problems), wrong), text)
+            if problem.path not in known
+        ]
     if recipe is not None and machine is not None and not problems:
         found = layout_problems(recipe, machine, config_of(recipe.base))
         places = {"mesh": machine_text, "train": text}
@@ -59,6 +73,21 @@ def load(recipe_path: Path, machine_path: Path | None = None, sets: Sequence[str
     if problems or recipe is None or machine is None:
         raise RecipeError(sorted(problems, key=_line))
     return Loaded(recipe, machine, text)
+
+
+def _as_meant(data: Any, problems: Sequence[Problem]) -> Any:
+    """The data with the values of mistyped keys under the keys that were meant, so that no default is complained of."""
+    data = deepcopy(data)
+    for problem in problems:
+        close = re.match("unknown key; did you mean `(.*)`", problem.message)
+        *above, last = key_of(problem.path)
+        holder = data
+        for part in above:
+            inside = part in holder if isinstance(holder, dict) else isinstance(holder, list)
+            holder = holder[part] if inside else None
+        if close is not None and isinstance(holder, dict) and last in holder:
+            holder.setdefault(close[1], holder[last])
+    return data
 
 
 def recipe_of(run: Path) -> Recipe:
@@ -91,16 +120,48 @@ _REMEDIES = {"recipe": "`deepen init` writes a first recipe", "machine file": "s
 
 
 def _read(path: Path, what: str, problems: list[Problem]) -> YamlText:
-    if not path.is_file():
-        problems.append(Problem("", f"there is no {what} at `{path}`", _REMEDIES[what]))
+    name = "" if what == "recipe" else what
+    if (message := _absence(path, what)) is not None:
+        problems.append(Problem(name, message, _near(path, what)))
         return YamlText(data={})
     text = read_yaml(path)
+    text.problems = [problem if problem.path else replace(problem, path=name) for problem in text.problems]
     if not isinstance(text.data, dict) and not text.problems:
-        message = f"the {what} is empty" if text.data is None else "expected keys and values"
-        problems.append(Problem("", message, _REMEDIES[what], place=path.name))
+        message = "is empty" if text.data is None else "holds no keys and values such as `name: my-run`"
+        problems.append(Problem(name, message, _REMEDIES[what], place=path.name))
     if not isinstance(text.data, dict):
         text.data = {}
     return text
+
+
+def _absence(path: Path, what: str) -> str | None:
+    """Why there is nothing to be read at ``path``; None when there is a file."""
+    if path.is_file():
+        return None
+    if path.is_dir():
+        return f"`{path}` is a folder, not a file"
+    if path.is_symlink():
+        return f"`{path}` is a link to `{path.readlink()}`, which is not there"
+    if path.exists():
+        return f"`{path}` is no ordinary file but a pipe or a device"
+    if path.parent.is_dir() and path.name == "recipe.yaml" and path.parent != Path():
+        return f"there is no {what} at `{path}`: `{path.parent}` is no directory of a run"
+    return f"there is no {what} at `{path}`"
+
+
+def _near(path: Path, what: str) -> str:
+    """What to do about a path where nothing is: names that are like it, or how far the path goes."""
+    if path.parts[:1] == ("~",):
+        return "`~` is put in by the shell only where an argument begins with it: write the folder out"
+    folder = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
+    if folder != path.absolute().parent:
+        return f"there is no such folder; the nearest one is `{folder}`"
+    with suppress(OSError):
+        names = [entry.name for entry in islice(folder.iterdir(), 1000)]
+        close = get_close_matches(path.name, names, n=1)
+        if close and close[0] != path.name:
+            return f"did you mean `{path.parent / close[0]}`?"
+    return _REMEDIES[what]
 
 
 def _validate(model: type[Any], text: YamlText, problems: list[Problem]) -> Any:
@@ -110,8 +171,35 @@ def _validate(model: type[Any], text: YamlText, problems: list[Problem]) -> Any:
     try:
         return model.model_validate(text.data)
     except ValidationError as error:
-        problems += [explain_error(model, text, dict(detail)) for detail in error.errors(include_url=False)]
+        details = [dict(detail) for detail in error.errors(include_url=False)]
+        problems += [explain_error(model, text, detail) for detail in _worth_saying(model, details, text)]
         return None
+
+
+def _worth_saying(model: type[Settings], details: Sequence[dict[str, Any]], text: YamlText) -> list[dict[str, Any]]:
+    """Errors that are no mere consequence of others: of a value that could not be read, of wrong entries, of a typo."""
+    locations = [detail["loc"] for detail in details]
+    keys = [_key_in_text(location, text.data) for location in locations]
+    unread = [any(key[: len(other)] == other for other in text.unread) for key in keys]
+    meant = {(*key[:-1], name) for key, name in _typos(model, details, keys)}
+    return [
+        detail
+        for detail, location, done in zip(details, locations, unread, strict=True)
+        if not done and not (detail["type"] == "too_short" and _has_inner(location, locations))
+        if not (detail["type"] == "missing" and _key_in_text(location, text.data) in meant)
+    ]
+
+
+def _typos(model: type[Settings], details: Sequence[dict[str, Any]], keys: Sequence[Key]) -> Iterator[tuple[Key, str]]:
+    """Unknown keys, each with the known one that it is most like."""
+    for detail, key in zip(details, keys, strict=True):
+        if detail["type"] == "extra_forbidden":
+            for name in get_close_matches(str(key[-1]), field_names(model, key[:-1]), n=1):
+                yield key, name
+
+
+def _has_inner(location: tuple[str | int, ...], others: Sequence[tuple[str | int, ...]]) -> bool:
+    return any(len(other) > len(location) and other[: len(location)] == location for other in others)
 
 
 _EXPECTED = {
@@ -139,7 +227,7 @@ def explain_error(model: type[Settings], text: YamlText, detail: dict[str, Any])
         close = get_close_matches(str(key[-1]), names, n=1)
         message = "unknown key" + (f"; did you mean `{close[0]}`?" if close else "")
         remedy = f"known keys here: {', '.join(names)}"
-    value = "" if detail["type"] == "missing" else _shown(detail["input"])
+    value = "" if detail["type"] == "missing" else shortened(str(detail["input"]))
     return Problem(dotted, message, remedy, value, text.place(key))
 
 
@@ -154,11 +242,6 @@ def _key_in_text(loc: tuple[str | int, ...], data: Any) -> Key:
             continue
         key.append(part)
     return tuple(key)
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +28,10 @@ _HEARTBEAT_SECONDS = 10.0
 _STALE_SECONDS = 120.0
 _WAIT_SECONDS = 0.5
 _PARTS = ".parts"
+
+
+class HeldError(RunError):
+    """Somebody else holds a lock, or held it a moment ago: it may be free later."""
 
 
 @contextmanager
@@ -92,7 +98,7 @@ class Turn:
         """Take the lock again; False when it is not free."""
         try:
             self._turn.enter_context(locked(self._run, shares=True))
-        except RunError:
+        except HeldError:  # any other refusal will not pass by waiting
             return False
         return True
 
@@ -100,13 +106,14 @@ class Turn:
 @contextmanager
 def _flocked(path: Path, kind: int, message: str) -> Iterator[int]:
     """Hold a file lock; raises ``RunError`` with ``message`` when others hold it in a way that does not allow it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _opened(path)
     try:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunError(message, hint="wait for it, or stop it") from None
+            raise HeldError(message, hint="wait for it, or stop it") from None
+        except OSError as error:
+            raise _no_locks(path, error) from error
         yield descriptor
     finally:
         os.close(descriptor)
@@ -115,10 +122,10 @@ def _flocked(path: Path, kind: int, message: str) -> Iterator[int]:
 @contextmanager
 def _counted(path: Path, count: int) -> Iterator[None]:
     """Be one of ``count`` shares; raises ``RunError`` when shares of another count, or a whole run, are at work."""
-    with suppress(RunError), _flocked(path, fcntl.LOCK_EX, ""):  # nobody is here: what they were does not matter
+    with suppress(HeldError), _flocked(path, fcntl.LOCK_EX, ""):  # nobody is here: what they were does not matter
         path.write_text(str(count))
     with _flocked(path, fcntl.LOCK_SH, "another run is at work in this directory") as descriptor:
-        others = os.pread(descriptor, 100, 0).decode()
+        others = os.pread(descriptor, 100, 0).decode(errors="replace")
         if others != str(count):
             raise RunError(f"other shares at work cut the run into {others}, not {count}", hint="use the same number")
         yield
@@ -126,51 +133,113 @@ def _counted(path: Path, count: int) -> Iterator[None]:
 
 @contextmanager
 def _held(run: Path) -> Iterator[None]:
-    run.mkdir(parents=True, exist_ok=True)
     path = run / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = _opened(path)
     try:
         holder = _read(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _refusal(run, holder) from None
+        except OSError as error:
+            raise _no_locks(path, error) from error
+        if not _is_at(path, descriptor):
+            raise HeldError(f"the lock of `{run}` was removed or replaced just now", hint="run the same command again")
         _refuse_live_holder_elsewhere(run, holder)
         stop = threading.Event()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         _beat(descriptor, since)
-        thread = threading.Thread(target=_keep_beating, args=(descriptor, since, stop), daemon=True)
+        thread = threading.Thread(target=_keep_beating, args=(path, descriptor, since, stop), daemon=True)
         thread.start()
         try:
             yield
         finally:
             stop.set()
             thread.join()
-            os.ftruncate(descriptor, 0)
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
 
-def _read(descriptor: int) -> dict[str, Any]:
-    os.lseek(descriptor, 0, os.SEEK_SET)
+def _opened(path: Path) -> int:
+    """A descriptor of a lock file, which is made where it is missing; raises ``RunError`` where that is not allowed."""
     try:
-        return dict(json.loads(os.read(descriptor, 4096) or b"{}"))
-    except ValueError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Without O_NONBLOCK a pipe in the place of the file would be waited for.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        raise RunError(f"`{path}` cannot be opened for writing: {error.strerror}", hint=_why_not(path)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RunError(f"`{path}` is no ordinary file", hint="remove it: it is made anew")
+    return descriptor
+
+
+def _no_locks(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"`{path}` cannot be locked: {error.strerror}", hint="put the runs on a file system with locks, with `--runs`"
+    )
+
+
+def _why_not(path: Path) -> str:
+    with suppress(OSError):
+        if path.is_dir():
+            return f"`{path}` must be a file: move that folder away"
+        if path.exists() and not os.access(path, os.W_OK):
+            owner = path.stat().st_uid
+            return f"it belongs to user {owner}, and this is user {os.getuid()}: allow writing it, or use `--runs`"
+    return f"may this user write in `{path.parent}`? If not, choose another folder with `--runs`"
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the file that is locked is still the one that others would find at ``path``."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    """Who wrote the lock; empty when nobody did, or what stands there is none of ours."""
+    try:
+        found = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
+    except (ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _refuse_live_holder_elsewhere(run: Path, holder: dict[str, Any]) -> None:
-    if not holder or holder.get("host") == socket.gethostname():
+    host, beat = holder.get("host"), holder.get("heartbeat")
+    # What names no host or no time says nothing about anybody who lives: this host's own lock has decided already.
+    if not isinstance(host, str) or host == socket.gethostname():
         return
-    age_seconds = time.time() - float(holder.get("heartbeat", 0))
+    if isinstance(beat, bool) or not isinstance(beat, int | float) or not math.isfinite(beat):
+        return
+    age_seconds = time.time() - beat
+    if age_seconds < -_STALE_SECONDS:
+        age_seconds = _age_of_beats_from_the_future(run, holder, beat)
     if age_seconds < _STALE_SECONDS:
         raise _refusal(run, holder)
-    say(f"the lock of `{run}` was left behind by {holder['host']} {age_seconds:.0f} s ago; taking it over")
+    say(f"the lock of `{run}` was left behind by {host} {age_seconds:.0f} s ago; taking it over")
 
 
-def _refusal(run: Path, holder: dict[str, Any]) -> RunError:
+def _age_of_beats_from_the_future(run: Path, holder: dict[str, Any], beat: float) -> float:
+    """When a lock that is dated in the future was last written, by the clock of the file system."""
+    ahead = beat - time.time()
+    written = (run / "lock").stat().st_mtime
+    if written - time.time() > _STALE_SECONDS:
+        raise RunError(
+            f"the lock of `{run}` was written by {holder['host']} {ahead:.0f} s in the future: a clock is wrong",
+            hint=f"if nothing works in that run any more, remove `{run / 'lock'}`",
+        )
+    say(f"the clock of {holder['host']} is {ahead:.0f} s ahead of this one's: going by the time of the file")
+    return time.time() - written
+
+
+def _refusal(run: Path, holder: dict[str, Any]) -> HeldError:
     who = f"process {holder.get('pid', '?')} on {holder.get('host', 'this host')}"
-    return RunError(
+    return HeldError(
         f"another run is at work in `{run}` ({who}, since {holder.get('since', 'just now')})",
         hint="wait for it, stop it, or give this run another `name`",
     )
@@ -183,6 +252,12 @@ def _beat(descriptor: int, since: str) -> None:
     os.ftruncate(descriptor, len(text))
 
 
-def _keep_beating(descriptor: int, since: str, stop: threading.Event) -> None:
+def _keep_beating(path: Path, descriptor: int, since: str, stop: threading.Event) -> None:
+    said = False
     while not stop.wait(_HEARTBEAT_SECONDS):
-        _beat(descriptor, since)
+        # A beat that fails (a full disk, a file system that is away) must not end the beating: the next may go well.
+        with suppress(OSError):
+            _beat(descriptor, since)
+        if not said and not _is_at(path, descriptor):
+            said = True
+            say(f"`{path}` was removed or replaced while this run is at work: nothing keeps a second run out any more")

@@ -32,8 +32,9 @@ def _manifest_of(directory: Path) -> Manifest | None:
     """The manifest of another run's stage; None, with a message, when it cannot be read: that blocks nobody else."""
     try:
         return read_manifest(directory)
-    except DamageError as error:
-        say(f"{error.message}: passed over")
+    except (DamageError, OSError) as error:
+        what = error.message if isinstance(error, DamageError) else str(error)
+        say(f"passing over `{directory}`: {what}")
         return None
 
 

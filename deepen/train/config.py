@@ -11,7 +11,7 @@ from pydantic import Field
 from deepen.errors import Problem
 from deepen.formats.tokens.order import rows_in_batch
 from deepen.plug import plug_from
-from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Many, Settings
+from deepen.settings import Amount, AmountSetting, Count, Interval, IntervalSetting, Many, Settings, rounding_note
 from deepen.train.faults.divergence import Divergence
 from deepen.train.faults.spikes import SkipSpikes
 from deepen.train.retention.config import Retention
@@ -137,6 +137,32 @@ def new_rows_steps(config: TrainConfig) -> int:
     if config.new_rows_first is None:
         return 0
     return max(1, config.new_rows_first.in_steps(total_steps=num_steps(config), tokens_per_step=config.batch_tokens))
+
+
+def schedule_roundings(config: TrainConfig) -> dict[str, str]:
+    """Parts of the schedule that whole steps make notably longer or shorter than asked: key, and what became of it."""
+    parts = {"train.new_rows_first": (config.new_rows_first, 1)}
+    for name, least in (("warmup", 0), ("cooldown", 0), ("decay", 1)):
+        parts[f"train.schedule.{name}"] = (getattr(config.schedule, name, None), least)
+    return {key: note for key, (amount, least) in parts.items() if (note := _rounding(config, amount, least))}
+
+
+def interval_roundings(config: TrainConfig, evaluate_every: Interval) -> dict[str, str]:
+    """The same for what recurs, where the recipe gives it."""
+    given = config.save.model_fields_set
+    intervals = {
+        "train.save.every": config.save.every.amounts if "every" in given else (),
+        "train.save.milestones": (config.save.milestones,) if "milestones" in given else (),
+        "evaluate.every": evaluate_every.amounts,
+    }
+    found = {key: [_rounding(config, amount, 1) for amount in amounts] for key, amounts in intervals.items()}
+    return {key: "; ".join(filter(None, notes)) for key, notes in found.items() if any(notes)}
+
+
+def _rounding(config: TrainConfig, amount: Amount | None, least: int) -> str | None:
+    if amount is None:
+        return None
+    return rounding_note(amount, total_steps=num_steps(config), tokens_per_step=config.batch_tokens, least=least)
 
 
 def base_rates(config: TrainConfig, base_name: str | None) -> BaseRates:

@@ -1,6 +1,9 @@
+import os
+
 import pytest
 
 from deepen.errors import RecipeError
+from deepen.recipe.explain import explain
 from deepen.recipe.reading import load, write_recipe
 
 GOOD = """\
@@ -109,3 +112,68 @@ def test_a_written_recipe_shows_every_default_and_reads_back_equal(recipe, tmp_p
     write_recipe(tmp_path / "resolved.yaml", loaded)
     assert load(tmp_path / "resolved.yaml").recipe == loaded
     assert "weight_decay: 0.1" in (tmp_path / "resolved.yaml").read_text()
+
+
+def test_what_is_no_file_is_refused_at_once_with_the_way_to_mend_it(tmp_path, recipe, monkeypatch):
+    good = recipe()
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "link.yaml").symlink_to("nowhere.yaml")
+    (tmp_path / "folder").mkdir()
+    says = {
+        tmp_path / "pipe.yaml": "a pipe or a device",
+        tmp_path / "link.yaml": "a link to `nowhere.yaml`, which is not there",
+        tmp_path / "folder": "is no directory of a run",
+        tmp_path / "far" / "away.yaml": "there is no recipe",
+    }
+    for path, message in says.items():
+        assert message in problems(path)[""].message
+    assert f"the nearest one is `{tmp_path}`" in problems(tmp_path / "far" / "away.yaml")[""].remedy
+    assert "did you mean" in problems(good.with_name("recpie.yaml"))[""].remedy
+    with pytest.raises(RecipeError, match="machine file: .*is a folder, not a file"):
+        load(good, tmp_path / "folder")
+
+
+def test_a_value_that_cannot_be_read_is_complained_about_once(recipe):
+    text = GOOD.replace("learning_rate: 5e-5", "learning_rate: .inf").replace("FOLDER/code.txt", '"co\\0de"')
+    found = problems(recipe(text))
+    assert set(found) == {"train.learning_rate", "ingest.sources[0].path"}
+
+
+def test_only_the_first_of_very_many_problems_are_printed(recipe):
+    text = GOOD + "".join(f"wrong{number}: 1\n" for number in range(500))
+    with pytest.raises(RecipeError, match="and 460 more") as caught:
+        load(recipe(text))
+    assert len(caught.value.problems) == 500
+
+
+@pytest.mark.parametrize("config", ["", "[1]", "[" * 100_000])
+def test_a_damaged_config_of_the_base_is_named(recipe, tmp_path, config):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(config)
+    text = GOOD.replace("{init: random, hidden_size: 32, layers: 2, heads: 2, max_length: 64}", "FOLDER/model")
+    assert "config.json" in problems(recipe(text.replace("{train: 400}", "keep")))["base"].message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"), [("\ntrain:", "\ntrian:", "trian"), ("batch_tokens", "batch_tokns", "train.batch_tokns")]
+)
+def test_a_typo_in_a_key_is_one_problem(recipe, old, new, key):
+    assert set(problems(recipe(GOOD.replace(old, new)))) == {key}
+
+
+def test_a_required_key_that_is_really_missing_is_still_said(recipe):
+    assert {"train", "colour"} <= set(problems(recipe(GOOD[: GOOD.index("train:\n")] + "colour: red\n")))
+
+
+def test_the_hint_of_a_missing_path_names_how_far_it_goes(recipe, tmp_path):
+    found = problems(recipe(GOOD.replace("FOLDER/code.txt", "FOLDER/far/away/code.txt")))
+    remedy = found["ingest.sources[0].path"].remedy
+    assert f"`{tmp_path}`" in remedy and "relative" not in remedy
+    found = problems(recipe(GOOD.replace("FOLDER/code.txt", "far/away/code.txt")))
+    assert "relative paths" in found["ingest.sources[0].path"].remedy
+
+
+def test_explain_writes_as_recipes_do():
+    assert "``" not in str(explain("train.method"))
+    assert explain("train.save.self_test").default == "true"
+    assert explain("mix.anneal").default == "null"

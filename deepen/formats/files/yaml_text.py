@@ -1,25 +1,34 @@
-"""YAML as users write it, read with the line of every key.
-
-The document is composed to nodes first, so that duplicate keys are all found (loaders keep the last one and say
-nothing) and every later complaint can name its line. Numbers follow YAML 1.2: ``5e-5`` is a number, ``no`` is text.
-"""
+"""YAML files as users write them, with the line of every key, and values given on the command line."""
 
 from __future__ import annotations
 
+import codecs
 import io
+import re
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from deepen.errors import Problem
 from deepen.formats.files.atomic import write_bytes
+from deepen.formats.files.yaml_values import Key, UnreadableError, compose, dotted_path, shortened
 
-Key = tuple[str | int, ...]
+__all__ = [
+    "Key",
+    "UnreadableError",
+    "YamlText",
+    "dotted_path",
+    "parse_value",
+    "read_yaml",
+    "set_value",
+    "shortened",
+    "write_yaml",
+]
+
+MAX_BYTES = 1_000_000
+"""A recipe with ten thousand sources is smaller; a corpus given by mistake is not."""
 
 
 @dataclass
@@ -29,6 +38,8 @@ class YamlText:
     data: Any = None
     places: dict[Key, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    unread: set[Key] = field(default_factory=set)
+    """Keys whose values could not be read; a problem says so, and nothing more is to be said about them."""
 
     def place(self, key: Key) -> str:
         """Where ``key`` was written; for a missing key, where its nearest enclosing mapping was."""
@@ -38,75 +49,54 @@ class YamlText:
 
 
 def read_yaml(path: Path) -> YamlText:
-    """Read a YAML file; syntax errors and duplicate keys come back as problems, not as exceptions."""
+    """Read a YAML file; whatever is wrong with the file or its text comes back as problems, not as exceptions."""
     result = YamlText()
     result.places[()] = path.name
     try:
-        root = YAML(typ="safe", pure=True).compose(io.StringIO(path.read_text(encoding="utf-8")))
-    except MarkedYAMLError as error:
-        line = (error.problem_mark.line + 1) if error.problem_mark else 1
-        remedy = "mend that line; text with a colon or a hash in it needs quotes"
-        result.problems.append(Problem("", f"not valid YAML: {error.problem}", remedy, place=f"{path.name}:{line}"))
-        return result
-    except UnicodeDecodeError as error:
-        message = f"not UTF-8 text: {error.reason} at byte {error.start}"
-        result.problems.append(Problem("", message, "save it as UTF-8", place=path.name))
-        return result
-    if root is not None:
-        result.data = _plain(root, (), path.name, result)
+        result.data, result.problems, result.unread = compose(_text_of(path), path.name, result.places)
+    except UnreadableError as error:
+        result.problems.append(error.problem(path.name))
     return result
 
 
+def _text_of(path: Path) -> str:
+    """The text of a file that can be a recipe; raises ``UnreadableError`` for one that cannot, however large it is."""
+    if not path.is_file():  # a pipe would be waited for, and a device never ends
+        raise UnreadableError("is no ordinary file", "give the path of a text file")
+    with path.open("rb") as file:
+        read = file.read(MAX_BYTES + 1)
+    if len(read) > MAX_BYTES:
+        message = f"too large: more than {MAX_BYTES:,} bytes, and this is read whole"
+        raise UnreadableError(
+            message, "is it the right file? Long lists of inputs can be written as one pattern such as `data/*.txt`"
+        )
+    wide = read.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return read.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = None if wide else read[: error.start].count(b"\n") + 1
+        raise UnreadableError(
+            f"not UTF-8 text: {error.reason} at byte {error.start}", "save it as UTF-8", line
+        ) from error
+
+
 def parse_value(text: str) -> Any:
-    """A value given on the command line, read by the rules of YAML."""
-    return YAML(typ="safe", pure=True).load(text)
-
-
-def _plain(node: Node, key: Key, name: str, result: YamlText) -> Any:
-    # A mapping's key was noted before: its line, not its value's.
-    result.places.setdefault(key, f"{name}:{node.start_mark.line + 1}")
-    if isinstance(node, ScalarNode):
-        return _scalar(node)
-    if isinstance(node, SequenceNode):
-        return [_plain(item, (*key, index), name, result) for index, item in enumerate(node.value)]
-    assert isinstance(node, MappingNode), f"unexpected YAML node {node!r}"
-    values: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        part = str(key_node.value)
-        place = f"{name}:{key_node.start_mark.line + 1}"
-        if part in values:
-            first = result.places[(*key, part)].rpartition(":")[2]
-            dotted = dotted_path((*key, part))
-            problem = Problem(dotted, f"given twice (first on line {first})", "keep one of the two", place=place)
-            result.problems.append(problem)
-            continue
-        result.places[(*key, part)] = place
-        values[part] = _plain(value_node, (*key, part), name, result)
-    return values
-
-
-def _scalar(node: ScalarNode) -> Any:
-    if node.style in ("'", '"', "|", ">"):  # quoted: text, whatever it looks like
-        return node.value
-    value = parse_value(node.value) if node.value.strip() else None
-    return node.value if isinstance(value, date) else value  # dates stay text
-
-
-def dotted_path(key: Key) -> str:
-    """``("curate", "steps", 0, "min")`` as ``curate.steps[0].min``."""
-    text = ""
-    for part in key:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
+    """A value given on the command line, read by the rules of a recipe; raises ``UnreadableError`` when it is none."""
+    value, problems, _ = compose(text, "--set", {})
+    if problems:
+        raise UnreadableError(problems[0].message, problems[0].remedy)
+    return value
 
 
 def set_value(result: YamlText, assignment: str) -> None:
     """Apply one ``--set key.path=value``; lists are addressed by index, missing mappings are made."""
     dotted, equals, text = assignment.partition("=")
-    parts: list[str | int] = [int(part) if part.isdigit() else part for part in dotted.strip().split(".")]
-    if not equals or not dotted.strip():
+    # Messages write `sources[0]`, so that may be given back; nothing is longer than 999,999 entries.
+    names = dotted.strip().replace("[", ".").replace("]", "").split(".")
+    parts = [int(name) if re.fullmatch("[0-9]{1,6}", name) else name for name in names]
+    if not equals or not all(names):
         problem = Problem(
-            assignment, "expected `key=value`", "for example --set train.learning_rate=2e-5", place="--set"
+            shortened(assignment), "expected `key=value`", "for example --set train.learning_rate=2e-5", place="--set"
         )
         result.problems.append(problem)
         return
@@ -119,12 +109,18 @@ def set_value(result: YamlText, assignment: str) -> None:
                 holder = holder[part]
         holder[parts[-1]] = parse_value(text)
     except (KeyError, IndexError, TypeError):
-        result.problems.append(Problem(dotted, "there is no such place to set", place="--set"))
+        result.problems.append(
+            Problem(
+                dotted,
+                "there is no such place to set",
+                "give a key and positions in lists that are there",
+                place="--set",
+            )
+        )
         return
-    except YAMLError as error:
-        what = getattr(error, "problem", None) or "cannot be read"
-        problem = Problem(dotted, f"not a value of YAML: {what}", "put text with signs in it in quotes", text, "--set")
-        result.problems.append(problem)
+    except UnreadableError as error:
+        remedy = error.remedy or "put text with signs in it in quotes"
+        result.problems.append(Problem(dotted, error.message, remedy, shortened(text), "--set"))
         return
     for length in range(1, len(parts) + 1):
         result.places.setdefault(tuple(parts[:length]), "--set")

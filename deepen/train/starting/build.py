@@ -43,7 +43,7 @@ from deepen.train.beside.late_scores import forget_scores
 from deepen.train.checkpoints.files import Keeping, load_checkpoint, remove_later
 from deepen.train.checkpoints.saving import Saver, write_and_prune
 from deepen.train.checkpoints.sharded import Shards
-from deepen.train.config import TrainConfig, base_rates, new_rows_steps, num_steps, rows_per_batch
+from deepen.train.config import TrainConfig, base_rates, new_rows_steps, num_steps, rows_per_batch, schedule_roundings
 from deepen.train.faults.actions import forget_rolled_back, in_force, remove_rolled_back, restore, set_aside
 from deepen.train.faults.order_changes import changes_in_force, describe_changes
 from deepen.train.faults.spikes import RecentSteps, SkipSpikes
@@ -259,7 +259,10 @@ def _resolve(config: TrainConfig, job: StageJob, base: ResolvedBase, process: Pr
         peak_learning_rate=peak,
         precision=resolve_precision(config.precision, process.device),
         new_rows_steps=_new_rows_steps(config, job),
+        rounded=tuple(f"{key}: {note}" for key, note in schedule_roundings(config).items()),
     )
+    for note in resolved.rounded:
+        say(f"train: {note}")
     write_resolved(job.out, resolved)
     return resolved
 

@@ -14,8 +14,8 @@ from deepen.errors import DamageError, RunError
 from deepen.formats.files.atomic import write_json
 from deepen.formats.training.checkpoints import is_resumable, list_checkpoints, remove_checkpoint
 from deepen.formats.training.decisions import DECISIONS, drop_decisions_after
-from deepen.settings import Settings
-from deepen.train.config import TrainConfig, num_steps
+from deepen.settings import Many, Settings
+from deepen.train.config import TrainConfig, num_steps, schedule_roundings
 from deepen.train.schedule.schedules import Shape
 
 SCHEDULE = "schedule.json"
@@ -32,6 +32,8 @@ class Resolved(Settings):
     precision: str
     new_rows_steps: int = 0
     """Steps at the beginning in which only new rows move."""
+    rounded: Many[str] = ()
+    """Parts of the schedule that whole steps made notably longer or shorter than the recipe asks."""
 
     @property
     def shape(self) -> Shape:
@@ -89,7 +91,10 @@ def prepare_continuation(directory: Path, old: TrainConfig, new: TrainConfig) ->
             f"no checkpoint from before the decay (step {old_shape.decay_start}) is left in `{directory}`",
             hint="start a new run with `base: {run: PATH}`",
         )
-    values = {"total_steps": new_shape.total_steps, "decay_steps": new_shape.decay_steps}
+    decay = "train.schedule.decay"
+    rounded = [note for note in resolved.rounded if not note.startswith(decay)]
+    rounded += [f"{key}: {note}" for key, note in schedule_roundings(new).items() if key == decay]
+    values = {"total_steps": new_shape.total_steps, "decay_steps": new_shape.decay_steps, "rounded": tuple(rounded)}
     # Checkpoints are removed last: until then a repetition after a kill finds all that it needs.
     write_resolved(directory, resolved.model_copy(update=values))
     drop_decisions_after(directory / DECISIONS, old_shape.decay_start)
