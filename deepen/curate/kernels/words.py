@@ -58,8 +58,7 @@ _SYMBOLS = np.array(
 def split_words(text, starts, ends, hashes, lengths, flags):  # type: ignore[no-untyped-def]  # noqa: C901 - one loop
     """The words of a text: byte positions ``starts`` and ``ends`` (nobody wants them if they are empty), ``hashes``
     (uint64), ``lengths`` in characters and ``flags``, with room for one word per byte; returns how many there are."""
-    size, count, position, located = len(text), 0, 0, len(starts) > 0
-    stretch = new_stretch()
+    size, count, position, located, stretch = len(text), 0, 0, len(starts) > 0, new_stretch()
     while position < size:
         byte = text[position]
         kind, width = np.int64(CLASSES[byte]), 1
