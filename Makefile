@@ -13,8 +13,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## the built-in example: a few minutes, no downloads
 	$(BIN)/deepen demo
 
-test: $(INSTALLED)  ## tests, in minutes
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## tests, in minutes, side by side on all cores
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-slow: $(INSTALLED)  ## long drills: many kills, full-length runs
 	$(BIN)/python -m pytest -m slow
