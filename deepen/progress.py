@@ -70,7 +70,7 @@ class _Bar:
 
     def advance(self, amount: float, note: str = "") -> None:
         self._meter.add(amount)
-        rate = f"{readable(self._meter.rate)} {self._unit}/s"
+        rate = rate_text(self._meter.rate, self._unit)
         self._progress.update(self._task, advance=amount, rate=rate, note=printable(note))
 
 
@@ -88,8 +88,15 @@ class _Lines:
         done, rate = self._meter.done, self._meter.rate
         left = (self._total - done) / rate if rate else 0.0
         share = done / self._total if self._total else 1.0
-        line = f"{self._what}: {share:.0%} of {readable(self._total)} {self._unit}, {readable(rate)} {self._unit}/s"
-        print(f"{line}, {left:.0f} s left {printable(note)}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+        line = f"{self._what}: {share:.0%} of {readable(self._total)} {self._unit}"
+        told = ", ".join(text for text in (line, rate_text(rate, self._unit), f"{left:.0f} s left") if text)
+        print(f"{told} {printable(note)}".rstrip(), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def rate_text(rate: float, unit: str) -> str:
+    """Units per second, where that says something: of what takes seconds each (a tokenizer, a large file) it does not,
+    and the share done and the time left are told anyway."""
+    return f"{readable(rate)} {unit}/s" if rate >= 1 else ""
 
 
 class _Meter:

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deepen.board.masking import masked
+from deepen.formats.training.said import said, said_chance, said_change, said_detectable, said_interval
 from deepen.progress import plain_console, readable
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ def print_findings(run: Path, findings: Sequence[Finding], looked_for: Iterable[
 def print_comparison(found: Comparison) -> None:
     """Print the scores of several runs, the noise between seeds, and changes against the control."""
     rows = [
-        (one.name, one.scores.step, score.ability, score.probe, f"{score.value:.4g}", _change(score))
+        (one.name, one.scores.step, score.ability, score.probe, f"{score.value:.4g}", said(score), said_chance(score))
         for one in found.runs
         for score in one.scores.scores
     ]
-    print_table("against the base", "run, step, ability, probe, value, change", rows)
+    print_table("against the base", "run, step, ability, probe, value, change, chance", rows)
     for group in found.seeds:
         noise = [
             (ability, probe, f"{one.mean:+.2%}", f"{one.deviation:.2%}", one.runs)
@@ -86,14 +87,10 @@ def print_comparison(found: Comparison) -> None:
         print_table(title, "ability, probe, mean change, standard deviation, runs", noise)
     for name, scores in found.against_control.items():
         changes = [
-            (s.ability, s.probe, f"{s.baseline:.4g}", f"{s.value:.4g}", _change(s), _sureness(s)) for s in scores
+            (s.ability, s.probe, f"{s.baseline:.4g}", f"{s.value:.4g}", said_change(s), _sureness(s)) for s in scores
         ]
         columns = "ability, probe, control, run, change, 95 % interval"
         print_table(f"{name} against the control {found.control}", columns, changes)
-
-
-def _change(score: Score) -> str:
-    return f"{score.difference:+.2%}" + ("" if score.relative else " points")
 
 
 def _sureness(score: Score) -> str:
@@ -101,9 +98,7 @@ def _sureness(score: Score) -> str:
         return "not known"
     if score.minimum_detectable is None:
         return "nothing differs"
-    low, high = score.interval
-    smallest = "" if score.minimum_detectable is None else f" (detectable {score.minimum_detectable:.2%})"
-    return f"{low:+.2%} to {high:+.2%}{smallest}"
+    return f"{said_interval(score)} (detectable {said_detectable(score)})"
 
 
 def print_account(lines: Iterable[AccountLine]) -> None:

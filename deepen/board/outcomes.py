@@ -14,6 +14,7 @@ from deepen.evaluate.compare.summary_table import measuring_took
 from deepen.formats.files.json_text import read_model
 from deepen.formats.files.records import read_models
 from deepen.formats.manifest import Artifact
+from deepen.formats.training.said import said_chance, said_change, said_detectable, said_interval
 from deepen.formats.training.scores import (
     ALL_CANDIDATES,
     SCORES,
@@ -21,13 +22,14 @@ from deepen.formats.training.scores import (
     Candidate,
     CheckpointScores,
     Choice,
+    Score,
     score_records,
 )
 from deepen.progress import say
 from deepen.runs.directory import finished_stages
 from deepen.select.stage import candidates_of
 
-_SCORES = ("step", "probe", "ability", "base", "value", "change", "95 % interval", "detectable", "items")
+_SCORES = ("step", "probe", "ability", "base", "value", "change", "95 % interval", "detectable", "chance", "items")
 
 
 def read_choice(stages: Mapping[str, Artifact]) -> Choice:
@@ -97,24 +99,20 @@ def _scores_section(
     return Section("Scores over time", lead, body)
 
 
-def _row(step: int | str, score: Mapping[str, Any]) -> tuple[Any, ...]:
-    smallest = score.get("minimum_detectable")
+def _row(step: int | str, record: Mapping[str, Any]) -> tuple[Any, ...]:
+    score = Score.model_validate(record, strict=False)
     return (
         step,
-        score["probe"],
-        score["ability"],
-        score["baseline"],
-        score["value"],
-        _said(score, score["difference"]),
-        " to ".join(_said(score, end) for end in score["interval"]) if score["interval"] else "not computed",
-        "" if smallest is None else _said(score, smallest).lstrip("+"),
-        score["items"],
+        score.probe,
+        score.ability,
+        score.baseline,
+        score.value,
+        said_change(score),
+        said_interval(score),
+        said_detectable(score),
+        said_chance(score),
+        score.items,
     )
-
-
-def _said(score: Mapping[str, Any], change: float) -> str:
-    """A change relative to the base in percent, else in points."""
-    return f"{change:+.2%}" if score.get("relative", True) else f"{100 * change:+.2f} points"
 
 
 def _taken(candidates: Sequence[Candidate], one: Choice | Alternative) -> Candidate | None:

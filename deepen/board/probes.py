@@ -12,6 +12,7 @@ from deepen.board.page import Section, fold, preformatted, table
 from deepen.evaluate.compare.summary_table import touched_scores
 from deepen.evaluate.items.contaminated import described
 from deepen.formats.manifest import Artifact
+from deepen.formats.training.said import said
 from deepen.formats.training.scores import SCORES, CheckpointScores, Score, score_records
 
 _BITS = "bits per byte"
@@ -117,14 +118,7 @@ def _with_and_without(one: CheckpointScores, probes: Mapping[str, Any]) -> Itera
 
 
 def _cells(score: Score) -> tuple[Any, ...]:
-    change = _said(score, score.difference)
-    if score.interval is not None:
-        change += f" ({' to '.join(_said(score, end) for end in score.interval)})"
-    return score.items, score.baseline, score.value, change
-
-
-def _said(score: Score, change: float) -> str:
-    return f"{change:+.2%}" if score.relative else f"{100 * change:+.2f} points"
+    return score.items, score.baseline, score.value, said(score)
 
 
 def _not_used(base: Mapping[str, Any]) -> str:

@@ -82,7 +82,7 @@ def curate(config: CurateConfig, job: StageJob, *, preview: bool = False) -> Man
         job, stage="curate", format_number=FORMAT, config=config, files=entries, counts={"sources": counts}
     )
     if not preview:
-        print_summary(counts)
+        print_summary(counts, job.out)
     return manifest
 
 

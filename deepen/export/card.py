@@ -14,6 +14,7 @@ from typing import Any
 from deepen.formats.files.records import read_models
 from deepen.formats.manifest import Artifact
 from deepen.formats.training.adapters import Adapters
+from deepen.formats.training.said import said_chance, said_change, said_interval
 from deepen.formats.training.scores import REPORT_ON, SCORES, CheckpointScores, Choice, Score
 
 
@@ -195,13 +196,13 @@ def _contamination(chosen: CheckpointScores, evaluated: Artifact) -> str:
 
 
 def _score_row(score: Score) -> list[str]:
-    low_high = "not computed" if score.interval is None else f"{score.interval[0]:+.2%} to {score.interval[1]:+.2%}"
     name = score.probe if ":" in score.probe else f"{score.probe}, mean"
     if score.unit != "bits per byte":
         name = f"{score.probe} ({score.unit}, {'higher' if score.higher_is_better else 'lower'} is better)"
-    change = f"{score.difference:+.2%}" + ("" if score.relative else " points")
+    if score.chance is not None:
+        name += f"; {said_chance(score)}"
     return [
-        name, score.ability, f"{score.baseline:.4f}", f"{score.value:.4f}", change, low_high,
+        name, score.ability, f"{score.baseline:.4f}", f"{score.value:.4f}", said_change(score), said_interval(score),
         f"{score.items:,}",
     ]  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -92,15 +92,15 @@ class ParetoKnee(SelectRule):
     (Das 1999, "On characterizing the knee of the Pareto curve"). With two checkpoints or fewer on it, the larger gain.
     """
 
+    version: ClassVar[int] = 2  # 1 kept a dominated candidate whose gain was exactly equal
+
     use: Literal["pareto_knee"] = "pareto_knee"
 
     def choose(self, candidates: Sequence[Candidate], *, budget: float) -> tuple[int | None, str]:
         """See ``SelectRule.choose``."""
         front = [one for one in candidates if _surely_better(one) and one.new is not None and one.kept is not None]
         front = [
-            one
-            for one in front
-            if not any(other.new < one.new and other.kept <= one.kept for other in front)  # type: ignore[operator]
+            one for one in front if not any(dominates((other.new, other.kept), (one.new, one.kept)) for other in front)
         ]
         distances = _distances_from_chord([(one.new or 0.0, one.kept or 0.0) for one in front])
         by_title = {one.title: distance for one, distance in zip(front, distances, strict=True)}
@@ -137,6 +137,15 @@ def _surely_better(candidate: Candidate) -> bool:
     """Whether a candidate is within the budget and its gain is real."""
     upper = candidate.new if candidate.new_upper is None else candidate.new_upper
     return candidate.eligible and upper is not None and upper < 0
+
+
+def dominates(other: tuple[float | None, float | None], one: tuple[float | None, float | None]) -> bool:
+    """Whether ``other`` (changes of new and kept ability) is at least as good on both axes and better on one.
+
+    An axis on which either was not measured says nothing.
+    """
+    known = [(theirs, ours) for theirs, ours in zip(other, one, strict=True) if theirs is not None and ours is not None]
+    return all(theirs <= ours for theirs, ours in known) and any(theirs < ours for theirs, ours in known)
 
 
 def _best_by(

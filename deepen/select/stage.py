@@ -26,7 +26,7 @@ from deepen.formats.training.scores import (
 )
 from deepen.formats.unchanged import check_inputs
 from deepen.progress import aligned, say
-from deepen.select.config import RULES, SelectRule
+from deepen.select.config import RULES, SelectRule, dominates
 
 FORMAT = 3
 
@@ -136,15 +136,6 @@ def within(kept: Score | None, budget: float) -> bool:
     if kept is None:
         return True
     return (kept.difference if kept.interval is None else kept.interval[1]) <= budget
-
-
-def dominates(other: tuple[float | None, float | None], one: tuple[float | None, float | None]) -> bool:
-    """Whether ``other`` (changes of new and kept ability) is at least as good on both axes and better on one.
-
-    An axis on which either was not measured says nothing.
-    """
-    known = [(theirs, ours) for theirs, ours in zip(other, one, strict=True) if theirs is not None and ours is not None]
-    return all(theirs <= ours for theirs, ours in known) and any(theirs < ours for theirs, ours in known)
 
 
 def chosen(rule: SelectRule, candidates: Sequence[Candidate], budget: float) -> Choice:

@@ -103,7 +103,8 @@ def _follow(steps: Iterator[dict[str, Any]], run: Run, tokens_per_step: int) -> 
     with track("train", total_tokens, "tokens", done) as tracker:
         for record in steps:
             loss = record["loss"]
-            tracker.advance(tokens_per_step, f"loss {loss:.3f}" if loss is not None else "loss not finite")
+            at = f"step {record['step']:,} of {run.shape.total_steps:,}, "
+            tracker.advance(tokens_per_step, at + (f"loss {loss:.3f}" if loss is not None else "loss not finite"))
             if run.hooks.log is not None:
                 run.hooks.log(record)
 

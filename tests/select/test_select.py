@@ -15,8 +15,8 @@ from deepen.errors import RunError
 from deepen.formats.files.records import write_records
 from deepen.formats.manifest import Artifact, CodeVersion, Manifest, StageJob
 from deepen.formats.training.scores import BlendPart, Candidate, CheckpointScores, Choice, Score
-from deepen.select.config import RULES, BestNewWithinBudget, Composite, Last, ParetoKnee, SelectRule
-from deepen.select.stage import candidates_of, chosen, dominates, select, side_by_side
+from deepen.select.config import RULES, BestNewWithinBudget, Composite, Last, ParetoKnee, SelectRule, dominates
+from deepen.select.stage import candidates_of, chosen, select, side_by_side
 
 RULE = BestNewWithinBudget()
 
@@ -122,6 +122,15 @@ class Reckless(SelectRule):
 def test_a_rule_cannot_break_the_budget() -> None:
     with pytest.raises(RunError, match="not within the forgetting budget"):
         chosen(Reckless(), candidates_of([checkpoint(10, -0.1, 0.5)], 0.03), 0.03)
+
+
+def test_the_knee_is_of_a_front_without_those_that_another_one_dominates_at_an_equal_gain() -> None:
+    """Step 10 and 20 gain the very same, 20 forgets more: it is on no front and cannot move the knee."""
+    same = checkpoint(10, -0.3, 0.005), checkpoint(20, -0.3, 0.009)
+    others = checkpoint(30, -0.1, 0.0), checkpoint(40, -0.25, 0.002)
+    choice = choose(*same, *others, rule=ParetoKnee())
+    assert "front of 3 bends" in choice.reason
+    assert choice.reason == choose(same[0], *others, rule=ParetoKnee()).reason.replace("3 checkpoints", "4 checkpoints")
 
 
 changes = st.floats(-0.5, 0.5)

@@ -7,7 +7,8 @@ from typing import Any
 
 from deepen.evaluate.compare.documents import status
 from deepen.evaluate.items.contaminated import described
-from deepen.formats.training.scores import Ability, CheckpointScores, Score, blend_title
+from deepen.formats.training.said import said, said_chance
+from deepen.formats.training.scores import Ability, CheckpointScores, Score, blend_title, is_chance
 
 _MOST_SLICES = 12
 _MUCH = 0.1
@@ -24,7 +25,9 @@ def baseline_table(counts: Mapping[str, Any]) -> str:
     for label, probe in counts["probes"].items():
         for task, found in probe.get("tasks", {}).items():
             name = label if task == label else f"{label}:{task}"
-            lines.append(f"baseline: {name}: {found['value']:.4f} over {found['items']:,} items")
+            lines.append(
+                f"baseline: {name}: {found['value']:.4f} over {found['items']:,} items{_guessing(probe, task, found)}"
+            )
         for reason, number in probe["not_used"].items() if "tasks" in probe else ():
             shown = ", ".join(probe["examples"][reason])
             lines.append(f"baseline: {label}: {number} items are not used: {reason} ({shown})")
@@ -35,6 +38,15 @@ def baseline_table(counts: Mapping[str, Any]) -> str:
     if counts["failed"]:
         lines.append("baseline: what failed stays so for this run; after `deepen rm RUN/baseline` it is tried again")
     return "\n".join(lines) or "baseline: nothing was measured"
+
+
+def _guessing(probe: Mapping[str, Any], task: str, found: Mapping[str, Any]) -> str:
+    chance = probe.get("chance", {}).get(task)
+    if chance is None:
+        return ""
+    return f"; guessing gets {chance:.4f}" + (
+        ", so it is at chance" if is_chance(found["value"], chance, found["items"]) else ""
+    )
 
 
 def _described(source: Mapping[str, Any]) -> str:
@@ -54,7 +66,7 @@ def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapp
         judged = "kept" in found or label == "held_out"
         heads = [
             f"{'step':>8}",
-            *(f"{ability:>8}  {_CHANGE:<28}" for ability in found),
+            *(f"{ability:>8}  {_CHANGE:<38}" for ability in found),
             *(["status"] if judged else []),
         ]
         lines.append("  ".join(heads))
@@ -62,9 +74,22 @@ def summary_table(scored: Sequence[CheckpointScores], checkpoints: Sequence[Mapp
             cells = [_cells(scores.of(label, ability)) for ability in found]
             cells += [_status(scores.of(label, "kept"), checkpoint["status"], budget)] if judged else []
             lines.append("  ".join([f"{scores.step:>8}", *cells]).rstrip())
+        lines += _chances(scored, label)
     lines += _failed(scored)
     lines += _slices(scored[-1]) if scored else []
     return "\n".join(lines)
+
+
+def _chances(scored: Sequence[CheckpointScores], label: str) -> Iterator[str]:
+    """What guessing would get at the questions of a probe, and who is not surely better than that."""
+    for ability in _ABILITIES:
+        known = [(one.step, score) for one in scored if (score := one.of(label, ability)) and score.chance is not None]
+        if not known:
+            continue
+        guessing = ["the base"] if known[0][1].base_at_chance else []
+        guessing += [f"step {step}" for step, score in known if score.at_chance]
+        told = f": at chance are {', '.join(guessing)}" if guessing else ""
+        yield f"  guessing would get {known[0][1].chance:.4f} ({ability}){told}"
 
 
 def measuring_lines(spent: Mapping[str, Any] | None) -> list[str]:
@@ -146,12 +171,7 @@ def touched_scores(one: CheckpointScores, probes: Mapping[str, Any]) -> Iterator
 
 
 def _short(score: Score) -> str:
-    return f"{score.value:.4f} ({score.difference:{_form(score)}}, {score.items:,} items)"
-
-
-def _form(score: Score) -> str:
-    """How a change is written."""
-    return "+.2%" if score.relative else "+.4f"
+    return f"{score.value:.4f} ({said(score)}, {score.items:,} items)"
 
 
 def score_line(one: CheckpointScores) -> str:
@@ -159,17 +179,21 @@ def score_line(one: CheckpointScores) -> str:
     parts = []
     for score in one.scores:
         if ":" not in score.probe:
-            change = f"{score.difference:{_form(score)}}"
-            parts.append(f"{score.probe} {score.ability} {score.value:.4f} ({change})")
+            parts.append(f"{score.probe} {score.ability} {score.value:.4f} ({said(score)}{_chance_of(score)})")
     parts += [f"{label} FAILED: {reason}" for label, reason in one.failed.items()]
     return f"step {one.step}: {', '.join(parts) or 'nothing could be measured'}"
+
+
+def _chance_of(score: Score) -> str:
+    found = said_chance(score)
+    return f"; {found}" if found else ""
 
 
 def blend_table(scored: Sequence[CheckpointScores]) -> str:
     """Checkpoints and blends with the changes of both abilities, on all documents."""
     names = [blend_title(one.step, one.blend) for one in scored]
     width = max(len(name) for name in names)
-    lines = [f"{'candidates':<{width}}  {'new':>8}  {_CHANGE:<28}  {'kept':>8}  {_CHANGE:<28}"]
+    lines = [f"{'candidates':<{width}}  {'new':>8}  {_CHANGE:<38}  {'kept':>8}  {_CHANGE:<38}"]
     for name, one in zip(names, scored, strict=True):
         cells = [_cells(one.of("held_out", "new")), _cells(one.of("held_out", "kept"))]
         lines.append(f"{name:<{width}}  {'  '.join(cells)}")
@@ -178,9 +202,5 @@ def blend_table(scored: Sequence[CheckpointScores]) -> str:
 
 def _cells(score: Score | None) -> str:
     if score is None:
-        return f"{'-':>8}  {'not measured':<28}"
-    form = _form(score)
-    change = f"{score.difference:{form}}"
-    if score.interval is not None:
-        change += f" ({score.interval[0]:{form}} to {score.interval[1]:{form}})"
-    return f"{score.value:>8.4f}  {change:<28}"
+        return f"{'-':>8}  {'not measured':<38}"
+    return f"{score.value:>8.4f}  {said(score):<38}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import xxhash
 from deepen.errors import RunError
 from deepen.evaluate.compare.statistics import Change, Pairs, clustered, mean_change, mean_of_shared, paired, stream
 from deepen.evaluate.documents.likelihoods import NOT_FINITE
-from deepen.formats.training.scores import Ability, Score
+from deepen.formats.training.scores import Ability, Points, Score
 
 SCHEMA = pa.schema(
     [
@@ -107,6 +107,7 @@ def summary(table: pa.Table) -> dict[str, Any]:
         },
         "cut": pc.sum(pc.greater(table["cut_tokens"], 0)).as_py() or 0,
         "tasks": {task: {"items": len(values), "value": float(np.mean(values))} for task, values in by_task.items()},
+        "chance": chances_of(table),
     }
 
 
@@ -150,7 +151,7 @@ def compare_items(base: pa.Table, model: pa.Table, kind: Kind, *, seed: int, res
     A task of which the model gave an item no finite value has no score, and then there is no mean.
     """
     tasks = _paired_tasks(base, model, kind)
-    return _scores(tasks, kind, is_single=len(tasks) == 1, draws=(seed, resamples))
+    return _scores(tasks, kind, is_single=len(tasks) == 1, draws=(seed, resamples), chances=chances_of(base))
 
 
 def compare_without(
@@ -171,7 +172,7 @@ def compare_without(
     if not touched:
         return []
     is_single = len(every) == 1
-    scores = _scores(tasks, kind, is_single=is_single, draws=(seed, resamples))
+    scores = _scores(tasks, kind, is_single=is_single, draws=(seed, resamples), chances=chances_of(base))
     names = {f"{kind.label}:{task}" for task in touched}
     if is_single or len(tasks) == len(every):
         names.add(kind.label)
@@ -184,6 +185,7 @@ def _scores(
     *,
     is_single: bool,
     draws: tuple[int, int],
+    chances: Mapping[str, float],
 ) -> list[Score]:
     """The score of every task whose values are complete, then their mean; ``draws``: seed and number of redraws."""
     seed, resamples = draws
@@ -191,7 +193,12 @@ def _scores(
     known = [task for task, rows in complete.items() if sum(theirs for theirs, _, _ in rows) > 0]
     # Tasks without a relative change. Of a new ability one of them turns all to points, of a kept one all must be.
     in_points = set(complete).difference(known) if kind.ability == "new" or not known else set()
+    # Only shares of items can be told in points; tasks of the lm-evaluation-harness may be measured otherwise.
+    is_share = all(
+        0 <= value <= 1 for rows in complete.values() for row in rows for value in row[:2] if value is not None
+    )
     changes: dict[str, Change] = {}
+    points: dict[str, Change] = {}
     scores: dict[str, Score] = {}
     for task, rows in complete.items():
         theirs, ours, clusters = zip(*rows, strict=True)
@@ -199,16 +206,24 @@ def _scores(
         pairs = clustered(np.array(theirs), np.array(ours), clusters)
         seeds = stream(seed, f"{kind.label}:{task}")
         changes[task] = paired(pairs, seed=seeds, resamples=resamples, relative=relative)
+        if relative and is_share:
+            points[task] = paired(pairs, seed=seeds, resamples=resamples, relative=False)
         means = float(np.mean(ours)), float(np.mean(theirs))
         name = kind.label if is_single and kind.overall else f"{kind.label}:{task}"
-        scores[task] = _score(kind, name, means, (changes[task], relative, len(rows)))
+        told = _Told(points.get(task), chances.get(task))
+        scores[task] = _score(kind, name, means, (changes[task], relative, len(rows)), told)
     found = list(scores.values())
     if kind.overall and tasks and not is_single and len(complete) == len(tasks):
         counted = list(complete) if in_points else known
         members = [scores[task] for task in counted]
         means = float(np.mean([one.value for one in members])), float(np.mean([one.baseline for one in members]))
         change = _mean_change({task: (complete[task], changes[task]) for task in counted}, not in_points, draws)
-        found.append(_score(kind, kind.label, means, (change, not in_points, sum(one.items for one in members))))
+        told = _Told()
+        if points:
+            told = _Told(_mean_change({task: (complete[task], points[task]) for task in counted}, False, draws))
+        if all(task in chances for task in counted):
+            told = replace(told, chance=float(np.mean([chances[task] for task in counted])))
+        found.append(_score(kind, kind.label, means, (change, not in_points, sum(one.items for one in members)), told))
     return found
 
 
@@ -258,8 +273,27 @@ def _paired_tasks(
     return tasks
 
 
-def _score(kind: Kind, name: str, means: tuple[float, float], found: tuple[Change, bool, int]) -> Score:
+def chances_of(table: pa.Table) -> dict[str, float]:
+    """By task what guessing would get: the mean of 1 / number of choices, where every item that counts has choices."""
+    found: dict[str, list[float | None]] = {}
+    for row in table.select(["task", "value", "nll"]).to_pylist():
+        if row["value"] is not None:
+            found.setdefault(row["task"], []).append(1 / len(row["nll"]) if len(row["nll"] or ()) > 1 else None)
+    known = {task: [one for one in values if one is not None] for task, values in found.items()}
+    return {task: float(np.mean(known[task])) for task, values in found.items() if len(known[task]) == len(values)}
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a score says beside its change."""
+
+    points: Change | None = None
+    chance: float | None = None
+
+
+def _score(kind: Kind, name: str, means: tuple[float, float], found: tuple[Change, bool, int], told: _Told) -> Score:
     change, relative, items = found
+    plain = told.points
     return change.score(
         probe=name,
         ability=kind.ability,
@@ -269,4 +303,8 @@ def _score(kind: Kind, name: str, means: tuple[float, float], found: tuple[Chang
         items=items,
         unit=kind.unit,
         relative=relative,
+        points=None
+        if plain is None
+        else Points(difference=plain.difference, interval=plain.interval, minimum_detectable=plain.minimum_detectable),
+        chance=told.chance,
     )

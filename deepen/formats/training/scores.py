@@ -20,6 +20,14 @@ _BUDGETED = ("bits per byte", "accuracy")
 """Units of scores that a budget is about."""
 
 
+class Points(Settings):
+    """A change of a share of items as the plain difference of the two shares."""
+
+    difference: float
+    interval: tuple[float, float] | None = None
+    minimum_detectable: float | None = None
+
+
 class Score(Settings):
     """One probe's result for one model, compared with the base on the same items."""
 
@@ -47,6 +55,24 @@ class Score(Settings):
     unit: str = "bits per byte"
     relative: bool = True
     """Whether ``difference`` is relative to the baseline; False: the plain difference (the base has nothing right)."""
+    points: Points | None = None
+    """Of a share of items whose ``difference`` is relative: the plain difference, which people are told. Budgets and
+    choices go by ``difference``."""
+    chance: float | None = None
+    """What guessing would get: the mean over items of 1 / number of choices; None where it is not known."""
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the model is not surely better than guessing: within 1.96 standard errors of it, or below."""
+        return self._guesses(self.value)
+
+    @property
+    def base_at_chance(self) -> bool:
+        """The same of the base."""
+        return self._guesses(self.baseline)
+
+    def _guesses(self, value: float) -> bool:
+        return self.chance is not None and is_chance(value, self.chance, self.items)
 
     @property
     def loss(self) -> float:
@@ -81,6 +107,11 @@ class Score(Settings):
     @property
     def _scale(self) -> float:
         return 1.0 if self.relative else self.baseline
+
+
+def is_chance(value: float, chance: float, items: int) -> bool:
+    """Whether a share of right answers is not surely better than guessing: within 1.96 standard errors, or below."""
+    return value <= chance + 1.96 * math.sqrt(chance * (1 - chance) / max(items, 1))
 
 
 @dataclass(frozen=True)

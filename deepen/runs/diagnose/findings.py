@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from deepen.formats.training.said import in_points, points_interval, said
 from deepen.formats.training.scores import Score
 from deepen.runs.diagnose.evidence import (
     FEWEST_STEPS,
@@ -38,8 +39,9 @@ _LARGEST_SHARE_ERROR = 0.02
 """Realised against asked share of tokens."""
 _CLEAR_GAIN = 0.03
 """Relative fall of the domain's bits per byte that one would expect some task to show."""
-_SENSITIVE_TASK = 0.1
-"""Largest half-width of a task's interval, in points, that could have shown an effect."""
+_SMALLEST_GAIN = 0.03
+"""Share of items. "No task moved" is said of a task only where its interval excludes a gain of so many points: that an
+interval holds 0 says nothing when it reaches to +15 as well."""
 _MOST_TASKS = 3
 """Lost tasks that are told of."""
 _MANY_EPOCHS = 8
@@ -60,7 +62,7 @@ def _forgetting(case: Case) -> Iterator[Finding]:
     evidence = [_loss_of(task) for task in tasks[:_MOST_TASKS]]
     if kept is not None:
         worst = max(of_sources(case.scores[-1], "kept"), key=lambda score: score.difference, default=kept)
-        evidence.insert(0, f"kept bits per byte {_loss_of(kept)}, worst {worst.probe} {worst.difference:+.1%}")
+        evidence.insert(0, f"kept bits per byte {_loss_of(kept)}, worst {worst.probe} {said(worst, digits=1)}")
     evidence.append(f"the budget is {case.budget:.1%}")
     if case.stage("train"):  # else it is not counted yet
         share = sum(token_share(case, name) for name in case.of_role("replay"))
@@ -75,9 +77,9 @@ def _forgetting(case: Case) -> Iterator[Finding]:
 def _loss_of(score: Score) -> str:
     """A change with its interval, and what it is of where that is a task."""
     name = f"{score.probe} {score.unit} " if score.higher_is_better else ""
-    points = "" if score.relative else " of all items"
-    low, high = score.interval or (score.difference, score.difference)
-    return f"{name}{score.difference:+.1%}{points} ({low:+.1%} to {high:+.1%})"
+    text = f"{name}{said(score, digits=1)}"
+    ends = score.relative_loss_interval if in_points(score) else None
+    return text if ends is None else f"{text}, at least {ends[0]:.1%} of what the base gets right"
 
 
 def _lost_tasks(case: Case) -> list[Score]:
@@ -111,24 +113,27 @@ def _contaminated(case: Case) -> Iterator[Finding]:
     tasks = [score for score in last.scores if score.ability == "new" and _is_task(score) and score.interval]
     if gain is None or gain.interval is None or gain.interval[1] > -_CLEAR_GAIN or not tasks:
         return
-    able = [task for task in tasks if _half_width(task) <= _SENSITIVE_TASK and max(task.baseline, task.value) > 0]
-    flat = [task for task in able if task.interval and task.interval[0] <= 0 <= task.interval[1]]
-    if not able or len(flat) < len(able):
+    # A task at chance is too hard to show a gain, one with a wide interval too small: neither says that none is there.
+    able = [
+        task for task in tasks if not (task.at_chance or task.base_at_chance) and max(task.baseline, task.value) > 0
+    ]
+    flat = [task for task in able if _excludes_a_gain(task)]
+    moved = [task for task in tasks if (points_interval(task) or (0.0, 0.0))[0] > 0]
+    if not flat or moved:
         return
-    listed = ", ".join(f"{task.probe} {task.difference:+.1%}" for task in flat)
+    listed = ", ".join(f"{task.probe} {said(task, digits=1)}" for task in flat)
     yield Finding(
         "contaminated corpus",
-        f"domain bits per byte {gain.difference:+.1%}, yet no task moved: {listed}",
+        f"domain bits per byte {said(gain, digits=1)}, yet tasks that would show it gain nothing: {listed}",
         "look for near-copies of held-out text and boilerplate: `deepen show curate`, a lower "
         "`near_duplicates.similarity`, the step `decontaminate`",
     )
 
 
-def _half_width(task: Score) -> float:
-    """Half the width of a task's interval in its own unit (points of accuracy), infinite without one."""
-    if task.interval is None:
-        return float("inf")
-    return (task.interval[1] - task.interval[0]) / 2 * (task.baseline if task.relative else 1.0)
+def _excludes_a_gain(task: Score) -> bool:
+    """Whether the interval of a task, in points, leaves no room for a gain worth the name."""
+    ends = points_interval(task)
+    return ends is not None and ends[0] <= 0 and ends[1] < _SMALLEST_GAIN
 
 
 def _tokenizer(case: Case) -> Iterator[Finding]:
@@ -175,13 +180,15 @@ def _rate_too_high(case: Case) -> Iterator[Finding]:
     if skipped / len(steps) > _SKIPPED_SHARE:
         evidence = f"{skipped} of {len(steps)} steps were skipped as spikes or not finite"
     elif worse and rise is not None:
-        evidence = f"loss ended {rise[1]:+.1%} above where it stood after {_SETTLED:.0%} of the run"
+        evidence = (
+            f"loss ended {rise[1]:+.1%} above where it stood after {_SETTLED:.0%} of the run, surely {rise[0]:+.1%}"
+        )
     else:
         return
     lost = _lost(case)
     yield Finding(
         "learning rate too high",
-        evidence + ("" if lost is None else f"; kept bits per byte {lost.difference:+.1%}, over the budget"),
+        evidence + ("" if lost is None else f"; kept bits per byte {said(lost, digits=1)}, over the budget"),
         "a third of `train.learning_rate`, a longer `warmup`; `decisions.jsonl` names the documents of skipped steps",
     )
 
@@ -216,7 +223,7 @@ def _paid_by(case: Case) -> Iterator[Finding]:
     for score in trained:
         if better and score.interval and score.interval[0] > case.budget:
             yield _imbalanced(
-                f"trained `{source_name(score)}` got worse by {score.difference:+.1%} while {better} improved"
+                f"trained `{source_name(score)}` got worse by {said(score, digits=1)} while {better} improved"
             )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from deepen.formats.files.arrays import Array
+from deepen.formats.training.said import said
 from deepen.runs.diagnose.evidence import FEWEST_STEPS, Case, Finding, domain_losses
 from deepen.runs.diagnose.forecast import Forecast
 
@@ -87,8 +88,7 @@ def _crept(case: Case) -> Finding | None:
         return None
     return Finding(
         "learning rate too low",
-        f"domain bits per byte {last.difference:+.2%} ({last.interval[0]:+.2%} to {last.interval[1]:+.2%}), half way "
-        f"{middle.difference:+.2%}: hardly moved, and was not done",
+        f"domain bits per byte {said(last)}, half way {said(middle)}: hardly moved, and was not done",
         _FASTER,
     )
 

@@ -18,6 +18,8 @@ from typing import Any
 from deepen.formats.files.atomic import write_bytes
 from deepen.formats.files.records import read_records
 from deepen.formats.manifest import Artifact
+from deepen.formats.training.said import said
+from deepen.formats.training.scores import Score
 from deepen.progress import say
 from deepen.recipe.reading import load
 from deepen.workflow.run import RunOptions, run_pipeline
@@ -96,9 +98,8 @@ def _describe(name: str, artifacts: dict[str, Artifact]) -> list[str]:
     lines = [f"{name}, after {last['step']} steps:"]
     for score in last["scores"]:
         if score["interval"]:
-            low, high = score["interval"]
             change = f"{score['baseline']:.3f} -> {score['value']:.3f} {score['unit']}"
-            interval = f"{score['difference']:+.1%} (95 % interval {low:+.1%} to {high:+.1%})"
+            interval = said(Score.model_validate(score, strict=False), digits=1)
             lines.append(f"  {score['ability']:<4} {score['probe']:<26} {change}  {interval}")
     export = artifacts["export"]
     lines.append(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepen.formats.training.scores import CheckpointScores, Score
+from deepen.formats.training.scores import CheckpointScores, Points, Score
 from deepen.runs.diagnose.evidence import Case
 from deepen.runs.diagnose.findings import diagnose
 from deepen.runs.diagnose.forecast import Forecast
@@ -92,7 +92,7 @@ OTHER_SHARES = {"papers": {"tokens": 9}, "web": {"tokens": 1}}
 SICK = {
     "catastrophic forgetting": replace(HEALTHY, scores=scored(*outcome(-0.2, 0.09))),
     "contaminated corpus": replace(
-        HEALTHY, scores=scored(*outcome(-0.2, 0.0), task("new", 0.01))
+        HEALTHY, scores=scored(*outcome(-0.2, 0.0), task("new", 0.0, half_width=0.02))
     ),
     "tokenizer mismatch": replace(
         HEALTHY, counts=counts(tokenize={"sources": {n: {"tokens": t, "bytes": 100} for n, t in CRUMBS.items()}})
@@ -174,13 +174,32 @@ def test_what_could_not_be_seen_is_not_claimed() -> None:
     """A task too small to show an effect says nothing, and forgetting within noise is none."""
     vague = task("new", 0.0, half_width=0.5)
     assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), vague))) == []
-    hardly_any_right = vague.model_copy(update={"baseline": 0.1})
+    hardly_any_right = task("new", 0.0, half_width=0.2, baseline=0.1, value=0.1)
     assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), hardly_any_right))) == ["contaminated corpus"]
     nothing_right = task("new", 0.0, 0.0, baseline=0.0, value=0.0, relative=False)
     rates = [score(f"samples:{name}", "new", 0.0, 0.0) for name in ("repetition", "boilerplate")]
     assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), nothing_right, *rates))) == []
     noisy = [score("held_out", "kept", 0.09, half_width=0.08)]
     assert names(replace(HEALTHY, scores=scored(*noisy))) == []
+
+
+def test_tasks_whose_interval_reaches_far_or_that_are_at_chance_accuse_no_corpus() -> None:
+    """60 items: +4.4 points, -6 to +15. And a task that base and model only guess at can show nothing."""
+
+    def exam(half_width: float, *, value: float, chance: float, items: int) -> Score:
+        points = Points(difference=0.0, interval=(-half_width, half_width))
+        changes = {"baseline": value, "value": value, "items": items, "points": points, "chance": chance}
+        return task("new", 0.0, half_width / value, **changes)
+
+    def found(*tasks: Score) -> list[str]:
+        return names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.0), *tasks)))
+
+    assert found(exam(0.105, value=0.5, chance=0.25, items=60)) == []
+    assert found(exam(0.01, value=0.26, chance=0.25, items=1000)) == [], "at chance"
+    sure = exam(0.01, value=0.5, chance=0.25, items=1000)
+    assert found(sure) == ["contaminated corpus"]
+    moved = task("new", 0.2, 0.05, baseline=0.5, value=0.6)
+    assert found(sure, moved) == [], "another task did move"
 
 
 def test_of_an_unfinished_run_no_share_of_replay_is_claimed() -> None:
@@ -192,12 +211,12 @@ def test_of_an_unfinished_run_no_share_of_replay_is_claimed() -> None:
 def test_a_kept_task_that_was_lost_is_forgetting_whatever_the_kept_text_says() -> None:
     found = diagnose(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.01), task("kept", -0.2, significant=True))))
     assert [finding.name for finding in found] == ["catastrophic forgetting"]
-    assert "exam accuracy -20.0% (-25.0% to -15.0%)" in found[0].evidence
+    assert "exam accuracy -20.0 points (-25.0 to -15.0), at least 15.0%" in found[0].evidence
     for harmless in (task("kept", -0.07), task("kept", -0.2, significant=False), task("kept", 0.2)):
         assert names(replace(HEALTHY, scores=scored(*outcome(-0.2, 0.01), harmless))) == []
     both = scored(*outcome(-0.2, 0.09), task("kept", -0.2))
     (finding,) = diagnose(replace(HEALTHY, scores=both))
-    assert "kept bits per byte +9.0%" in finding.evidence and "exam accuracy -20.0%" in finding.evidence
+    assert "kept bits per byte +9.0%" in finding.evidence and "exam accuracy -20.0 points" in finding.evidence
 
 
 def test_a_mixture_that_was_changed_on_the_way_is_no_imbalance() -> None:

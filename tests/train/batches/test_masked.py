@@ -1,6 +1,7 @@
 """Where a token is no target its label is not in the loss, and the account says so."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from deepen.train.batches.counts import SourceCounts, count_batch
 from deepen.train.batches.read import IGNORED, Batches
 from deepen.train.stage import train
 from deepen.train.starting.build import prepare_run
+from deepen.train.starting.proofs import prove_accumulation
 from deepen.train.step import train_step
 
 
@@ -88,3 +90,29 @@ def test_a_run_counts_what_is_masked(masked, tmp_path, base, settings) -> None:
     papers = manifest.counts["sources"]["papers"]
     assert papers["masked"] > 0
     assert papers["tokens"] == papers["loss_tokens"] + papers["masked"] + papers["without_label"]
+
+
+class _Silenced:
+    """Batches whose first rows have no label, as rows of a long question have none."""
+
+    def __init__(self, batches, num_rows, num_batches):
+        self.batches, self.num_rows, self.num_batches = batches, num_rows, num_batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, number):
+        batch = self.batches[number]
+        labels_BT = batch.labels_BT.copy()
+        labels_BT[: self.num_rows if number < self.num_batches else 0] = IGNORED
+        return replace(batch, labels_BT=labels_BT)
+
+
+def test_accumulation_is_proven_on_rows_that_have_labels(inputs, tmp_path, base, settings) -> None:
+    compute = Compute(device="cpu", threads=1, micro_batch_rows=4)
+    run = prepare_run(settings(), StageJob(tmp_path / "run", "run", inputs), base, compute)
+    rows = len(run.batches[0].source_B)
+    proof = prove_accumulation(replace(run, batches=_Silenced(run.batches, rows, 1)))
+    assert proof.passed is True, proof.found
+    nothing = prove_accumulation(replace(run, batches=_Silenced(run.batches, rows, 99)))
+    assert nothing.passed is None and "no row" in nothing.found
