@@ -11,7 +11,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from deepen.board.masking import masked
-from deepen.formats.training.said import said, said_chance, said_change, said_detectable, said_interval
 from deepen.progress import plain_console, readable
 
 if TYPE_CHECKING:
@@ -72,6 +71,8 @@ def print_findings(run: Path, findings: Sequence[Finding], looked_for: Iterable[
 
 def print_comparison(found: Comparison) -> None:
     """Print the scores of several runs, the noise between seeds, and changes against the control."""
+    from deepen.formats.training.said import said, said_chance, said_change  # the formats need more than a console
+
     rows = [
         (one.name, one.scores.step, score.ability, score.probe, f"{score.value:.4g}", said(score), said_chance(score))
         for one in found.runs
@@ -94,6 +95,8 @@ def print_comparison(found: Comparison) -> None:
 
 
 def _sureness(score: Score) -> str:
+    from deepen.formats.training.said import said_detectable, said_interval
+
     if score.interval is None:
         return "not known"
     if score.minimum_detectable is None:
