@@ -27,6 +27,8 @@ from deepen.progress import say
 _HEARTBEAT_SECONDS = 10.0
 _STALE_SECONDS = 120.0
 _WAIT_SECONDS = 0.5
+_COUNT_TRIES, _COUNT_WAIT_SECONDS = 20, 0.1
+"""A share holds the count alone only while it writes it; whoever holds it longer is a whole run."""
 _PARTS = ".parts"
 
 
@@ -124,7 +126,16 @@ def _counted(path: Path, count: int) -> Iterator[None]:
     """Be one of ``count`` shares; raises ``RunError`` when shares of another count, or a whole run, are at work."""
     with suppress(HeldError), _flocked(path, fcntl.LOCK_EX, ""):  # nobody is here: what they were does not matter
         path.write_text(str(count))
-    with _flocked(path, fcntl.LOCK_SH, "another run is at work in this directory") as descriptor:
+    with ExitStack() as stack:
+        for tries_left in reversed(range(_COUNT_TRIES)):
+            try:
+                shared = _flocked(path, fcntl.LOCK_SH, "another run is at work in this directory")
+                descriptor = stack.enter_context(shared)
+                break
+            except HeldError:  # perhaps a share that is just noting the count, above
+                if tries_left == 0:
+                    raise
+                time.sleep(_COUNT_WAIT_SECONDS)
         others = os.pread(descriptor, 100, 0).decode(errors="replace")
         if others != str(count):
             raise RunError(f"other shares at work cut the run into {others}, not {count}", hint="use the same number")
