@@ -26,15 +26,33 @@ _THREADS = 4
 _SHARDS = (".bin", ".trained")
 
 
-def faults_of(artifact: Artifact, is_hashed: Callable[[FileEntry], bool]) -> list[str]:
-    """What is wrong with the files of an artifact: sizes of all are compared, and the bytes of those ``is_hashed``."""
+def faults_of(
+    artifact: Artifact, is_hashed: Callable[[FileEntry], bool], *, but: frozenset[str] = frozenset()
+) -> list[str]:
+    """What is wrong with the files of an artifact: sizes of all are compared, and the bytes of those ``is_hashed``.
+
+    Checkpoints named in ``but`` are not looked at.
+    """
 
     def fault(entry: FileEntry) -> str | None:
         # Sizes cost nothing; hashing takes as long as reading.
         return damage(entry, artifact.path) if is_hashed(entry) else wrong_size(entry, artifact.path)
 
     with ThreadPoolExecutor(_THREADS) as threads:  # hashing lets go of the interpreter, as reading does
-        return [found for found in threads.map(fault, artifact.manifest.files) if found is not None]
+        entries = [entry for entry in artifact.manifest.files if _checkpoint_of(entry) not in but]
+        return [found for found in threads.map(fault, entries) if found is not None]
+
+
+def _checkpoint_of(entry: FileEntry) -> str | None:
+    folder, _, rest = entry.path.partition("/")
+    return rest.partition("/")[0] if folder == "checkpoints" else None
+
+
+def _removed_checkpoints(artifact: Artifact) -> frozenset[str]:
+    """Checkpoints that are gone as a whole while others are there: somebody made room, which damages nothing."""
+    names = {name for entry in artifact.manifest.files if (name := _checkpoint_of(entry)) is not None}
+    gone = frozenset(name for name in names if not (artifact.path / "checkpoints" / name).exists())
+    return gone if len(gone) < len(names) else frozenset()
 
 
 def small_faults(artifact: Artifact) -> list[str]:
@@ -45,7 +63,7 @@ def small_faults(artifact: Artifact) -> list[str]:
         if entry.bytes > SMALL_BYTES or total > SMALL_BYTES_IN_ALL:
             break
         small.add(entry.path)
-    return faults_of(artifact, lambda entry: entry.path in small)
+    return faults_of(artifact, lambda entry: entry.path in small, but=_removed_checkpoints(artifact))
 
 
 def all_faults(artifact: Artifact) -> list[str]:

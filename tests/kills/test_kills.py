@@ -75,7 +75,7 @@ def without_times(value):
         return {
             key: without_times(item)
             for key, item in value.items()
-            if key not in TIMING | {"started", "finished", "code"}
+            if key not in TIMING | {"started", "finished", "code", "digest"}
         }
     return [without_times(item) for item in value] if isinstance(value, list) else value
 

@@ -193,7 +193,7 @@ def test_a_line_that_a_kill_cut_off_is_no_damage(call, copied):
 
 
 WRONG_OPTIONS = {
-    "check RUN --set train.tokens=[1": "not a value of YAML",
+    "check RUN --set train.tokens=[1": "not valid YAML",
     "check RUN --set train.tokens": "expected `key=value`",
     "run RUN --machine RUN/no.yaml": "no machine file",
     "run RUN --until nowhere": "no stage `nowhere`",

@@ -100,7 +100,8 @@ def test_the_stage_keeps_the_spans_of_kept_and_held_out_documents(ingested, tmp_
     documents = [replace(d, id=f"{n:032x}", content_hash=content_hash(d.text)) for n, d in enumerate(documents)]
     documents = [d if n % 3 else replace(d, spans=None) for n, d in enumerate(documents)]
     artifact = ingested({"s": ("domain", ["x"] * 60)})
-    write_documents(artifact.path / "documents/s-00000.parquet", documents, artifact.path)
+    entry, _ = write_documents(artifact.path / "documents/s-00000.parquet", documents, artifact.path)
+    artifact = replace(artifact, manifest=artifact.manifest.model_copy(update={"files": (entry,)}))
     config = CurateConfig.model_validate({"steps": ["normalize", "boilerplate_lines", "length"]})
     curate(config, StageJob(out=tmp_path / "out", fingerprint="f", inputs={"ingest": artifact}))
     files = [tmp_path / "out/documents/s-00000.parquet", tmp_path / "out/held_out/s.parquet"]

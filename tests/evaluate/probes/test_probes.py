@@ -24,8 +24,9 @@ from deepen.evaluate.items.tables import Outcome, table_of
 from deepen.evaluate.probes.held_out import HeldOut
 from deepen.evaluate.probes.item_probe import ItemProbe
 from deepen.evaluate.stage import baseline, evaluate
+from deepen.formats.files.atomic import entry_of
 from deepen.formats.files.records import read_records
-from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
+from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob, read_manifest, write_manifest
 from deepen.formats.training.scores import CheckpointScores
 from deepen.model.config import ResolvedBase
 from deepen.model.loss.model import LossModel
@@ -150,6 +151,10 @@ def test_the_status_is_the_worst_of_the_kept_abilities_and_each_table_has_its_ow
 
     table = table_of(Outcome(str(n), "x", str(n), value=2.0) for n in range(5))
     pq.write_table(table, path)
+    manifest = read_manifest(path.parent)
+    assert manifest is not None
+    files = [entry_of(path, path.parent) if entry.path == path.name else entry for entry in manifest.files]
+    write_manifest(path.parent, manifest.model_copy(update={"files": tuple(files)}))
     for name in ("manifest.json", "scores.jsonl"):
         (run.out / "evaluate" / name).unlink()
     capsys.readouterr()
