@@ -26,7 +26,7 @@ from deepen.evaluate.probes.item_probe import ItemProbe
 from deepen.evaluate.stage import baseline, evaluate
 from deepen.formats.files.atomic import entry_of
 from deepen.formats.files.records import read_records
-from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob, read_manifest, write_manifest
+from deepen.formats.manifest import Artifact, InputEntry, Manifest, StageJob
 from deepen.formats.training.scores import CheckpointScores
 from deepen.model.config import ResolvedBase
 from deepen.model.loss.model import LossModel
@@ -144,17 +144,15 @@ def test_the_status_is_the_worst_of_the_kept_abilities_and_each_table_has_its_ow
 ) -> None:
     probe = Misbehaving(how="slow", items=5, ability="kept", name="mine")
     config = with_probe(probe)
-    run.baseline(config)
+    manifest = run.baseline(config)
     path = run.out / "baseline" / "mine.parquet"
     assert run.evaluate(config).counts["checkpoints"][0]["status"] == "ok"
     import pyarrow.parquet as pq
 
     table = table_of(Outcome(str(n), "x", str(n), value=2.0) for n in range(5))
     pq.write_table(table, path)
-    manifest = read_manifest(path.parent)
-    assert manifest is not None
-    files = [entry_of(path, path.parent) if entry.path == path.name else entry for entry in manifest.files]
-    write_manifest(path.parent, manifest.model_copy(update={"files": tuple(files)}))
+    files = tuple(entry_of(path, path.parent) if entry.path == path.name else entry for entry in manifest.files)
+    run.inputs["baseline"] = Artifact(path.parent, manifest.model_copy(update={"files": files}))
     for name in ("manifest.json", "scores.jsonl"):
         (run.out / "evaluate" / name).unlink()
     capsys.readouterr()
