@@ -219,7 +219,7 @@ def _disk(work: Trained, recipe: Recipe) -> list[Line]:
     ]
 
 
-def matmul_flops_per_second(size: int = 1024, seconds: float = 0.5) -> float:
+def matmul_flops_per_second(size: int = 1024, seconds: float = 0.15) -> float:
     """Speed of single-precision matrix products on this machine, over about ``seconds``."""
     left = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
     np.matmul(left, left)
